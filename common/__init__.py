@@ -1,0 +1,1 @@
+"""What both stages must agree on: the feature store, files, checks, configuration and run folders."""

@@ -1,0 +1,27 @@
+"""The one exception that a user sees."""
+
+import difflib
+from collections.abc import Iterable
+
+import click
+
+
+class UserError(click.ClickException):
+    """A mistake that the user can mend: one sentence that says what, where, and what to do.
+
+    On the command line it is printed without a traceback and the process exits with code 2.
+    """
+
+    exit_code = 2
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a misspelt name: says the nearest known one, or all of them when none is near.
+
+    >>> unknown_name("view", "miror", ["plain", "mirror"]).message
+    'unknown view "miror": did you mean "mirror"?'
+    """
+    known = sorted(known)
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f'did you mean "{nearest[0]}"?' if nearest else f"choose from {', '.join(known)}"
+    return UserError(f'unknown {kind} "{name}": {hint}')

@@ -1,0 +1,1 @@
+"""Stage 2: sets of cached features, and the Transformer head that points at the anomaly."""
