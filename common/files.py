@@ -40,9 +40,7 @@ def writing_to(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"no space left for {target}: free some and run the same command again"
-            ) from error
+            raise UserError(f"no space left for {target}: free some and run the same command again") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             reason = os.strerror(error.errno).lower()
             raise UserError(f"cannot write {target} ({reason}): choose a path that is writable") from error

@@ -193,14 +193,10 @@ def _read_layout(path: Path) -> tuple[dict[str, Any], dict[str, ArrayPlace]]:
     try:
         with h5py.File(path, "r") as file:
             if file.attrs.get("format") != FORMAT:
-                raise ForeignStore(
-                    f'{path} is HDF5 but its attribute "format" is not "{FORMAT}": give a feature store'
-                )
+                raise ForeignStore(f'{path} is HDF5 but its attribute "format" is not "{FORMAT}": give a feature store')
             version = int(file.attrs["format_version"])
             if version > VERSION:
-                raise NewerStore(
-                    f"{path} has format version {version}, this code reads up to {VERSION}: update it"
-                )
+                raise NewerStore(f"{path} has format version {version}, this code reads up to {VERSION}: update it")
             text = file["header"][()].decode()
             if sha256_text(text) != file.attrs["header_sha256"]:
                 raise DamagedStore(f"{path}: /header does not match its seal; extract it again")
@@ -227,6 +223,4 @@ def check_features(features: np.ndarray, feature_dim: int, where: str) -> None:
     """Raise ValueError unless (V, N, D) has D = `feature_dim`, and UserError when a value is not finite."""
     check_shape("features", features, where, D=feature_dim)
     if not np.isfinite(features).all():
-        raise UserError(
-            f"non-finite features at {where}: the weights do not suit these images or this precision"
-        )
+        raise UserError(f"non-finite features at {where}: the weights do not suit these images or this precision")

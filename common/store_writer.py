@@ -1,19 +1,23 @@
 """Writing a feature store: batch by batch into a partial folder, then at once into one HDF5 file.
 
 The partial folder holds one raw file per array and a journal. HDF5 is not open while batches come in, so that a killed
-process can leave nothing half-written inside it; the final file appears by a rename.
+process leaves nothing half-written inside it; the final file appears by a rename.
 """
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.files import atomic_path, canonical_json, write_text, writing_to
+from common.errors import UserError
+from common.files import atomic_path, canonical_json, sha256_text, write_text, writing_to
 from common.store import BLOCK_BYTES, FORMAT, VERSION, FeatureStore, block_digests
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def partial_folder(store: Path) -> Path:
@@ -21,36 +25,45 @@ def partial_folder(store: Path) -> Path:
     return store.with_name(f".{store.name}.partial")
 
 
+def read_progress(store: Path) -> tuple[int, int] | None:
+    """The rows (written, N) of a store under way, or None when none is."""
+    try:
+        _, plan, _ = json.loads((partial_folder(store) / "plan.json").read_text())
+    except (OSError, ValueError):
+        return None
+    entries = _journal_entries(partial_folder(store) / "journal.jsonl")
+    return sum(entry["stop"] - entry["start"] for entry in entries), plan["n"]
+
+
 class StoreWriter:
     """Collects the arrays of one store by ranges of rows; a later process goes on where this one was stopped.
 
-    `plan` is any JSON value that fixes the content: a partial folder made under another plan is discarded.
-    `layout` names the arrays that come in batches: {name: (dtype, shape)}; axis `row_axis` (1 for features, else 0) is N.
+    `plan` is a JSON object that fixes the content: a partial folder made under another plan is discarded. Its "n" is N.
+    `layout` names the arrays that come in batches, {name: (dtype, shape)}. N is axis 1 of features, axis 0 of others.
+    `done` holds the ranges {start: stop} that are written.
+
+    Only one writer may use a target at a time: hold `common.files.exclusive(partial_folder(target), …)`.
     """
 
-    def __init__(self, target: Path, plan: dict[str, Any], layout: dict[str, tuple[str, tuple[int, ...]]]):
+    def __init__(self, target: Path, plan: dict[str, Any], layout: Layout):
         self.target = target
         self.folder = partial_folder(target)
-        self.layout = layout
         self._journal = self.folder / "journal.jsonl"
-        self._plan = canonical_json([VERSION, plan, layout])
         with writing_to(target):
-            self._prepare()
-            self._arrays = {
-                name: np.memmap(self.folder / name, dtype, "r+", shape=shape)
-                for name, (dtype, shape) in layout.items()
-            }
+            self._prepare(canonical_json([VERSION, plan, layout]), layout)
+        self._arrays = {
+            name: np.memmap(self.folder / name, dtype, "r+", shape=shape) for name, (dtype, shape) in layout.items()
+        }
         self.done = self._read_journal()
 
     def write(self, start: int, batch: dict[str, np.ndarray]) -> None:
         """Store rows `start…` of every array of the layout, then note their digest in the journal."""
-        stop = start + len(next(value for name, value in batch.items() if name != "features"))
-        with writing_to(self.target):
-            for name, array in self._arrays.items():
-                _rows(name, array, start, stop)[...] = batch[name]
-            entry = {"start": start, "stop": stop, "sha256": self._range_digest(start, stop)}
-            with self._journal.open("a") as journal:
-                journal.write(canonical_json(entry) + "\n")
+        stop = start + batch["features"].shape[1]
+        for name, array in self._arrays.items():
+            _rows(name, array, start, stop)[...] = batch[name]
+        entry = {"start": start, "stop": stop, "sha256": self._range_digest(start, stop)}
+        with writing_to(self.target), self._journal.open("a") as journal:
+            journal.write(canonical_json(entry) + "\n")
         self.done[start] = stop
 
     def array(self, name: str) -> np.ndarray:
@@ -58,44 +71,34 @@ class StoreWriter:
         return self._arrays[name]
 
     def finish(self, header: dict[str, Any], whole: dict[str, np.ndarray]) -> FeatureStore:
-        """Write the HDF5 file from the batches and the arrays `whole`, put it in place, and clear the partial folder."""
-        arrays = {**self._arrays, **whole}
-        header = {
-            **header,
-            "block_bytes": BLOCK_BYTES,
-            "blocks": {name: block_digests(a) for name, a in arrays.items()},
-        }
-        write_store(self.target, header, arrays)
+        """Write the HDF5 file from the batches and the arrays `whole`, put it in place, clear the partial folder."""
+        write_store(self.target, header, {**self._arrays, **whole})
         shutil.rmtree(self.folder)
         return FeatureStore.open(self.target)
 
-    def _prepare(self) -> None:
-        plan = self.folder / "plan.json"
-        if plan.is_file() and plan.read_text() == self._plan:
+    def _prepare(self, plan: str, layout: Layout) -> None:
+        plan_file = self.folder / "plan.json"
+        if plan_file.is_file() and plan_file.read_text() == plan:
             return
-        if self.folder.exists():
-            for leftover in self.folder.iterdir():
-                leftover.unlink()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name, (dtype, shape) in self.layout.items():
+        for leftover in self.folder.iterdir():
+            leftover.unlink()
+        needed = sum(_bytes_of(dtype, shape) for dtype, shape in layout.values())
+        if 2 * needed > shutil.disk_usage(self.folder).free:
+            raise UserError(
+                f"no space for {self.target}: it needs {2 * needed / 1e6:,.0f} MB while it is made; "
+                "free some, or choose another --store"
+            )
+        for name, (dtype, shape) in layout.items():
             with (self.folder / name).open("wb") as file:
-                file.truncate(int(np.prod(shape)) * np.dtype(dtype).itemsize)
-        write_text(plan, self._plan)  # last: a folder with a plan has all its files
+                _reserve(file.fileno(), _bytes_of(dtype, shape))
+        write_text(plan_file, plan)  # last: a folder with a plan has all its files
 
     def _read_journal(self) -> dict[int, int]:
-        """The ranges {start: stop} whose bytes are on disk as they were noted."""
-        done: dict[int, int] = {}
-        for line in self._journal.read_text().splitlines() if self._journal.exists() else []:
-            try:
-                entry = json.loads(line)
-            except ValueError:  # the line that a kill cut off
-                continue
-            if self._range_digest(entry["start"], entry["stop"]) == entry["sha256"]:
-                done[entry["start"]] = entry["stop"]
-        if self._journal.exists() and not self._journal.read_text().endswith("\n"):
-            with self._journal.open("a") as journal:
-                journal.write("\n")
-        return done
+        """The ranges whose bytes are on the disk as they were noted; the journal is rewritten without the others."""
+        sound = [e for e in _journal_entries(self._journal) if self._range_digest(e["start"], e["stop"]) == e["sha256"]]
+        with writing_to(self.target):
+            write_text(self._journal, "".join(canonical_json(entry) + "\n" for entry in sound))
+        return {entry["start"]: entry["stop"] for entry in sound}
 
     def _range_digest(self, start: int, stop: int) -> str:
         digest = hashlib.sha256()
@@ -105,12 +108,11 @@ class StoreWriter:
 
 
 def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write one HDF5 file atomically; `header["blocks"]` must hold the digests of `arrays`."""
+    """Write one feature store atomically; the digests of the blocks are added to `header`, which is sealed."""
     import h5py
 
-    from common.files import sha256_text
-
-    text = canonical_json(header)
+    blocks = {name: block_digests(array) for name, array in arrays.items()}
+    text = canonical_json({**header, "block_bytes": BLOCK_BYTES, "blocks": blocks})
     with atomic_path(target) as temporary, h5py.File(temporary, "w", libver=("v108", "v108")) as file:
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = VERSION
@@ -122,3 +124,25 @@ def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarr
 
 def _rows(name: str, array: np.ndarray, start: int, stop: int) -> np.ndarray:
     return array[:, start:stop] if name == "features" else array[start:stop]
+
+
+def _bytes_of(dtype: str, shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+def _reserve(file: int, size: int) -> None:
+    # A full disk must show now, as an error: later, a write into the map would kill the process
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.truncate(file, size)
+
+
+def _journal_entries(journal: Path) -> list[dict[str, Any]]:
+    entries = []
+    for line in journal.read_text().splitlines() if journal.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:  # the line that a kill cut off
+            continue
+    return entries

@@ -1,0 +1,159 @@
+"""Frozen backbones: a torchvision classification model by name, its classifier removed."""
+
+import hashlib
+import pickle
+import re
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from common.errors import UserError, unknown_name
+from common.files import sha256_file
+
+AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16}
+NUM_IMAGENET_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen network (B, 3, H, W) → features (B, D), and where its weights come from.
+
+    `weights_sha256` is the digest of the weights file; for random weights, of the tensors themselves.
+    """
+
+    name: str
+    module: nn.Module
+    feature_dim: int
+    weights: str
+    weights_sha256: str
+    random_seed: int | None = None
+
+    def features(self, images: Tensor, precision: str = "float32") -> Tensor:
+        """Preprocessed images (B, 3, H, W) float32 on the module's device → features (B, D) float32, no gradients."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        dtype = AUTOCAST[precision]
+        # TF32 would make "float32" mean less on a recent GPU than the store says
+        with (
+            torch.inference_mode(),
+            torch.backends.cudnn.flags(allow_tf32=False),
+            torch.autocast(images.device.type, dtype, enabled=dtype is not None),
+        ):
+            return self.module(images).flatten(1).float()
+
+
+def load_backbone(name: str, weights: str, seed: int, image_size: int) -> Backbone:
+    """A torchvision classification model with "torchvision" (ImageNet), "random" (from `seed`) or a file's weights.
+
+    `feature_dim` is found by a pass of one image of `image_size`. Raises UserError for an unknown model, weights that
+    cannot be had, read or fitted, and a size that the model does not take.
+    """
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise unknown_name("backbone", name, known)
+    random_seed = None
+    if weights == "torchvision":
+        digest = sha256_file(_download(name))
+        module = _build(name, seed, weights="DEFAULT")
+    elif weights == "random":
+        module = _build(name, seed)
+        digest, random_seed = _state_digest(module.state_dict()), seed
+    else:
+        module = _build(name, seed)
+        _load_weights(module, name, Path(weights))
+        digest = sha256_file(Path(weights))
+    _remove_classifier(module)
+    module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    feature_dim = _find_feature_dim(module, name, image_size)
+    return Backbone(name, module, feature_dim, weights, digest, random_seed)
+
+
+def _build(name: str, seed: int, weights: str | None = None) -> nn.Module:
+    # torchvision draws initial weights from the global generator: it is lent to it, and given back as it was
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice on initialisation, to those who train the network
+        torch.manual_seed(seed)
+        return torchvision.models.get_model(name, weights=weights)
+
+
+def _remove_classifier(module: nn.Module) -> None:
+    """Replace the last layer that has one output per ImageNet class by the identity; the first of its kind may be auxiliary."""
+    classifier = None
+    for path, layer in module.named_modules():
+        outputs = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}.get(type(layer))
+        if outputs and getattr(layer, outputs) == NUM_IMAGENET_CLASSES:
+            classifier = path
+    assert classifier, "every classification model of torchvision ends in such a layer"
+    parent, _, child = classifier.rpartition(".")
+    setattr(module.get_submodule(parent), child, nn.Identity())
+
+
+def _find_feature_dim(module: nn.Module, name: str, image_size: int) -> int:
+    try:
+        with torch.inference_mode():
+            output = module(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(f"{name} does not take images of {image_size}×{image_size} pixels: {error}") from error
+    return output.flatten(1).shape[1]
+
+
+def _download(name: str) -> Path:
+    """torchvision's ImageNet weights in torch's own cache, their hash checked now, however long ago they came."""
+    url = torchvision.models.get_model_weights(name).DEFAULT.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    by_hand = f"get {url} by hand, put it at {path}, and run the same command again; or give --weights a file"
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), _hash_prefix(path), progress=sys.stderr.isatty())
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"the weights of {name} cannot be downloaded ({error}): {by_hand}") from error
+    elif not sha256_file(path).startswith(_hash_prefix(path)):
+        raise UserError(
+            f"{path} is damaged: its SHA-256 does not begin with {_hash_prefix(path)}; delete it, then {by_hand}"
+        )
+    return path
+
+
+def _hash_prefix(path: Path) -> str:
+    """The digits of the SHA-256 that torchvision puts into its file names: resnet18-f37072fd.pth."""
+    found = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    return found.group(1) if found else ""
+
+
+def _load_weights(module: nn.Module, name: str, path: Path) -> None:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"there are no weights at {path}: give --weights (make: WEIGHTS=) a state dict") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise UserError(f"{path} is not a readable state dict, or is truncated ({reason}): get it again") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} is not a state dict {{name: tensor}}: save it with torch.save(model.state_dict(), …)")
+    expected, found = _shapes(module.state_dict()), _shapes(state)
+    if odd := sorted(set(expected.items()) ^ set(found.items())):
+        key = odd[0][0]
+        raise UserError(
+            f"{path} holds weights of another architecture than {name} "
+            f'("{key}": expected {expected.get(key, "none")}, found {found.get(key, "none")}): '
+            "give --backbone the model that they were made for"
+        )
+    module.load_state_dict(state, strict=False)  # the names are checked above; only the counters may be absent
+
+
+def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    # a counter that BatchNorm needs in training only, and that older files lack
+    return {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def _state_digest(state: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for key, value in sorted(state.items()):
+        digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode() + value.numpy().tobytes())
+    return digest.hexdigest()

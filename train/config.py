@@ -1,0 +1,162 @@
+"""Everything that can be chosen about a training run; nothing is chosen anywhere else."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import config
+from common.errors import UserError
+
+VIEWS = ("first", "all")
+PRECISIONS = ("float32", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images become which sets.
+
+    classes: names of the classes to use; empty: all of the store.
+    set_size: S, images in a set: S - 1 inliers and one anomaly.
+    val_fraction: part of each class's training images that is held out for validation.
+    split_seed: chooses which images these are, apart from `training.seed`, so that runs share their split.
+    views: "first" uses view 0 of the store; "all" draws one per image in training, averages in evaluation.
+    shuffle_labels: the control experiment: labels permuted among the images, so only chance can be learnt.
+    """
+
+    classes: tuple[str, ...] = ()
+    set_size: int = 10
+    val_fraction: float = 0.1
+    split_seed: int = 0
+    views: str = "first"
+    shuffle_labels: bool = False
+
+    def __post_init__(self) -> None:
+        repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        _require(not repeated, "data.classes", "distinct names", f"{', '.join(repeated)} more than once")
+        _require(len(self.classes) != 1, "data.classes", "at least 2 names, or none for all", "1")
+        # In a set of two, either image may be the anomaly.
+        _at_least(3, "data.set_size", self.set_size)
+        _require(0 < self.val_fraction < 1, "data.val_fraction", "between 0 and 1", self.val_fraction)
+        _at_least(0, "data.split_seed", self.split_seed)
+        _one_of(VIEWS, "data.views", self.views)
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The Transformer head; its input dimension is no choice, it comes from the store.
+
+    width: dimension of the tokens, after the first linear layer.
+    layers: number of encoder layers.
+    heads: attention heads in each layer; they share the width evenly.
+    feed_forward: hidden dimension of each layer's feed-forward part.
+    dropout: probability of dropping an activation in training.
+    """
+
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    feed_forward: int = 512
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("width", "layers", "heads", "feed_forward"):
+            _at_least(1, f"head.{name}", getattr(self, name))
+        divisible = self.width % self.heads == 0
+        _require(divisible, "head.width", f"a multiple of head.heads ({self.heads})", self.width)
+        _require(0 <= self.dropout < 1, "head.dropout", "at least 0 and less than 1", self.dropout)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the head is trained.
+
+    seed: of the initial weights, the training sets and dropout.
+    epochs: passes in which every training image is the anomaly once.
+    batch_size: sets in a step.
+    learning_rate: the highest one, reached after warm-up; a cosine takes it down to 0 at the last step.
+    weight_decay: of AdamW.
+    warmup_epochs: epochs, or a part of one, in which the learning rate rises linearly from 0.
+    gradient_clip: largest norm of the gradient; a longer one is scaled down to it.
+    precision: of the forward pass in training: "float32", or "bfloat16" by autocast.
+    evaluation_batch_size: sets in a step of evaluation.
+    device: "auto" (the best there is), "cpu", "cuda", "cuda:1", "mps".
+    """
+
+    seed: int = 0
+    epochs: int = 50
+    batch_size: int = 256
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    warmup_epochs: float = 2.0
+    gradient_clip: float = 1.0
+    precision: str = "float32"
+    evaluation_batch_size: int = 1000
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _at_least(0, "training.seed", self.seed)
+        for name in ("epochs", "batch_size", "evaluation_batch_size"):
+            _at_least(1, f"training.{name}", getattr(self, name))
+        for name in ("learning_rate", "gradient_clip"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"training.{name}", "more than 0 and finite", value)
+        for name in ("weight_decay", "warmup_epochs"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"training.{name}", "at least 0 and finite", value)
+        _one_of(PRECISIONS, "training.precision", self.precision)
+        kind, colon, number = self.device.partition(":")
+        known = kind in DEVICES and (not colon or (kind == "cuda" and number.isdecimal()))
+        _require(known, "training.device", f"one of {', '.join(DEVICES)}, cuda:<number>", f'"{self.device}"')
+
+
+@dataclass(frozen=True)
+class Config:
+    """All of a training run: its data, its head and its training."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    @classmethod
+    def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "Config":
+        """The config of a TOML file (None: the defaults), changed by `section.key=value` overrides."""
+        return config.load(cls, path, overrides)
+
+
+def classes_from(text: str) -> tuple[str, ...]:
+    """Class names, either separated by commas or one a line in the text file that `text` is the path of.
+
+    In a file, blank lines and what follows a # are ignored.
+
+    >>> classes_from("apple, bear")
+    ('apple', 'bear')
+    """
+    path = Path(text)
+    if not path.is_file():
+        if path.suffix == ".txt" or "/" in text:
+            raise UserError(f"no file {text}: give a file with one class a line, or names separated by commas")
+        return tuple(name.strip() for name in text.split(",") if name.strip())
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the class names in {path}: {error}") from error
+    names = tuple(name for line in lines if (name := line.partition("#")[0].strip()))
+    if not names:
+        raise UserError(f"{path} names no class: write one a line")
+    return names
+
+
+def _require(holds: bool, key: str, rule: str, value: Any) -> None:
+    if not holds:
+        raise UserError(f"{key} must be {rule}, got {value}")
+
+
+def _at_least(least: int, key: str, value: int) -> None:
+    _require(value >= least, key, f"at least {least}", value)
+
+
+def _one_of(choices: Sequence[str], key: str, value: str) -> None:
+    _require(value in choices, key, f"one of {', '.join(choices)}", f'"{value}"')
