@@ -193,8 +193,9 @@ def _extract(
     from extract.preprocessing import Preprocessing, parse_views
 
     views = parse_views(request.views)
+    from common.machine import choose_device
     from extract.backbones import load_backbone
-    from extract.pipeline import Extraction, choose_device
+    from extract.pipeline import Extraction
     from extract.sources import load_source
 
     chosen = choose_device(device)

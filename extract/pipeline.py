@@ -1,6 +1,6 @@
 """The way of the images: read → preprocess → frozen backbone → feature store, each image once, resumable by batch."""
 
-import importlib.metadata
+import hashlib
 import itertools
 import queue
 import threading
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common.errors import UserError
 from common.files import exclusive, sha256_text
+from common.machine import versions
 from common.store import SPLITS, FeatureStore, check_features, identity_digest
 from common.store_writer import StoreWriter, partial_folder
 from extract.backbones import Backbone
@@ -96,10 +96,9 @@ class Extraction:
         return self._finish(writer)
 
     def _fill(self, writer: StoreWriter, images: list, starts: list[int]) -> None:
-        module = self.backbone.module.to(self.device)
+        self.backbone.module.to(self.device)
         jobs = ((start, images[start : start + self.batch_size]) for start in starts)
         total, done = len(images), sum(stop - start for start, stop in writer.done.items())
-        assert module is self.backbone.module
         with tqdm(total=total, initial=done, **_bar("extracting")) as bar:
             for start, batch in _prefetch((start, self._read(chosen)) for start, chosen in jobs):
                 pixels = batch.pop("pixels")
@@ -150,27 +149,12 @@ class Extraction:
 
     def _split_digests(self, image_sha256: np.ndarray) -> dict[str, str]:
         """Per split, the SHA-256 over its images' digests (N, 32), in their order."""
-        import hashlib
-
         stops = list(itertools.accumulate(len(self.source.splits[name].labels) for name in SPLITS))
         ranges = zip(SPLITS, [0, *stops[:-1]], stops, strict=True)
         return {name: hashlib.sha256(image_sha256[a:b].tobytes()).hexdigest() for name, a, b in ranges}
 
     def _environment(self) -> dict[str, Any]:
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "torchvision", "numpy", "pillow")}
-        return {"engine": "torch", "device": self.device.type, "versions": versions}
-
-
-def choose_device(name: str) -> torch.device:
-    """ "auto" takes the accelerator where there is one. Raises UserError for a device that this machine has not."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise UserError(f'there is no device "{name}" here ({reason}): use --device cpu or auto') from error
-    return torch.device(name)
+        return {"engine": "torch", "device": self.device.type, "versions": versions()}
 
 
 def _all_images(source: ImageSource) -> list:
@@ -199,7 +183,8 @@ def _prefetch(items: Iterator[Any]) -> Iterator[Any]:
     def put(item: Any) -> None:
         while not stopped.is_set():
             try:
-                return ahead.put(item, timeout=0.1)
+                ahead.put(item, timeout=0.1)
+                return
             except queue.Full:
                 continue
 

@@ -1,0 +1,162 @@
+"""The training loop: epochs of fresh sets, best-on-validation, resumable after any epoch."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from common.checks import check_shape
+from common.errors import UserError
+from common.machine import choose_device
+from train.config import Config
+from train.metrics import evaluate_scores
+from train.sets import Sets, training_epoch
+from train.task import Task
+from train.transformer import AnomalyTransformer
+
+
+@dataclass
+class Progress:
+    """How far a run is: all that must be kept to go on with it.
+
+    history: one record an epoch. best: the head's state after the epoch of the highest validation top-1.
+    model, optimizer: their states after the last epoch.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: dict[str, Any] | None = None
+    model: dict[str, Any] | None = None
+    optimizer: dict[str, Any] | None = None
+
+
+def build_head(config: Config, input_dim: int) -> AnomalyTransformer:
+    """The head of a config, initialised from `training.seed`, on the CPU."""
+    head = config.head
+    model = AnomalyTransformer(input_dim, head.width, head.layers, head.heads, head.feed_forward, head.dropout)
+    model.initialise(torch.Generator().manual_seed(config.training.seed))
+    return model
+
+
+def train(config: Config, task: Task, progress: Progress, save: Callable[[Progress], None]) -> AnomalyTransformer:
+    """Train from `progress` to the last epoch, calling `save` after each, and return the best head on the CPU.
+
+    Every epoch draws its sets, views and dropout from generators of its own, seeded by (seed, epoch): a resumed run
+    needs no generator's state to equal one that was not interrupted. Raises UserError when the loss is not finite.
+    """
+    settings = config.training
+    device = choose_device(settings.device)
+    model = build_head(config, task.feature_dim).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    if progress.model and progress.optimizer:
+        model.load_state_dict(progress.model)
+        optimizer.load_state_dict(progress.optimizer)
+    for epoch in range(len(progress.history) + 1, settings.epochs + 1):
+        started = time.perf_counter()
+        record = {"epoch": epoch, **_train_epoch(config, task, model, optimizer, epoch)}
+        record["train_seconds"] = round(time.perf_counter() - started, 3)
+        val = evaluate(model, task, task.val, settings.evaluation_batch_size)
+        record |= {"val_loss": val["loss"], "val_top1": val["top1"]}
+        if progress.best is None or val["top1"] > max(past["val_top1"] for past in progress.history):
+            progress.best = _copy(model.state_dict())
+        progress.history.append(record)
+        progress.model, progress.optimizer = model.state_dict(), optimizer.state_dict()
+        save(progress)
+    best = build_head(config, task.feature_dim)
+    assert progress.best is not None, "at least one epoch was trained"
+    best.load_state_dict(progress.best)
+    return best
+
+
+def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+    """The part of the highest learning rate at `step` = 1 … total: linear warm-up from 0, then a cosine down to 0.
+
+    >>> [round(learning_rate_factor(step, 2, 6), 2) for step in (1, 2, 4, 6)]
+    [0.5, 1.0, 0.5, 0.0]
+    """
+    if step <= warmup_steps:
+        return step / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
+
+
+def evaluate(model: AnomalyTransformer, task: Task, sets: Sets, batch_size: int) -> dict[str, Any]:
+    """The metrics of `train.metrics.evaluate_scores` on fixed sets."""
+    return evaluate_scores(predict(model, task, sets, batch_size).numpy(), sets.target)
+
+
+def predict(model: AnomalyTransformer, task: Task, sets: Sets, batch_size: int) -> Tensor:
+    """Logits (n, S) float32 on the CPU, in full precision, averaged over the task's views."""
+    model.eval()
+    device = next(model.parameters()).device
+    views = range(task.features.shape[0])
+    logits = []
+    with torch.inference_mode():
+        for start in range(0, len(sets), batch_size):
+            rows = sets.rows[start : start + batch_size]
+            logits.append(torch.stack([model(task.gather(rows, view).to(device)) for view in views]).mean(0).cpu())
+    return torch.cat(logits)
+
+
+def _train_epoch(
+    config: Config, task: Task, model: AnomalyTransformer, optimizer: torch.optim.Optimizer, epoch: int
+) -> dict[str, float]:
+    settings = config.training
+    device = next(model.parameters()).device
+    generator = np.random.default_rng([settings.seed, epoch])
+    sets = training_epoch(task.train, config.data.set_size, generator)
+    model.seed_dropout(torch.Generator(device).manual_seed(int(generator.integers(1 << 62))))
+    model.train()
+    steps = math.ceil(len(sets) / settings.batch_size)
+    warmup_steps = min(round(settings.warmup_epochs * steps), settings.epochs * steps)
+    loss_sum, hits = torch.zeros((), device=device), torch.zeros((), device=device)
+    rate = 0.0
+    for number in tqdm(range(steps), desc=f"epoch {epoch}/{settings.epochs}", unit="step", disable=None, leave=False):
+        batch = sets[number * settings.batch_size : (number + 1) * settings.batch_size]
+        views = generator.integers(task.features.shape[0], size=batch.rows.shape)
+        features = task.gather(batch.rows, views).to(device)
+        target = torch.from_numpy(batch.target).to(device)
+        rate = settings.learning_rate * learning_rate_factor(
+            (epoch - 1) * steps + number + 1, warmup_steps, settings.epochs * steps
+        )
+        logits, loss = _step(model, optimizer, features, target, rate, config)
+        loss_sum += loss * len(batch)
+        hits += (logits.argmax(1) == target).sum()
+    loss = float(loss_sum) / len(sets)
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the training loss is not finite in epoch {epoch}: lower training.learning_rate "
+            f"(now {settings.learning_rate}) or use training.precision=float32"
+        )
+    return {"train_loss": loss, "train_top1": float(hits) / len(sets), "learning_rate": rate}
+
+
+def _step(
+    model: AnomalyTransformer,
+    optimizer: torch.optim.Optimizer,
+    features: Tensor,
+    target: Tensor,
+    rate: float,
+    config: Config,
+) -> tuple[Tensor, Tensor]:
+    settings = config.training
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with torch.autocast(features.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        logits = model(features)
+    check_shape("logits", logits, "head", B=len(target), S=config.data.set_size)
+    loss = functional.cross_entropy(logits.float(), target)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+    optimizer.step()
+    return logits.detach(), loss.detach()
+
+
+def _copy(state: dict[str, Any]) -> dict[str, Any]:
+    return {key: value.detach().cpu().clone() for key, value in state.items()}

@@ -1,0 +1,91 @@
+"""Metrics of scores (B, S), larger = more anomalous, against the anomaly's position (B,)."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from common.checks import check_shape
+
+Z_95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
+
+
+def top_k(scores: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
+    """For each set the chance (B,) float64 that the anomaly is among the k highest, ties broken by lot.
+
+    So constant scores give k / S exactly, whatever the position. Raises ValueError for a score that is not finite.
+
+    >>> top_k(np.array([[0.0, 0.0, 1.0, 0.0]] * 2), np.array([2, 0]), 1).tolist()
+    [1.0, 0.0]
+    """
+    _check(scores, target)
+    anomaly = np.take_along_axis(scores, target[:, None], 1)
+    above = (scores > anomaly).sum(1)
+    tied = (scores == anomaly).sum(1)  # itself included
+    return np.clip((k - above) / tied, 0.0, 1.0)
+
+
+def wilson_interval(successes: float, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson, 1927).
+
+    >>> [round(bound, 4) for bound in wilson_interval(90, 100)]
+    [0.8256, 0.9448]
+    """
+    rate, z2 = successes / n, Z_95**2
+    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def average_precision(scores: np.ndarray, target: np.ndarray) -> float:
+    """Area under precision and recall of all B · S items, the anomalies being positive."""
+    from sklearn.metrics import average_precision_score
+
+    _check(scores, target)
+    return float(average_precision_score(_is_anomaly(scores, target).ravel(), scores.ravel()))
+
+
+def auroc(scores: np.ndarray, target: np.ndarray) -> float | None:
+    """Area under the ROC curve of all B · S items; None where S = 1 leaves no inlier to compare with."""
+    from sklearn.metrics import roc_auc_score
+
+    _check(scores, target)
+    if scores.shape[1] == 1:
+        return None
+    return float(roc_auc_score(_is_anomaly(scores, target).ravel(), scores.ravel()))
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities over the positions, (B, S) float64."""
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def evaluate_scores(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
+    """All metrics of scores (B, S) that are logits: top-1 and top-5 with their 95 % intervals, AP, AUROC, loss, n.
+
+    Average precision and AUROC pool the items of all sets, by their probability within their set: logits of different
+    sets have no common zero.
+    """
+    log_probabilities = log_softmax(scores)
+    n = len(target)
+    metrics: dict[str, Any] = {"n": n}
+    for k in (1, 5):
+        credit = top_k(scores, target, min(k, scores.shape[1]))
+        metrics[f"top{k}"] = float(credit.mean())
+        metrics[f"top{k}_interval"] = list(wilson_interval(credit.sum(), n))
+    metrics["average_precision"] = average_precision(log_probabilities, target)
+    metrics["auroc"] = auroc(log_probabilities, target)
+    metrics["loss"] = float(-np.take_along_axis(log_probabilities, target[:, None], 1).mean())
+    return metrics
+
+
+def _is_anomaly(scores: np.ndarray, target: np.ndarray) -> np.ndarray:
+    return np.arange(scores.shape[1]) == target[:, None]
+
+
+def _check(scores: np.ndarray, target: np.ndarray) -> None:
+    check_shape("scores", scores)
+    check_shape("target", target, B=len(scores))
+    if not np.isfinite(scores).all():
+        raise ValueError("scores must be finite")

@@ -1,0 +1,143 @@
+"""Sets of S images, S - 1 of one class and one of another, as index arithmetic on whole batches."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClassIndex:
+    """Rows of a store grouped by class.
+
+    rows: (n,) int64, those of a class side by side. starts, counts: (C,) int64, where each class lies in `rows`.
+    classes: (C,) int64, ascending labels.
+    """
+
+    rows: np.ndarray
+    starts: np.ndarray
+    counts: np.ndarray
+    classes: np.ndarray
+
+    @classmethod
+    def build(cls, rows: np.ndarray, labels: np.ndarray) -> "ClassIndex":
+        """Group `rows` (n,) by their `labels` (n,). Raises UserError when there are fewer than 2 classes."""
+        classes, starts, counts = np.unique(np.sort(labels), return_index=True, return_counts=True)
+        if len(classes) < 2:
+            raise UserError(
+                f"sets need at least 2 classes, one for the inliers and one for the anomaly, got {len(classes)}"
+            )
+        return cls(rows[np.argsort(labels, kind="stable")], starts, counts, classes)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """A batch of B sets.
+
+    rows: (B, S) int64, rows of the store. target: (B,) int64, the position of the anomaly.
+    set_label, anomaly_label: (B,) int64, the class of the inliers and the class of the anomaly.
+    """
+
+    rows: np.ndarray
+    target: np.ndarray
+    set_label: np.ndarray
+    anomaly_label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: slice | np.ndarray) -> "Sets":
+        return Sets(self.rows[chosen], self.target[chosen], self.set_label[chosen], self.anomaly_label[chosen])
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of rows and targets: runs of equal digests were measured on the same sets."""
+        digest = hashlib.sha256(repr(self.rows.shape).encode())
+        digest.update(np.ascontiguousarray(self.rows, "<i8"))
+        digest.update(np.ascontiguousarray(self.target, "<i8"))
+        return digest.hexdigest()
+
+
+def draw_distinct(generator: np.random.Generator, counts: np.ndarray, k: int) -> np.ndarray:
+    """For each count (B,) draw `k` distinct integers below it, every ordered choice equally likely → (B, k) int64.
+
+    Raises ValueError where a count is less than `k`.
+    """
+    if counts.min(initial=k) < k:
+        raise ValueError(f"cannot draw {k} distinct integers below {counts.min()}")
+    # Fisher-Yates on a row 0 … count-1 that is never written down: step i takes what lies at place swaps[i] ≥ i, and puts
+    # what lay at place i there. Tracing the earlier steps backwards tells what lay there.
+    swaps = generator.integers(np.arange(k), counts[:, None])
+    drawn = swaps.copy()
+    for step in range(k - 2, -1, -1):
+        later = drawn[:, step + 1 :]
+        np.copyto(later, step, where=later == swaps[:, step : step + 1])
+    return drawn
+
+
+def sample_sets(
+    index: ClassIndex,
+    anomaly_rows: np.ndarray,
+    anomaly_labels: np.ndarray,
+    set_size: int,
+    generator: np.random.Generator,
+) -> Sets:
+    """One set around each anomaly (B,): another class, S - 1 distinct images of it, and a position, all uniform.
+
+    Raises UserError when a class of the index has fewer than S - 1 images.
+    """
+    _require_images(index.classes, index.counts, set_size - 1)
+    batch = len(anomaly_rows)
+    own = np.searchsorted(index.classes, anomaly_labels)
+    other = generator.integers(len(index.classes) - 1, size=batch)
+    other += other >= own  # skips the anomaly's own class
+    inliers = index.rows[index.starts[other][:, None] + draw_distinct(generator, index.counts[other], set_size - 1)]
+    target = generator.integers(set_size, size=batch)
+    rows = np.empty((batch, set_size), np.int64)
+    rows[np.arange(set_size) != target[:, None]] = inliers.ravel()
+    rows[np.arange(batch), target] = anomaly_rows
+    return Sets(rows, target, index.classes[other], anomaly_labels)
+
+
+def training_epoch(index: ClassIndex, set_size: int, generator: np.random.Generator) -> Sets:
+    """Every row of the index once as the anomaly, in random order, with fresh inliers."""
+    order = generator.permutation(len(index.rows))
+    return sample_sets(index, index.rows[order], _labels(index)[order], set_size, generator)
+
+
+def evaluation_sets(index: ClassIndex, set_size: int, seed: int) -> Sets:
+    """Every row of the index once as the anomaly, in the order of the index; `seed` fixes the rest."""
+    return sample_sets(index, index.rows, _labels(index), set_size, np.random.default_rng(seed))
+
+
+def split_validation(
+    rows: np.ndarray, labels: np.ndarray, fraction: float, set_size: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out `fraction` of each class, at least S - 1 images → rows (n,) for training and for validation, ascending.
+
+    Raises UserError when a class has too few images for both.
+    """
+    index = ClassIndex.build(rows, labels)
+    _require_images(index.classes, index.counts, 2 * (set_size - 1), " in the train split")
+    generator = np.random.default_rng(seed)
+    held_out = []
+    for start, count in zip(index.starts, index.counts, strict=True):
+        size = min(max(round(fraction * count), set_size - 1), count - (set_size - 1))
+        held_out.append(start + generator.permutation(count)[:size])
+    is_val = np.zeros(len(rows), bool)
+    is_val[np.concatenate(held_out)] = True
+    return np.sort(index.rows[~is_val]), np.sort(index.rows[is_val])
+
+
+def _labels(index: ClassIndex) -> np.ndarray:
+    return np.repeat(index.classes, index.counts)
+
+
+def _require_images(classes: np.ndarray, counts: np.ndarray, needed: int, where: str = "") -> None:
+    scarce = int(counts.argmin())
+    if counts[scarce] < needed:
+        raise UserError(
+            f"class {classes[scarce]} has {counts[scarce]} images{where}, sets of this size need {needed}: "
+            "lower data.set_size, or leave the class out with data.classes"
+        )

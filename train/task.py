@@ -1,0 +1,88 @@
+"""From a feature store to the sets of one experiment: classes, splits, fixed evaluation sets, and their features."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError, unknown_name
+from common.store import FeatureStore
+from train.config import DataConfig
+from train.sets import ClassIndex, Sets, evaluation_sets, split_validation
+
+EVALUATION_SEEDS = {"val": 1, "test": 2}
+ROWS_AT_A_TIME = 1 << 16
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is trained and measured on.
+
+    features: (V, N, D) float32 or float16, mapped from the store; `rows` of sets point into N.
+    train: the training images by class; val, test: the fixed evaluation sets, every image once the anomaly.
+    class_names: the name of each label that the sets carry.
+    """
+
+    features: Tensor
+    train: ClassIndex
+    val: Sets
+    test: Sets
+    class_names: list[str]
+    set_size: int
+
+    @property
+    def feature_dim(self) -> int:
+        """D."""
+        return self.features.shape[2]
+
+    def gather(self, rows: np.ndarray, views: np.ndarray | int = 0) -> Tensor:
+        """Features of `rows` (B, S) in a view, or in a view per item (B, S) → (B, S, D) float32."""
+        flat = self.features.flatten(0, 1)
+        index = torch.from_numpy(rows + np.int64(self.features.shape[1]) * views)
+        return flat.index_select(0, index.reshape(-1)).reshape(*rows.shape, -1).float()
+
+
+def prepare(store: FeatureStore, config: DataConfig) -> Task:
+    """The task that `config` asks for, from a store whose bytes are checked first.
+
+    Raises UserError for an unknown class, too few images for sets of this size, and a damaged or non-finite store.
+    """
+    store.verify(("features", "labels", "split"))
+    _require_finite(store)
+    labels = np.array(store.labels)
+    train_rows, test_rows = store.rows_of("train"), store.rows_of("test")
+    if config.shuffle_labels:
+        generator = np.random.default_rng(config.split_seed)
+        for rows in (train_rows, test_rows):
+            labels[rows] = generator.permutation(labels[rows])
+    chosen = _class_labels(store, config.classes)
+    train_rows, test_rows = (rows[np.isin(labels[rows], chosen)] for rows in (train_rows, test_rows))
+    train_rows, val_rows = split_validation(
+        train_rows, labels[train_rows], config.val_fraction, config.set_size, config.split_seed
+    )
+    evaluation = {
+        name: evaluation_sets(ClassIndex.build(rows, labels[rows]), config.set_size, EVALUATION_SEEDS[name])
+        for name, rows in (("val", val_rows), ("test", test_rows))
+    }
+    return Task(
+        torch.from_numpy(store.features if config.views == "all" else store.features[:1]),
+        ClassIndex.build(train_rows, labels[train_rows]),
+        evaluation["val"],
+        evaluation["test"],
+        store.class_names,
+        config.set_size,
+    )
+
+
+def _class_labels(store: FeatureStore, names: tuple[str, ...]) -> list[int]:
+    for name in names:
+        if name not in store.class_names:
+            raise unknown_name(f"class of {store.path}", name, store.class_names)
+    return [store.class_names.index(name) for name in names] or list(range(len(store.class_names)))
+
+
+def _require_finite(store: FeatureStore) -> None:
+    for start in range(0, store.features.shape[1], ROWS_AT_A_TIME):
+        if not np.isfinite(store.features[:, start : start + ROWS_AT_A_TIME]).all():
+            raise UserError(f"{store.path}: /features has values that are not finite; extract it again")
