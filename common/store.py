@@ -47,8 +47,8 @@ def identity_digest(identity: dict[str, Any]) -> str:
 
 def block_digests(array: np.ndarray) -> list[str]:
     """SHA-256 of each `BLOCK_BYTES` of a C-contiguous array's bytes, in order; the last block may be shorter."""
-    data = array.reshape(-1).view(np.uint8)
-    return [hashlib.sha256(data[i : i + BLOCK_BYTES]).hexdigest() for i in range(0, data.nbytes, BLOCK_BYTES)]
+    data = memoryview(array.reshape(-1).view(np.uint8).data)
+    return [hashlib.sha256(data[i : i + BLOCK_BYTES]).hexdigest() for i in range(0, len(data), BLOCK_BYTES)]
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class FeatureStore:
         return np.flatnonzero(self.split == SPLITS.index(split))
 
     def verify(self, names: tuple[str, ...] | None = None) -> None:
-        """Compare every block of the arrays `names` (all by default) with its digest; DamagedStore names the first bad one."""
+        """Compare every block of the arrays `names` (default: all) with its digest; DamagedStore names the first bad one."""
         for name in names or tuple(self.places):
             array = self._map(name)
             for number, (found, sealed) in enumerate(
@@ -161,7 +161,8 @@ class FeatureStore:
         features = self.places.get("features")
         if features is None or features.dtype not in FEATURE_TYPES or len(features.shape) != 3:
             raise DamagedStore(
-                f"{self.path}: /features must be (V, N, D) of {' or '.join(FEATURE_TYPES)}, found {features}; extract it again"
+                f"{self.path}: /features must be (V, N, D) of {' or '.join(FEATURE_TYPES)}, found {features}; "
+                "extract it again"
             )
         views, n, _ = features.shape
         for name, dtype in PER_IMAGE.items():

@@ -103,7 +103,7 @@ class StoreWriter:
     def _range_digest(self, start: int, stop: int) -> str:
         digest = hashlib.sha256()
         for name, array in self._arrays.items():
-            digest.update(np.ascontiguousarray(_rows(name, array, start, stop)))
+            digest.update(_rows(name, array, start, stop).tobytes())
         return digest.hexdigest()
 
 

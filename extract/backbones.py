@@ -82,7 +82,7 @@ def _build(name: str, seed: int, weights: str | None = None) -> nn.Module:
 
 
 def _remove_classifier(module: nn.Module) -> None:
-    """Replace the last layer that has one output per ImageNet class by the identity; the first of its kind may be auxiliary."""
+    """Replace the last layer with one output per ImageNet class by the identity; earlier ones are auxiliary."""
     classifier = None
     for path, layer in module.named_modules():
         outputs = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}.get(type(layer))

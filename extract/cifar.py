@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009) through torchvision."""
+"""CIFAR-10 and CIFAR-100 through torchvision (Krizhevsky, *Learning Multiple Layers of Features*, 2009)."""
 
 import contextlib
 import sys

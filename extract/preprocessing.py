@@ -65,7 +65,7 @@ VIEWS = {
 
 
 def parse_views(text: str) -> tuple[str, ...]:
-    """ "plain,mirror" → ("plain", "mirror"). Raises UserError for an unknown or a repeated view, or another than plain first."""
+    """The views of "plain,mirror". Raises UserError for an unknown or repeated one, or another than plain first."""
     views = tuple(view.strip() for view in text.split(","))
     for view in views:
         if view not in VIEWS:

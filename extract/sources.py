@@ -98,7 +98,7 @@ def _stamps(folder: str, below: str) -> list[tuple[str, int, int]]:
 
 
 def _digits() -> ImageSource:
-    """scikit-learn's bundled scans of handwritten digits: 1,797 images of 8×8, grey; every fifth of a class is a test image."""
+    """scikit-learn's bundled scans of digits: 1,797 images, 8×8, grey; every fifth of a class is a test image."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)

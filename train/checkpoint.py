@@ -38,7 +38,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU. Raises UserError for a file that is none, or is damaged."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        content["head"], content["config"]  # noqa: B018
+        content["head"], content["config"]
         return content
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
         reason = str(error).split("\n", 1)[0]

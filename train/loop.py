@@ -127,13 +127,13 @@ def _train_epoch(
         logits, loss = _step(model, optimizer, features, target, rate, config)
         loss_sum += loss * len(batch)
         hits += (logits.argmax(1) == target).sum()
-    loss = float(loss_sum) / len(sets)
-    if not math.isfinite(loss):
+    mean_loss = float(loss_sum) / len(sets)
+    if not math.isfinite(mean_loss):
         raise UserError(
             f"the training loss is not finite in epoch {epoch}: lower training.learning_rate "
             f"(now {settings.learning_rate}) or use training.precision=float32"
         )
-    return {"train_loss": loss, "train_top1": float(hits) / len(sets), "learning_rate": rate}
+    return {"train_loss": mean_loss, "train_top1": float(hits) / len(sets), "learning_rate": rate}
 
 
 def _step(

@@ -64,7 +64,8 @@ def summary(report: dict[str, Any]) -> str:
     lines = [
         f"test top-1 {100 * test['top1']:.2f} % (95 % interval {low_high[0]:.2f} to {low_high[1]:.2f}, "
         f"n = {test['n']:,} sets, chance {100 * report['chance_top1']:.0f} %)",
-        f"top-5 {100 * test['top5']:.2f} % · average precision {test['average_precision']:.4f} · loss {test['loss']:.4f}",
+        f"top-5 {100 * test['top5']:.2f} % · average precision {test['average_precision']:.4f} · "
+        f"loss {test['loss']:.4f}",
         f"best epoch {report['best_epoch']} of {report['epochs']} by validation top-1 "
         f"({100 * report['val']['top1']:.2f} %) · {report['train_sets_per_second']:,} sets/s in training",
     ]

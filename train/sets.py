@@ -54,8 +54,8 @@ class Sets:
     def digest(self) -> str:
         """Hexadecimal SHA-256 of rows and targets: runs of equal digests were measured on the same sets."""
         digest = hashlib.sha256(repr(self.rows.shape).encode())
-        digest.update(np.ascontiguousarray(self.rows, "<i8"))
-        digest.update(np.ascontiguousarray(self.target, "<i8"))
+        digest.update(self.rows.astype("<i8").tobytes())
+        digest.update(self.target.astype("<i8").tobytes())
         return digest.hexdigest()
 
 
@@ -66,8 +66,8 @@ def draw_distinct(generator: np.random.Generator, counts: np.ndarray, k: int) ->
     """
     if counts.min(initial=k) < k:
         raise ValueError(f"cannot draw {k} distinct integers below {counts.min()}")
-    # Fisher-Yates on a row 0 … count-1 that is never written down: step i takes what lies at place swaps[i] ≥ i, and puts
-    # what lay at place i there. Tracing the earlier steps backwards tells what lay there.
+    # Fisher-Yates on a row 0 … count-1 that is never written down: step i takes what lies at place swaps[i] ≥ i, and
+    # puts what lay at place i there. Tracing the earlier steps backwards tells what lay there.
     swaps = generator.integers(np.arange(k), counts[:, None])
     drawn = swaps.copy()
     for step in range(k - 2, -1, -1):

@@ -20,16 +20,14 @@ class AnomalyTransformer(nn.Module):
         super().__init__()
         self.input_dim = input_dim
         self.embed = _linear(input_dim, width)
-        self.layers = nn.ModuleList(EncoderLayer(width, heads, feed_forward, dropout) for _ in range(layers))
+        self.layers = nn.Sequential(*(EncoderLayer(width, heads, feed_forward, dropout) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
         self.classifier = _linear(width, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, S) float32 of features (B, S, D). Raises ValueError for another D."""
         check_shape("set features", features, "head", D=self.input_dim)
-        x = self.embed(features)
-        for layer in self.layers:
-            x = layer(x)
+        x = self.layers(self.embed(features))
         return self.classifier(self.norm(x)).squeeze(-1).float()
 
     def attention_maps(self, features: Tensor) -> Tensor:
@@ -37,7 +35,8 @@ class AnomalyTransformer(nn.Module):
         check_shape("set features", features, "head", D=self.input_dim)
         x, maps = self.embed(features), []
         for layer in self.layers:
-            maps.append(layer.attention.weights(layer.attention_norm(x))[0])
+            assert isinstance(layer, EncoderLayer)
+            maps.append(layer.attention_map(x))
             x = layer(x)
         return torch.stack(maps)
 
@@ -73,6 +72,10 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.dropout(self.attention(self.attention_norm(x)))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """The attention weights (B, heads, S, S) on an input (B, S, W)."""
+        return self.attention.weights(self.attention_norm(x))[0]
 
 
 class SelfAttention(nn.Module):

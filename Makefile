@@ -1,0 +1,57 @@
+# Set anomaly detection on cached features. `make` lists what there is.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+DATASET ?= cifar100
+ROOT ?=
+WEIGHTS ?= torchvision
+BACKBONE ?= resnet18
+IMAGE_SIZE ?= 224
+DEVICE ?= auto
+CONFIG ?=
+SEED ?=
+RUN ?=
+
+VENV := .venv
+READY := $(VENV)/.ready
+PY := $(VENV)/bin/python
+
+FEATURES = $(PY) -m extract features --dataset "$(DATASET)" $(if $(ROOT),--root "$(ROOT)") --weights "$(WEIGHTS)" \
+	--backbone "$(BACKBONE)" --image-size "$(IMAGE_SIZE)" --device "$(DEVICE)"
+FIT = $(PY) -m train fit $(if $(CONFIG),--config "$(CONFIG)") $(if $(SEED),--seed "$(SEED)") \
+	$(if $(RUN),--run "$(RUN)") --device "$(DEVICE)"
+
+.DEFAULT_GOAL := help
+.PHONY: help demo features train test check format
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## the whole pipeline on bundled digits, offline, in a minute or two
+	@store=$$($(PY) -m extract features --dataset digits --weights random --image-size 64) && \
+		$(PY) -m train fit --store "$$store" --config experiments/demo/config.toml
+
+features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBONE= IMAGE_SIZE= DEVICE=)
+	@$(FEATURES)
+
+train: $(READY)  ## feature store → trained head, report, plots (CONFIG= SEED= RUN=, and those of features)
+	@store=$$($(FEATURES)) && $(FIT) --store "$$store"
+
+test: $(READY)  ## all fast tests (PIP_ARGS= is passed to pip when .venv is made)
+	@$(PY) -m pytest
+
+check: $(READY)  ## what CI runs: format, lint, types, tests
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy
+	@$(PY) -m pytest
+
+format: $(READY)  ## rewrite the code in the project's format
+	@$(VENV)/bin/ruff format .
+	@$(VENV)/bin/ruff check --fix .
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
