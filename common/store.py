@@ -138,7 +138,7 @@ class FeatureStore:
         return np.flatnonzero(self.split == SPLITS.index(split))
 
     def verify(self, names: tuple[str, ...] | None = None) -> None:
-        """Compare every block of the arrays `names` (default: all) with its digest; DamagedStore names the first bad one."""
+        """Compare every block of the arrays `names` (default: all) with its digest; DamagedStore names a bad one."""
         for name in names or tuple(self.places):
             array = self._map(name)
             for number, (found, sealed) in enumerate(

@@ -67,13 +67,14 @@ def evaluate_scores(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     Average precision and AUROC pool the items of all sets, by their probability within their set: logits of different
     sets have no common zero.
     """
+    _check(scores, target)
     log_probabilities = log_softmax(scores)
     n = len(target)
     metrics: dict[str, Any] = {"n": n}
     for k in (1, 5):
         credit = top_k(scores, target, min(k, scores.shape[1]))
         metrics[f"top{k}"] = float(credit.mean())
-        metrics[f"top{k}_interval"] = list(wilson_interval(credit.sum(), n))
+        metrics[f"top{k}_interval"] = list(wilson_interval(float(credit.sum()), n))
     metrics["average_precision"] = average_precision(log_probabilities, target)
     metrics["auroc"] = auroc(log_probabilities, target)
     metrics["loss"] = float(-np.take_along_axis(log_probabilities, target[:, None], 1).mean())

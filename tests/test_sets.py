@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import UserError
+from train.sets import ClassIndex, draw_distinct, evaluation_sets, sample_sets, split_validation, training_epoch
+
+
+def index_of(counts, first_row=100):
+    labels = np.repeat(np.arange(len(counts)) * 3, counts)  # labels need not be consecutive
+    rows = first_row + np.random.default_rng(0).permutation(len(labels))
+    return ClassIndex.build(rows, labels), dict(zip(rows.tolist(), labels.tolist(), strict=True))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    counts=st.lists(st.integers(9, 30), min_size=2, max_size=6),
+    set_size=st.integers(3, 10),
+    seed=st.integers(0, 2**32),
+)
+def test_a_set_has_one_anomaly_of_another_class_and_distinct_images(counts, set_size, seed):
+    index, label_of = index_of(counts)
+    sets = training_epoch(index, set_size, np.random.default_rng(seed))
+    labels = np.vectorize(label_of.get)(sets.rows)
+    is_anomaly = labels != sets.set_label[:, None]
+    assert (is_anomaly.sum(1) == 1).all()
+    assert (is_anomaly.argmax(1) == sets.target).all()
+    assert (labels[np.arange(len(sets)), sets.target] == sets.anomaly_label).all()
+    assert all(len(set(row)) == set_size for row in sets.rows.tolist())
+
+
+def test_every_image_is_the_anomaly_once_an_epoch():
+    index, _ = index_of([12, 20, 15])
+    for sets in (training_epoch(index, 10, np.random.default_rng(1)), evaluation_sets(index, 10, 1)):
+        anomalies = sets.rows[np.arange(len(sets)), sets.target]
+        assert sorted(anomalies) == sorted(index.rows)
+
+
+def test_position_set_class_and_inliers_are_uniform():
+    index, _ = index_of([20, 20, 20, 20])
+    anomalies = np.full(40_000, index.rows[0])
+    sets = sample_sets(index, anomalies, np.zeros(40_000, np.int64), 10, np.random.default_rng(2))
+    assert_uniform(np.bincount(sets.target, minlength=10))
+    assert_uniform(np.unique(sets.set_label, return_counts=True)[1])
+    for position in (0, 9):
+        inliers = sets.rows[sets.target != position, position]
+        assert_uniform(np.unique(inliers, return_counts=True)[1])
+
+
+def test_draw_distinct_gives_every_ordered_choice_equally_often():
+    drawn = draw_distinct(np.random.default_rng(3), np.full(48_000, 4), 3)
+    code = drawn @ [16, 4, 1]
+    counts = np.unique(code, return_counts=True)[1]
+    assert len(counts) == 24
+    assert_uniform(counts)
+
+
+@given(count=st.integers(1, 12), data=st.data())
+def test_draw_distinct_never_repeats_nor_leaves_the_range(count, data):
+    k = data.draw(st.integers(1, count))
+    drawn = draw_distinct(np.random.default_rng(data.draw(st.integers(0, 1000))), np.full(20, count), k)
+    assert drawn.shape == (20, k)
+    assert drawn.min() >= 0
+    assert drawn.max() < count
+    assert all(len(set(row)) == k for row in drawn.tolist())
+
+
+def test_draw_distinct_refuses_more_than_there_are():
+    with pytest.raises(ValueError, match="cannot draw 3"):
+        draw_distinct(np.random.default_rng(0), np.array([5, 2]), 3)
+
+
+def test_the_same_seed_gives_the_same_sets_and_digest_and_another_does_not():
+    index, _ = index_of([12, 20, 15])
+    first, again, other = (evaluation_sets(index, 10, seed) for seed in (1, 1, 2))
+    assert first.digest() == again.digest() != other.digest()
+    assert (first.rows == again.rows).all()
+
+
+def test_validation_takes_its_part_of_each_class_and_nothing_twice():
+    rows, labels = np.arange(1000), np.repeat([0, 1], [600, 400])
+    train, val = split_validation(rows, labels, 0.1, 10, seed=0)
+    assert np.bincount(labels[val]).tolist() == [60, 40]
+    assert sorted([*train, *val]) == rows.tolist()
+    assert (split_validation(rows, labels, 0.1, 10, seed=0)[1] == val).all()
+    assert (split_validation(rows, labels, 0.1, 10, seed=1)[1] != val).any()
+
+
+def test_validation_of_a_small_class_is_enough_for_a_set():
+    rows, labels = np.arange(60), np.repeat([0, 1], 30)
+    _, val = split_validation(rows, labels, 0.1, 10, seed=0)
+    assert np.bincount(labels[val]).tolist() == [9, 9]
+
+
+def test_too_few_images_or_classes_are_refused():
+    with pytest.raises(UserError, match="class 1 has 10 images in the train split, sets of this size need 18"):
+        split_validation(np.arange(40), np.repeat([0, 1], [30, 10]), 0.1, 10, seed=0)
+    with pytest.raises(UserError, match="at least 2 classes"):
+        ClassIndex.build(np.arange(10), np.zeros(10, np.int64))
+    index, _ = index_of([12, 8])
+    with pytest.raises(UserError, match="class 3 has 8 images"):
+        evaluation_sets(index, 10, 0)
+
+
+def assert_uniform(counts):
+    """Pearson's chi-square stays below its 1 - 1e-6 quantile (normal approximation; the seed is fixed)."""
+    expected = counts.sum() / len(counts)
+    freedom = len(counts) - 1
+    assert ((counts - expected) ** 2 / expected).sum() < freedom + 4.75 * np.sqrt(2 * freedom) + 10
