@@ -37,6 +37,7 @@ TABLES = st.builds(
 
 # One value for every field that is not its default. A new field without a value here fails the test below.
 OTHER = {
+    "head.standardise": "true",
     "data.classes": "apple,bear",
     "data.set_size": "5",
     "data.val_fraction": "0.2",

@@ -53,6 +53,7 @@ class HeadConfig:
     heads: attention heads in each layer; they share the width evenly.
     feed_forward: hidden dimension of each layer's feed-forward part.
     dropout: probability of dropping an activation in training.
+    standardise: scale each dimension of the features by the mean and deviation of the training images.
     """
 
     width: int = 256
@@ -60,6 +61,7 @@ class HeadConfig:
     heads: int = 4
     feed_forward: int = 512
     dropout: float = 0.1
+    standardise: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "feed_forward"):

@@ -1,5 +1,6 @@
 """The training loop: epochs of fresh sets, best-on-validation, resumable after any epoch."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from train.config import Config
 from train.metrics import evaluate_scores
 from train.sets import Sets, training_epoch
 from train.task import Task
-from train.transformer import AnomalyTransformer
+from train.transformer import AnomalyTransformer, Standardise
 
 
 @dataclass
@@ -38,8 +39,7 @@ class Progress:
 
 def build_head(config: Config, input_dim: int) -> AnomalyTransformer:
     """The head of a config, initialised from `training.seed`, on the CPU."""
-    head = config.head
-    model = AnomalyTransformer(input_dim, head.width, head.layers, head.heads, head.feed_forward, head.dropout)
+    model = AnomalyTransformer(input_dim, **dataclasses.asdict(config.head))
     model.initialise(torch.Generator().manual_seed(config.training.seed))
     return model
 
@@ -52,7 +52,10 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
     """
     settings = config.training
     device = choose_device(settings.device)
-    model = build_head(config, task.feature_dim).to(device)
+    model = build_head(config, task.feature_dim)
+    if isinstance(model.standardise, Standardise):
+        model.standardise.mean, model.standardise.std = task.statistics()
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     if progress.model and progress.optimizer:
         model.load_state_dict(progress.model)

@@ -42,6 +42,17 @@ class Task:
         index = torch.from_numpy(rows + np.int64(self.features.shape[1]) * views)
         return flat.index_select(0, index.reshape(-1)).reshape(*rows.shape, -1).float()
 
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation (D,) float32 of the training images over all views; 1 where nothing varies."""
+        count, total, squares = 0, torch.zeros(self.feature_dim).double(), torch.zeros(self.feature_dim).double()
+        for view in self.features:
+            for rows in torch.from_numpy(self.train.rows).split(ROWS_AT_A_TIME):
+                part = view[rows].double()
+                count, total, squares = count + len(part), total + part.sum(0), squares + part.square().sum(0)
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=0).sqrt()
+        return mean.float(), std.where(std > 1e-6, 1.0).float()
+
 
 def prepare(store: FeatureStore, config: DataConfig) -> Task:
     """The task that `config` asks for, from a store whose bytes are checked first.

@@ -11,14 +11,24 @@ from common.checks import check_shape
 class AnomalyTransformer(nn.Module):
     """Features (B, S, D) → logits (B, S), larger = more anomalous; any S.
 
-    Linear(D → width), encoder layers, LayerNorm, Linear(width → 1) at each position. Nothing knows a position, so that
-    permuting the items permutes the logits. The parameters are not set before `initialise` or `load_state_dict`; with
-    dropout, training needs `seed_dropout` first.
+    Linear(D → width), encoder layers, LayerNorm, Linear(width → 1) at each position; `standardise` puts the features
+    on a common scale first. Nothing knows a position, so permuting the items permutes the logits. The parameters are
+    not set before `initialise` or `load_state_dict`; with dropout, training needs `seed_dropout` first.
     """
 
-    def __init__(self, input_dim: int, width: int, layers: int, heads: int, feed_forward: int, dropout: float):
+    def __init__(
+        self,
+        input_dim: int,
+        width: int,
+        layers: int,
+        heads: int,
+        feed_forward: int,
+        dropout: float,
+        standardise: bool = False,
+    ):
         super().__init__()
         self.input_dim = input_dim
+        self.standardise = Standardise(input_dim) if standardise else nn.Identity()
         self.embed = _linear(input_dim, width)
         self.layers = nn.Sequential(*(EncoderLayer(width, heads, feed_forward, dropout) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
@@ -27,13 +37,13 @@ class AnomalyTransformer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, S) float32 of features (B, S, D). Raises ValueError for another D."""
         check_shape("set features", features, "head", D=self.input_dim)
-        x = self.layers(self.embed(features))
+        x = self.layers(self.embed(self.standardise(features)))
         return self.classifier(self.norm(x)).squeeze(-1).float()
 
     def attention_maps(self, features: Tensor) -> Tensor:
         """How much each item (row) looks at each other (column): (layers, B, heads, S, S), rows sum to 1."""
         check_shape("set features", features, "head", D=self.input_dim)
-        x, maps = self.embed(features), []
+        x, maps = self.embed(self.standardise(features)), []
         for layer in self.layers:
             assert isinstance(layer, EncoderLayer)
             maps.append(layer.attention_map(x))
@@ -100,6 +110,21 @@ class SelfAttention(nn.Module):
         query, key, value = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         scale = 1 / math.sqrt(query.shape[-1])
         return (query * scale @ key.transpose(-2, -1)).softmax(-1), value
+
+
+class Standardise(nn.Module):
+    """(features - mean) / std per dimension, (…, D) → (…, D); mean and std are part of the state."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, input_dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(input_dim))
+        self.register_buffer("std", torch.ones(input_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
 
 
 class Dropout(nn.Module):
