@@ -1,0 +1,55 @@
+"""Feature stores made up in memory: clusters of points, one a class."""
+
+from pathlib import Path
+
+import numpy as np
+
+from common.store import FeatureStore
+from common.store_writer import write_store
+
+
+def make_store(
+    path: Path,
+    *,
+    classes: int = 4,
+    train: int = 30,
+    test: int = 15,
+    feature_dim: int = 16,
+    views: int = 1,
+    seed: int = 0,
+    spread: float = 0.3,
+    dtype: str = "<f4",
+    thumbnails: bool = True,
+) -> FeatureStore:
+    """A store of `train` and `test` images a class, whose features lie around one random centre a class."""
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(classes, feature_dim))
+    labels = np.concatenate([np.repeat(np.arange(classes), n) for n in (train, test)])
+    n = len(labels)
+    features = centres[labels] + spread * generator.normal(size=(views, n, feature_dim))
+    arrays = {
+        "features": features.astype(dtype),
+        "labels": labels,
+        "image_index": np.concatenate([np.arange(classes * train), np.arange(classes * test)]),
+        "split": np.repeat(np.arange(2, dtype=np.uint8), [classes * train, classes * test]),
+        "image_sha256": generator.integers(256, size=(n, 32), dtype=np.uint8),
+    }
+    if thumbnails:
+        arrays["thumbnails"] = generator.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
+    names = [f"class{label}" for label in range(classes)]
+    identity = {
+        "data_set": {"pixels": {"train": str(seed), "test": ""}, "labels": {}, "class_names": names},
+        "backbone": {"name": "resnet18", "feature_dim": feature_dim},
+        "weights": {"sha256": "0" * 64, "random_seed": None},
+        "preprocessing": {"views": ["plain", "mirror", "third"][:views]},
+        "precision": "float32",
+    }
+    header = {
+        "identity": identity,
+        "class_names": names,
+        "superclass_names": [],
+        "class_superclass": [],
+        "provenance": {"request": {}},
+    }
+    write_store(path, header, arrays)
+    return FeatureStore.open(path)

@@ -1,0 +1,132 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from fabricate import make_store
+
+from common.errors import UserError
+from train.config import Config
+from train.loop import Progress, build_head, evaluate, learning_rate_factor, predict, train
+from train.task import prepare
+
+TINY = [
+    "head.width=16",
+    "head.layers=1",
+    "head.feed_forward=16",
+    "training.epochs=3",
+    "training.batch_size=16",
+    "training.learning_rate=0.003",
+    "training.warmup_epochs=0.5",
+]
+
+
+class Stopped(Exception):
+    pass
+
+
+def run(store, *overrides, progress=None, stop_after=None):
+    config = Config.load(None, [*TINY, *overrides])
+    task = prepare(store, config.data)
+    progress = progress or Progress()
+
+    def save(progress):
+        if len(progress.history) == stop_after:
+            raise Stopped
+
+    model = train(config, task, progress, save)
+    return model, task, progress
+
+
+def without_times(history):
+    return [{key: value for key, value in record.items() if key != "train_seconds"} for record in history]
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make_store(tmp_path / "s.h5")
+
+
+def test_it_learns_to_find_the_anomaly(store):
+    model, task, progress = run(store, "training.epochs=8")
+    assert evaluate(model, task, task.test, 100)["top1"] > 0.5
+    assert progress.history[-1]["train_loss"] < progress.history[0]["train_loss"]
+
+
+def test_with_shuffled_labels_there_is_nothing_to_learn(tmp_path):
+    store = make_store(tmp_path / "many.h5", classes=8, train=60, test=60)
+    model, task, _ = run(store, "data.shuffle_labels=true")
+    low, high = evaluate(model, task, task.test, 100)["top1_interval"]
+    assert low < 0.1 < high
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(store):
+    first, again, other = (run(store, f"training.seed={seed}") for seed in (3, 3, 4))
+    assert without_times(first[2].history) == without_times(again[2].history)
+    for key, value in first[0].state_dict().items():
+        assert torch.equal(value, again[0].state_dict()[key])
+    assert without_times(first[2].history) != without_times(other[2].history)
+
+
+def test_global_generators_are_neither_used_nor_moved(store):
+    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    run(store)
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+    assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_a_stopped_run_ends_equal_to_one_that_was_not(store, stop_after):
+    whole, _, expected = run(store)
+    progress = Progress()
+    with pytest.raises(Stopped):
+        run(store, progress=progress, stop_after=stop_after)
+    resumed, _, found = run(store, progress=progress)
+    assert without_times(found.history) == without_times(expected.history)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key])
+
+
+def test_the_best_epoch_on_validation_is_returned(store):
+    model, task, progress = run(store, "training.epochs=5")
+    best = max(record["val_top1"] for record in progress.history)
+    assert evaluate(model, task, task.val, 100)["top1"] == best
+
+
+def test_evaluation_averages_the_logits_of_the_views(tmp_path):
+    store = make_store(tmp_path / "views.h5", views=2)
+    config = Config.load(None, [*TINY, "data.views=all"])
+    task = prepare(store, config.data)
+    model = build_head(config, task.feature_dim)
+    each = [
+        predict(model, dataclasses.replace(task, features=task.features[view : view + 1]), task.test, 7)
+        for view in (0, 1)
+    ]
+    torch.testing.assert_close(predict(model, task, task.test, 60), (each[0] + each[1]) / 2)
+
+
+def test_standardised_features_come_from_the_training_images(store):
+    model, task, _ = run(store, "head.standardise=true")
+    mean, std = task.statistics()
+    assert torch.equal(model.standardise.mean, mean)
+    assert torch.equal(model.standardise.std, std)
+
+
+def test_bfloat16_learns_as_well(store):
+    model, task, _ = run(store, "training.precision=bfloat16", "training.epochs=8")
+    assert evaluate(model, task, task.test, 100)["top1"] > 0.5
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_advice(store):
+    with pytest.raises(UserError, match=r"not finite in epoch \d+: lower training.learning_rate"):
+        run(store, "training.learning_rate=1e30", "training.gradient_clip=1e30")
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    factors = [learning_rate_factor(step, 10, 100) for step in range(1, 101)]
+    assert factors[0] == 0.1
+    assert max(factors) == factors[9] == 1
+    assert factors[-1] == pytest.approx(0)
+    assert (np.diff(factors[9:]) < 0).all()
+    assert learning_rate_factor(1, 0, 1) == pytest.approx(0)
+    assert learning_rate_factor(5, 5, 5) == 1

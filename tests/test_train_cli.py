@@ -1,0 +1,195 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from fabricate import make_store
+
+from common.files import exclusive
+from train.cli import main
+from train.config import Config
+
+TINY = ["head.width=16", "head.layers=1", "head.feed_forward=16", "training.epochs=2", "training.batch_size=32"]
+SET = [part for setting in TINY for part in ("--set", setting)]
+
+
+def fit(*arguments, code=0):
+    result = CliRunner().invoke(main, ["fit", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+@pytest.fixture
+def store(tmp_path):
+    return make_store(tmp_path / "s.h5").path
+
+
+def test_a_run_folder_holds_all_that_was_promised(store, tmp_path):
+    run = tmp_path / "run"
+    result = fit("--store", store, "--run", run, *SET)
+    assert result.stdout.strip() == str(run)
+    names = {"config.toml", "metrics.jsonl", "checkpoint.pt", "report.json", "DONE"}
+    assert {file.name for file in run.iterdir()} == names | {"curves.png", "attention.png", "mistakes.png"}
+    report = json.loads((run / "report.json").read_text())
+    for split, n in (("val", 36), ("test", 60)):
+        measured = report[split]
+        assert measured["n"] == n
+        assert measured["top1_interval"][0] <= measured["top1"] <= measured["top1_interval"][1]
+        assert 0 <= measured["top1"] <= measured["top5"] <= 1
+        assert measured["loss"] > 0
+        assert 0 < measured["average_precision"] <= 1
+        assert len(measured["sets_sha256"]) == 64
+    assert report["parameters"] == sum(p.numel() for p in torch.load(run / "checkpoint.pt")["head"].values())
+    assert report["train_sets_per_second"] > 0
+    assert report["store"]["identity_sha256"]
+    assert report["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert report["hardware"]["device"] == "cpu"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_config_in_the_run_folder_makes_the_same_run(store, tmp_path):
+    fit("--store", store, "--run", tmp_path / "a", *SET, "--seed", 5)
+    fit("--store", store, "--run", tmp_path / "b", "--config", tmp_path / "a/config.toml")
+    a, b = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
+    assert a["test"] == b["test"]
+    assert a["seed"] == 5
+
+
+def test_every_option_reaches_the_config(store, tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text("[head]\nheads = 2\n")
+    options = ["--config", config, *SET, "--classes", "class0,class2", "--seed", 9, "--device", "cpu"]
+    fit("--store", store, "--run", tmp_path / "run", *options)
+    used = Config.load(tmp_path / "run/config.toml")
+    assert used.head.heads == 2
+    assert used.head.width == 16
+    assert used.data.classes == ("class0", "class2")
+    assert used.training.seed == 9
+    assert used.training.device == "cpu"
+
+
+def test_a_complete_run_is_reported_not_repeated(store, tmp_path):
+    fit("--store", store, "--run", tmp_path / "run", *SET)
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
+    result = fit("--store", store, "--run", tmp_path / "run", *SET)
+    assert result.stderr.startswith("complete: ")
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
+
+
+def test_each_experiment_gets_a_folder_of_its_own(store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = {fit("--store", store, *SET, "--seed", seed).stdout for seed in (0, 1, 1)}
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--seed", 1], "begun with another config (training.seed was 0, now 1)"),
+        (["--set", "data.set_size=5"], "data.set_size was 10, now 5"),
+    ],
+)
+def test_a_run_is_not_continued_with_another_config(store, tmp_path, extra, message):
+    fit("--store", store, "--run", tmp_path / "run", *SET)
+    assert message in fit("--store", store, "--run", tmp_path / "run", *SET, *extra, code=2).output
+
+
+def test_a_run_is_not_continued_with_another_store(store, tmp_path):
+    fit("--store", store, "--run", tmp_path / "run", *SET)
+    other = make_store(tmp_path / "other.h5", seed=1).path
+    assert "another feature store" in fit("--store", other, "--run", tmp_path / "run", *SET, code=2).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "head.widht=3"], 'did you mean "head.width"'),
+        (["--set", "data.set_size=40"], "class 0 has 30 images"),
+        (["--classes", "class0,clas1"], 'did you mean "class'),
+        (["--config", "missing.toml"], "cannot read the config missing.toml"),
+        (["--device", "cuda:77"], 'there is no device "cuda:77"'),
+    ],
+)
+def test_a_mistake_gets_one_sentence(store, tmp_path, arguments, message):
+    result = fit("--store", store, "--run", tmp_path / "run", *arguments, code=2)
+    assert message in result.output
+    assert not (tmp_path / "run/report.json").exists()
+
+
+def test_stores_that_cannot_be_used_are_refused(tmp_path):
+    assert "there is no feature store" in fit("--store", tmp_path / "no.h5", code=2).output
+    (tmp_path / "text.h5").write_text("hello")
+    assert "not an HDF5 file" in fit("--store", tmp_path / "text.h5", code=2).output
+    store = make_store(tmp_path / "cut.h5").path
+    os.truncate(store, store.stat().st_size // 2)
+    assert "truncated" in fit("--store", store, code=2).output
+
+
+def test_a_damaged_checkpoint_is_named(store, tmp_path):
+    fit("--store", store, "--run", tmp_path / "run", *SET)
+    checkpoint = tmp_path / "run/checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert (
+        f"{checkpoint} is not a readable checkpoint" in fit("--store", store, "--run", tmp_path / "run", code=2).output
+    )
+
+
+def test_a_run_that_cannot_be_written_is_refused(store, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in fit("--store", store, "--run", tmp_path / "file/run", *SET, code=2).output
+
+
+def test_two_processes_do_not_write_one_run(store, tmp_path):
+    with exclusive(tmp_path / "run", "held"):
+        assert "another process is writing" in fit("--store", store, "--run", tmp_path / "run", *SET, code=2).output
+
+
+def test_help_answers_without_torch():
+    heavy = {"torch", "h5py", "sklearn", "matplotlib"}
+    code = f"import sys, train.cli, extract.cli; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_a_killed_run_ends_equal_to_one_that_was_not(store, tmp_path):
+    command = [sys.executable, "-m", "train", "fit", "--store", str(store), *SET, "--set", "training.epochs=40"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for epochs in (1, 15):
+        process = subprocess.Popen([*command, "--run", str(tmp_path / "killed")], env=environment)
+        wait_for_epochs(tmp_path / "killed/metrics.jsonl", epochs, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    for name in ("killed", "whole"):
+        subprocess.run([*command, "--run", str(tmp_path / name)], env=environment, check=True)
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+    reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("killed", "whole")]
+    assert reports[0]["test"] == reports[1]["test"]
+    heads = [torch.load(tmp_path / name / "checkpoint.pt")["head"] for name in ("killed", "whole")]
+    assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
+    assert not list((tmp_path / "killed").glob(".*"))
+
+
+def wait_for_epochs(path, epochs, process):
+    deadline = time.monotonic() + 60
+    while not path.exists() or len(path.read_text().splitlines()) < epochs:
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def metrics(run):
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "train_seconds"} for record in records]
+
+
+@pytest.mark.parametrize("config", sorted(Path("experiments").glob("*/config.toml")), ids=str)
+def test_the_configs_of_the_experiments_load(config):
+    assert tomllib.loads(config.read_text())
+    Config.load(config)
