@@ -4,10 +4,13 @@ The partial folder holds one raw file per array and a journal. HDF5 is not open 
 process leaves nothing half-written inside it; the final file appears by a rename.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,7 @@ class StoreWriter:
         plan_file = self.folder / "plan.json"
         if plan_file.is_file() and plan_file.read_text() == plan:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.iterdir():
             leftover.unlink()
         needed = sum(_bytes_of(dtype, shape) for dtype, shape in layout.values())
@@ -113,13 +117,29 @@ def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarr
 
     blocks = {name: block_digests(array) for name, array in arrays.items()}
     text = canonical_json({**header, "block_bytes": BLOCK_BYTES, "blocks": blocks})
-    with atomic_path(target) as temporary, h5py.File(temporary, "w", libver=("v108", "v108")) as file:
+    with (
+        atomic_path(target) as temporary,
+        _system_errors(),
+        h5py.File(temporary, "w", libver=("v108", "v108")) as file,
+    ):
         file.attrs["format"] = FORMAT
         file.attrs["format_version"] = VERSION
         file.attrs["header_sha256"] = sha256_text(text)
         file.create_dataset("header", data=np.bytes_(text.encode()))
         for name, array in arrays.items():
             file.create_dataset(name, data=array)
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """Raise the OSError that HDF5 reports in the words of its own errors: "… errno = 28 …"."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = re.search(r"errno = (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error)) from error
 
 
 def _rows(name: str, array: np.ndarray, start: int, stop: int) -> np.ndarray:

@@ -1,0 +1,137 @@
+import pickle
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from fabricate import make_store
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.errors import UserError
+from common.store import DamagedStore, FeatureStore, ForeignStore, NewerStore
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    views=st.integers(1, 3),
+    feature_dim=st.integers(1, 40),
+    dtype=st.sampled_from(["<f4", "<f2"]),
+    seed=st.integers(0, 1000),
+)
+def test_what_is_written_is_read(tmp_path, views, feature_dim, dtype, seed):
+    path = tmp_path / "s.h5"
+    store = make_store(path, classes=3, train=5, test=4, views=views, feature_dim=feature_dim, dtype=dtype, seed=seed)
+    with h5py.File(path) as file:
+        for name in ("features", "labels", "split", "thumbnails"):
+            assert (getattr(store, name) == file[name][()]).all()
+            assert getattr(store, name).dtype == file[name].dtype
+    assert store.features.shape == (views, 27, feature_dim)
+    assert store.feature_dim == feature_dim
+    assert len(store.views) == views
+    store.verify()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_bit_in_any_array_is_found_and_named(tmp_path, data):
+    path = tmp_path / "s.h5"
+    store = make_store(path)
+    name = data.draw(st.sampled_from(sorted(store.places)))
+    place = store.places[name]
+    size = int(np.prod(place.shape)) * np.dtype(place.dtype).itemsize
+    content = bytearray(path.read_bytes())
+    content[place.offset + data.draw(st.integers(0, size - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    with pytest.raises(DamagedStore, match=f"block 0 of /{name}"):
+        FeatureStore.open(path).verify()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(part=st.floats(0, 0.999))
+def test_a_truncated_file_is_refused_when_it_is_opened(tmp_path, part):
+    path = make_store(tmp_path / "s.h5").path
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises((DamagedStore, ForeignStore), match=r"extract it again|not an HDF5 file"):
+        FeatureStore.open(path)
+
+
+def test_rows_may_be_unsorted_and_repeated(tmp_path):
+    store = make_store(tmp_path / "s.h5")
+    rows = np.array([[7, 3], [3, 100]])
+    with h5py.File(store.path) as file:
+        assert (store.features[0][rows] == file["features"][()][0][rows]).all()
+
+
+def test_writing_to_the_map_leaves_the_file_alone(tmp_path):
+    store = make_store(tmp_path / "s.h5")
+    before = store.path.read_bytes()
+    store.features[:] = 0
+    assert store.path.read_bytes() == before
+
+
+def test_it_pickles_as_its_path(tmp_path):
+    store = make_store(tmp_path / "s.h5")
+    assert store.features is not None  # mapped before, so that the map could come along
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 500
+    assert (pickle.loads(pickled).features == store.features).all()
+
+
+def test_splits_part_the_rows(tmp_path):
+    store = make_store(tmp_path / "s.h5", classes=2, train=5, test=3)
+    assert store.rows_of("train").tolist() == list(range(10))
+    assert store.rows_of("test").tolist() == list(range(10, 16))
+
+
+def test_thumbnails_may_be_absent(tmp_path):
+    assert make_store(tmp_path / "s.h5", thumbnails=False).thumbnails is None
+
+
+def test_equal_identities_have_equal_digests_and_others_not(tmp_path):
+    first, again, other = (make_store(tmp_path / f"{i}.h5", seed=seed) for i, seed in enumerate((0, 0, 1)))
+    assert first.identity_sha256 == again.identity_sha256 != other.identity_sha256
+    assert first.path.read_bytes() == again.path.read_bytes()
+
+
+def edited(path: Path, edit) -> Path:
+    with h5py.File(path, "r+") as file:
+        edit(file)
+    return path
+
+
+def replaced(name, array, **options):
+    def edit(file):
+        del file[name]
+        file.create_dataset(name, data=array, **options)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "error", "message"),
+    [
+        (lambda f: f.attrs.__setitem__("format", "other"), ForeignStore, 'attribute "format"'),
+        (lambda f: f.attrs.__delitem__("format"), ForeignStore, 'attribute "format"'),
+        (lambda f: f.attrs.__setitem__("format_version", 2), NewerStore, "format version 2, this code reads up to 1"),
+        (lambda f: f.attrs.__setitem__("header_sha256", "0"), DamagedStore, "does not match its seal"),
+        (lambda f: f.__delitem__("labels"), DamagedStore, "labels"),
+        (replaced("features", np.zeros((1, 180, 16))), DamagedStore, r"/features must be \(V, N, D\)"),
+        (replaced("features", np.zeros((180, 16), "<f4")), DamagedStore, r"/features must be \(V, N, D\)"),
+        (replaced("features", np.zeros((2, 180, 16), "<f4")), DamagedStore, "V=2 but the header names 1"),
+        (replaced("labels", np.zeros(180, "<i4")), DamagedStore, "/labels must be <i8 with N=180"),
+        (replaced("split", np.zeros(179, "u1")), DamagedStore, r"/split must be \|u1 with N=180"),
+        (replaced("labels", np.zeros(180, "<i8"), chunks=(10,)), DamagedStore, "/labels must be contiguous"),
+    ],
+)
+def test_what_is_not_such_a_store_is_refused_with_the_reason(tmp_path, edit, error, message):
+    path = edited(make_store(tmp_path / "s.h5").path, edit)
+    with pytest.raises(error, match=message) as caught:
+        FeatureStore.open(path)
+    assert str(path) in caught.value.message
+
+
+def test_a_missing_store_says_how_to_make_it(tmp_path):
+    with pytest.raises(UserError, match="make it with `make features`"):
+        FeatureStore.open(tmp_path / "none.h5")
