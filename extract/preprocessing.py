@@ -19,6 +19,7 @@ MAX_RUN_PIXELS = 1 << 24  # images stacked at once: 16 Mpixel, so that photograp
 class Preprocessing:
     """Resize the shorter side to `image_size` pixels, crop the centre square, scale to [0, 1], normalise per channel.
 
+    The result is that of torchvision's Resize, CenterCrop, ToTensor and Normalize on a tensor.
     `views` are fixed, named transformations of the decoded image, made before the resize; view 0 is "plain".
     """
 
@@ -50,10 +51,9 @@ class Preprocessing:
     def _resized(self, pixels: Tensor) -> Tensor:
         size = self.image_size
         height, width = pixels.shape[-2:]
-        scale = size / min(height, width)
-        target = (max(size, round(height * scale)), max(size, round(width * scale)))
+        target = (size * height // min(height, width), size * width // min(height, width))
         resized = functional.interpolate(pixels.float(), target, mode="bilinear", antialias=True)
-        top, left = (target[0] - size) // 2, (target[1] - size) // 2
+        top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
         return resized[..., top : top + size, left : left + size]
 
 

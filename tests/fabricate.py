@@ -1,8 +1,9 @@
-"""Feature stores made up in memory: clusters of points, one a class."""
+"""What tests are made of: feature stores with a cluster a class, and folders of noisy images."""
 
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from common.store import FeatureStore
 from common.store_writer import write_store
@@ -53,3 +54,18 @@ def make_store(
     }
     write_store(path, header, arrays)
     return FeatureStore.open(path)
+
+
+def make_images(
+    root: Path, *, classes: int = 3, train: int = 12, test: int = 10, size: int = 16, seed: int = 0
+) -> Path:
+    """An image folder: `train/` and `test/` with folders class0 … of noisy PNGs."""
+    generator = np.random.default_rng(seed)
+    for split, n in (("train", train), ("test", test)):
+        for label in range(classes):
+            folder = root / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(n):
+                pixels = generator.integers(256, size=(size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+    return root

@@ -1,0 +1,150 @@
+import hashlib
+import urllib.error
+
+import pytest
+import torch
+import torchvision
+
+from common.errors import UserError
+from extract.backbones import load_backbone
+
+
+@pytest.fixture(scope="module")
+def resnet():
+    return load_backbone("resnet18", "random", 0, 32)
+
+
+def images(n=2, size=32):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "feature_dim"),
+    [("resnet18", 512), ("mobilenet_v3_small", 1024), ("squeezenet1_0", 512), ("shufflenet_v2_x0_5", 1024)],
+)
+def test_the_feature_dim_of_any_classification_model_is_found(name, feature_dim):
+    backbone = load_backbone(name, "random", 0, 64)
+    assert backbone.feature_dim == feature_dim
+    assert backbone.features(images(size=64)).shape == (2, feature_dim)
+
+
+def test_the_features_are_what_the_classifier_gets(resnet):
+    reference = torchvision.models.resnet18()
+    state = {**reference.state_dict(), **resnet.module.state_dict()}
+    reference.load_state_dict(state)
+    seen = []
+    reference.fc.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        reference.eval()(images())
+    torch.testing.assert_close(resnet.features(images()), seen[0], rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_means_frozen(resnet):
+    before = {key: value.clone() for key, value in resnet.module.state_dict().items()}
+    features = resnet.features(images(8))
+    assert not features.requires_grad
+    assert not any(module.training for module in resnet.module.modules())
+    assert not any(parameter.requires_grad for parameter in resnet.module.parameters())
+    after = resnet.module.state_dict()
+    assert any("running_var" in key for key in after)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_random_weights_come_from_their_seed_and_leave_the_global_generator(resnet):
+    state = torch.random.get_rng_state()
+    again, other = load_backbone("resnet18", "random", 0, 32), load_backbone("resnet18", "random", 1, 32)
+    assert resnet.weights_sha256 == again.weights_sha256 != other.weights_sha256
+    assert again.random_seed == 0
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_weights_of_a_file_are_loaded_and_digested(tmp_path):
+    path = tmp_path / "w.pth"
+    state = torchvision.models.resnet18().state_dict()
+    torch.save({key: value for key, value in state.items() if "num_batches" not in key}, path)
+    backbone = load_backbone("resnet18", str(path), 0, 32)
+    assert torch.equal(backbone.module.state_dict()["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
+    assert backbone.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert backbone.random_seed is None
+
+
+class Dangerous:
+    def __reduce__(self):
+        return print, ("this must not run",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not weights", "is not a readable state dict, or is truncated"),
+        ("truncated", "is not a readable state dict, or is truncated"),
+        (Dangerous(), "is not a readable state dict"),
+        ([1, 2], "is not a state dict"),
+        ({"a": 1}, "is not a state dict"),
+        (torchvision.models.resnet34, "weights of another architecture than resnet18"),
+        (None, "there are no weights at"),
+    ],
+)
+def test_weights_that_do_not_suit_are_refused(tmp_path, capsys, content, message):
+    path = tmp_path / "w.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content == "truncated":
+        torch.save(torchvision.models.resnet18().state_dict(), path)
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif content is not None:
+        torch.save(content().state_dict() if callable(content) else content, path)
+    with pytest.raises(UserError, match=message) as caught:
+        load_backbone("resnet18", str(path), 0, 32)
+    assert str(path) in caught.value.message
+    assert "\n" not in caught.value.message
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_a_misspelt_backbone_is_named():
+    with pytest.raises(UserError, match='unknown backbone "resnet81": did you mean'):
+        load_backbone("resnet81", "random", 0, 32)
+
+
+def test_a_size_that_the_network_does_not_take_is_an_error():
+    with pytest.raises(UserError, match="vit_b_32 does not take images of 64×64"):
+        load_backbone("vit_b_32", "random", 0, 64)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """torchvision's weights of resnet18, faked: a file whose name carries its digest, and an empty cache."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    path = tmp_path / "weights.pth"
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    named = tmp_path / f"resnet18-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth"
+    path.rename(named)
+    weights = torchvision.models.ResNet18_Weights.DEFAULT
+    object.__setattr__(weights.value, "url", named.as_uri())
+    yield named
+    object.__setattr__(weights.value, "url", "https://download.pytorch.org/models/resnet18-f37072fd.pth")
+
+
+def test_imagenet_weights_are_downloaded_once_and_checked_always(server, tmp_path):
+    first = load_backbone("resnet18", "torchvision", 0, 32)
+    server.unlink()
+    again = load_backbone("resnet18", "torchvision", 0, 32)
+    assert first.weights_sha256 == again.weights_sha256
+    cached = tmp_path / "hub/checkpoints" / server.name
+    cached.write_bytes(cached.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{cached} is damaged"):
+        load_backbone("resnet18", "torchvision", 0, 32)
+
+
+def test_without_a_network_the_weights_can_be_put_there_by_hand(server, tmp_path, monkeypatch):
+    def no_network(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    place = tmp_path / "hub/checkpoints" / server.name
+    with pytest.raises(UserError) as caught:
+        load_backbone("resnet18", "torchvision", 0, 32)
+    assert server.as_uri() in caught.value.message
+    assert str(place) in caught.value.message
+    server.rename(place)
+    assert load_backbone("resnet18", "torchvision", 0, 32).feature_dim == 512

@@ -1,0 +1,191 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from click.testing import CliRunner
+from fabricate import make_images, make_store
+
+from common.store import FeatureStore
+from common.store_writer import partial_folder, read_progress
+from extract.cli import main
+
+SMALL = ["--weights", "random", "--image-size", "32"]
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def features(root, store, *options, code=0):
+    return run("features", "--dataset", "imagefolder", "--root", root, "--store", store, *SMALL, *options, code=code)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_images(tmp_path / "images")
+
+
+def test_it_prints_the_path_of_the_store_alone_on_stdout(root, tmp_path):
+    result = features(root, tmp_path / "s.h5")
+    assert result.stdout == f"{tmp_path / 's.h5'}\n"
+    assert "RANDOM weights (seed 0)" in result.stderr
+
+
+def test_the_second_call_is_up_to_date_without_torch(root, tmp_path):
+    features(root, tmp_path / "s.h5")
+    before = (tmp_path / "s.h5").stat()
+    code = "import sys; from extract.cli import main; main(standalone_mode=False); print('torch' in sys.modules)"
+    command = ["features", "--dataset", "imagefolder", "--root", root, "--store", tmp_path / "s.h5", *SMALL]
+    result = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+    assert "up to date" in result.stderr
+    assert result.stdout.split() == [str(tmp_path / "s.h5"), "False"]
+    assert (tmp_path / "s.h5").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_the_name_of_a_store_tells_what_was_asked_for(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("features", "--dataset", "imagefolder", "--root", root, *SMALL, "--views", "plain,mirror")
+    assert result.stdout.strip() == "data/features/imagefolder-images-resnet18-random0-32-plain+mirror.h5"
+
+
+def test_every_option_reaches_the_store(root, tmp_path):
+    weights = tmp_path / "w.pth"
+    import torchvision
+
+    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), weights)
+    options = ["--backbone", "mobilenet_v3_small", "--weights", weights, "--views", "plain,mirror", "--image-size", 40]
+    options += ["--precision", "bfloat16", "--batch-size", 9, "--device", "cpu"]
+    features(root, tmp_path / "s.h5", *options)
+    header = FeatureStore.open(tmp_path / "s.h5").header
+    identity, provenance = header["identity"], header["provenance"]
+    assert identity["backbone"] == {"name": "mobilenet_v3_small", "feature_dim": 1024}
+    assert identity["weights"] == {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "random_seed": None}
+    assert identity["preprocessing"]["image_size"] == 40
+    assert identity["preprocessing"]["views"] == ["plain", "mirror"]
+    assert identity["precision"] == "bfloat16"
+    assert provenance["batch_size"] == 9
+    assert provenance["device"] == "cpu"
+    assert provenance["data_set"] == str(root)
+    features(root, tmp_path / "seed.h5", "--weights-seed", 7)
+    assert FeatureStore.open(tmp_path / "seed.h5").identity["weights"]["random_seed"] == 7
+
+
+def test_a_store_of_something_else_is_kept_unless_it_may_be_overwritten(root, tmp_path):
+    store = tmp_path / "s.h5"
+    features(root, store)
+    content = store.read_bytes()
+    refused = features(root, store, "--weights-seed", 1, code=2)
+    assert "holds features of something else (other weights)" in refused.output
+    assert store.read_bytes() == content
+    features(root, store, "--weights-seed", 1, "--overwrite")
+    assert FeatureStore.open(store).identity["weights"]["random_seed"] == 1
+
+
+def test_files_that_were_only_touched_are_recognised_by_their_pixels(root, tmp_path):
+    features(root, tmp_path / "s.h5")
+    (root / "train/class0/000.png").touch()
+    assert "their pixels are the same" in features(root, tmp_path / "s.h5").stderr
+
+
+def test_a_changed_image_is_noticed(root, tmp_path):
+    features(root, tmp_path / "s.h5")
+    (root / "train/class0/000.png").write_bytes((root / "train/class0/001.png").read_bytes())
+    assert "other data_set" in features(root, tmp_path / "s.h5", code=2).output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset", "imagefolder"], "needs --root"),
+        (["--dataset", "imagefolder", "--root", "nowhere"], "there is no image folder at nowhere"),
+        (["--dataset", "digits", "--backbone", "resnet81"], "did you mean"),
+        (["--dataset", "digits", "--views", "mirror"], 'must begin with "plain"'),
+        (["--dataset", "digits", "--weights", "missing.pth"], "there are no weights at missing.pth"),
+        (["--dataset", "digits", "--device", "cuda:77"], 'there is no device "cuda:77"'),
+        (["--dataset", "digits", "--store", "/proc/x/s.h5"], "cannot write /proc/x"),
+        (["--dataset", "nothing"], "is not one of"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in run("features", *SMALL, *options, code=2).output
+    assert list(tmp_path.rglob("*.h5")) == []
+
+
+def test_a_file_that_is_no_store_is_not_replaced(root, tmp_path):
+    (tmp_path / "s.h5").write_text("precious")
+    assert "not an HDF5 file" in features(root, tmp_path / "s.h5", code=2).output
+    assert (tmp_path / "s.h5").read_text() == "precious"
+
+
+def status(path):
+    result = CliRunner().invoke(main, ["status", str(path)])
+    assert result.exit_code == (0 if result.output.startswith("complete") else 1)
+    return result.output.partition(":")[0]
+
+
+def test_status_has_a_word_for_every_file(tmp_path):
+    assert status(tmp_path / "s.h5") == "missing"
+    store = make_store(tmp_path / "s.h5")
+    assert status(store.path) == "complete"
+    (tmp_path / "text.h5").write_text("hello")
+    assert status(tmp_path / "text.h5") == "foreign"
+    newer = make_store(tmp_path / "newer.h5").path
+    with h5py.File(newer, "r+") as file:
+        file.attrs["format_version"] = 9
+    assert status(newer) == "newer"
+    os.truncate(store.path, store.path.stat().st_size // 2)
+    assert status(store.path) == "damaged"
+
+
+def test_info_is_json_and_verify_reads_every_byte(tmp_path):
+    store = make_store(tmp_path / "s.h5")
+    info = json.loads(run("info", store.path).stdout)
+    assert info["identity"] == store.identity
+    assert info["arrays"]["features"] == "<f4 [1, 180, 16]"
+    assert run("verify", store.path).stdout.startswith("sound: ")
+    content = bytearray(store.path.read_bytes())
+    content[store.places["thumbnails"].offset] ^= 1
+    store.path.write_bytes(content)
+    assert "block 0 of /thumbnails" in run("verify", store.path, code=2).output
+
+
+def test_kill_9_at_any_moment_loses_nothing(tmp_path):
+    root = make_images(tmp_path / "images", classes=4, train=60, test=40)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(store):
+        options = ["--dataset", "imagefolder", "--root", root, "--store", store, *SMALL, "--batch-size", 4]
+        return [sys.executable, "-m", "extract", "features", *map(str, options)]
+
+    killed, whole = tmp_path / "killed.h5", tmp_path / "whole.h5"
+    for rows in (4, 100, 300):
+        process = subprocess.Popen(command(killed), env=environment, stderr=subprocess.DEVNULL)
+        wait_for_rows(killed, rows, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert status(killed) == "partial"
+        assert read_progress(killed)[0] >= rows
+    for store in (killed, whole):
+        subprocess.run(command(store), env=environment, check=True, capture_output=True)
+    assert killed.read_bytes() == whole.read_bytes()
+    assert not partial_folder(killed).exists()
+
+
+def wait_for_rows(store: Path, rows: int, process):
+    deadline = time.monotonic() + 60
+    while (read_progress(store) or (0, 0))[0] < rows:
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
