@@ -141,7 +141,10 @@ class Dropout(nn.Module):
             return x
         if self.generator is None:
             raise RuntimeError("dropout needs a generator: call seed_dropout first")
-        draws = torch.empty(x.shape, dtype=torch.uint8, device=x.device).random_(generator=self.generator)
+        # Eight bytes a draw: with one, the draws would take a seventh of the training time
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
+        words.random_(-(2**63), None, generator=self.generator)
+        draws = words.view(torch.uint8)[: x.numel()].view(x.shape)
         return x * (draws >= self.dropped).to(x.dtype).mul_(256 / (256 - self.dropped))
 
 
