@@ -16,6 +16,9 @@ try:
 except ImportError:  # Windows: no advisory locks, everything else works
     fcntl = None  # type: ignore[assignment]
 
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+UNWRITABLE = {getattr(errno, name) for name in "EACCES EPERM EROFS ENOTDIR EISDIR EEXIST ENOENT".split()}
+
 
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value (sorted keys, no spaces), so that equal values have equal digests."""
@@ -39,17 +42,9 @@ def writing_to(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise UserError(f"no space left for {target}: free some and run the same command again") from error
-        if error.errno in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.EISDIR,
-            errno.EEXIST,
-            errno.ENOENT,
-        ):
+        if error.errno in UNWRITABLE:
             reason = os.strerror(error.errno).lower()
             raise UserError(f"cannot write {target} ({reason}): choose a path that is writable") from error
         raise

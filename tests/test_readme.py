@@ -1,0 +1,78 @@
+"""The README tells the truth: its commands run, its files exist, its numbers come from the reports beside it."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fabricate import make_images
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line]
+PYTHON = [line for line in COMMANDS if line.startswith("python -m")]
+MAKE = [line for line in COMMANDS if line.startswith("make")]
+
+
+def test_there_are_commands_and_nothing_but_known_ones():
+    assert PYTHON
+    assert MAKE
+    known = ("make", "python -m", "git clone", "cd ")
+    assert [line for line in COMMANDS if not line.startswith(known)] == []
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_knows_its_targets_and_variables(command):
+    arguments = shlex.split(command.partition("#")[0])[1:]
+    makefile = (ROOT / "Makefile").read_text()
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if equals:
+            assert re.search(rf"^{name} \?=", makefile, re.M), f"make does not know {name}="
+            if name == "CONFIG":
+                assert (ROOT / value).is_file()
+        else:
+            assert re.search(rf"^{name}:", makefile, re.M), f"make does not know {name}"
+    dry_run = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert dry_run.returncode == 0, dry_run.stderr
+
+
+def test_the_python_commands_run_one_after_the_other(tmp_path):
+    make_images(tmp_path / "path/to/images", classes=3, train=30, test=12)
+    for line in PYTHON:
+        command = shlex.split(line.partition("#")[0])
+        command[0] = sys.executable
+        if command[2:4] == ["extract", "features"]:  # ImageNet's weights are not here, and 224 pixels take long
+            command += ["--weights", "random", "--image-size", "32"]
+        if command[2:4] == ["train", "fit"]:
+            command += ["--set", "training.epochs=1"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, f"{line}\n{result.stderr}"
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_the_results_are_those_of_the_reports():
+    rows = re.findall(r"^\| \[(\S+)\]\((experiments/\S+/report\S*\.json)\) \|(.*)\|$", README, re.M)
+    assert len(rows) >= 3
+    for _, file, cells in rows:
+        report = json.loads((ROOT / file).read_text())
+        test = report["test"]
+        low, high = test["top1_interval"]
+        expected = [
+            f"{report['classes']}",
+            f"{report['seed']}",
+            f"**{100 * test['top1']:.2f} %**",
+            f"{100 * low:.2f} – {100 * high:.2f}",
+            f"{100 * test['top5']:.2f} %",
+            f"{test['average_precision']:.4f}",
+            f"{test['n']:,}",
+            f"{report['train_seconds'] / 60:.1f} min",
+        ]
+        assert [cell.strip() for cell in cells.split("|")] == expected
