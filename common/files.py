@@ -17,7 +17,15 @@ except ImportError:  # Windows: no advisory locks, everything else works
     fcntl = None  # type: ignore[assignment]
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-UNWRITABLE = {getattr(errno, name) for name in "EACCES EPERM EROFS ENOTDIR EISDIR EEXIST ENOENT".split()}
+UNWRITABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOENT,
+}
 
 
 def canonical_json(value: Any) -> str:
