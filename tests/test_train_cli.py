@@ -177,7 +177,7 @@ def test_a_killed_run_ends_equal_to_one_that_was_not(store, tmp_path):
 
 
 def wait_for_epochs(path, epochs, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not path.exists() or len(path.read_text().splitlines()) < epochs:
         assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline
