@@ -10,6 +10,7 @@ IMAGE_SIZE ?= 224
 DEVICE ?= auto
 CONFIG ?=
 SEED ?=
+SET ?=
 RUN ?=
 
 VENV := .venv
@@ -19,7 +20,7 @@ PY := $(VENV)/bin/python
 FEATURES = $(PY) -m extract features --dataset "$(DATASET)" $(if $(ROOT),--root "$(ROOT)") --weights "$(WEIGHTS)" \
 	--backbone "$(BACKBONE)" --image-size "$(IMAGE_SIZE)" --device "$(DEVICE)"
 FIT = $(PY) -m train fit $(if $(CONFIG),--config "$(CONFIG)") $(if $(SEED),--seed "$(SEED)") \
-	$(if $(RUN),--run "$(RUN)") --device "$(DEVICE)"
+	$(foreach pair,$(SET),--set "$(pair)") $(if $(RUN),--run "$(RUN)") --device "$(DEVICE)"
 
 .DEFAULT_GOAL := help
 .PHONY: help demo features train test check format
@@ -34,7 +35,7 @@ demo: $(READY)  ## the whole pipeline on bundled digits, offline, in a minute or
 features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBONE= IMAGE_SIZE= DEVICE=)
 	@$(FEATURES)
 
-train: $(READY)  ## feature store → trained head, report, plots (CONFIG= SEED= RUN=, and those of features)
+train: $(READY)  ## feature store → trained head, report, plots (CONFIG= SEED= SET= RUN=, and those of features)
 	@store=$$($(FEATURES)) && $(FIT) --store "$$store"
 
 test: $(READY)  ## all fast tests (PIP_ARGS= is passed to pip when .venv is made)
