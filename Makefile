@@ -7,6 +7,8 @@ ROOT ?=
 WEIGHTS ?= torchvision
 BACKBONE ?= resnet18
 IMAGE_SIZE ?= 224
+PRECISION ?= float32
+ENGINE ?= auto
 DEVICE ?= auto
 CONFIG ?=
 SEED ?=
@@ -18,7 +20,8 @@ READY := $(VENV)/.ready
 PY := $(VENV)/bin/python
 
 FEATURES = $(PY) -m extract features --dataset "$(DATASET)" $(if $(ROOT),--root "$(ROOT)") --weights "$(WEIGHTS)" \
-	--backbone "$(BACKBONE)" --image-size "$(IMAGE_SIZE)" --device "$(DEVICE)"
+	--backbone "$(BACKBONE)" --image-size "$(IMAGE_SIZE)" --precision "$(PRECISION)" \
+	--engine "$(ENGINE)" --device "$(DEVICE)"
 FIT = $(PY) -m train fit $(if $(CONFIG),--config "$(CONFIG)") $(if $(SEED),--seed "$(SEED)") \
 	$(foreach pair,$(SET),--set "$(pair)") $(if $(RUN),--run "$(RUN)") --device "$(DEVICE)"
 
@@ -32,7 +35,7 @@ demo: $(READY)  ## the whole pipeline on bundled digits, offline, in a minute or
 	@store=$$($(PY) -m extract features --dataset digits --weights random --image-size 64) && \
 		$(PY) -m train fit --store "$$store" --config experiments/demo/config.toml
 
-features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBONE= IMAGE_SIZE= DEVICE=)
+features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBONE= IMAGE_SIZE= PRECISION= ENGINE= DEVICE=)
 	@$(FEATURES)
 
 train: $(READY)  ## feature store → trained head, report, plots (CONFIG= SEED= SET= RUN=, and those of features)
@@ -54,5 +57,5 @@ format: $(READY)  ## rewrite the code in the project's format
 $(READY): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev,fast]'
 	@touch $@

@@ -30,12 +30,20 @@ def partial_folder(store: Path) -> Path:
 
 def read_progress(store: Path) -> tuple[int, int] | None:
     """The rows (written, N) of a store under way, or None when none is."""
-    try:
-        _, plan, _ = json.loads((partial_folder(store) / "plan.json").read_text())
-    except (OSError, ValueError):
+    plan = read_plan(store)
+    if not plan:
         return None
     entries = _journal_entries(partial_folder(store) / "journal.jsonl")
     return sum(entry["stop"] - entry["start"] for entry in entries), plan["n"]
+
+
+def read_plan(store: Path) -> dict[str, Any]:
+    """The plan of a store under way, or {} when none is."""
+    try:
+        _, plan, _ = json.loads((partial_folder(store) / "plan.json").read_text())
+        return plan
+    except (OSError, ValueError):
+        return {}
 
 
 class StoreWriter:

@@ -1,30 +1,40 @@
 """The way of the images: read → preprocess → frozen backbone → feature store, each image once, resumable by batch."""
 
+import contextlib
 import hashlib
 import itertools
-import queue
-import threading
-from collections.abc import Iterator
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from common.files import exclusive, sha256_text
 from common.machine import versions
 from common.store import SPLITS, FeatureStore, check_features, identity_digest
-from common.store_writer import StoreWriter, partial_folder
+from common.store_writer import StoreWriter, partial_folder, read_plan
 from extract.backbones import Backbone
+from extract.choice import PER_CLASS, EngineChoice
+from extract.engines import Engine
 from extract.preprocessing import Preprocessing
 from extract.sources import ImageSource, pixel_digest
 
 STORED_AS = {"float32": "<f4", "bfloat16": "<f2"}  # half precision has room for every digit that bfloat16 gives
 THUMBNAIL = 32  # pixels
 PREFETCHED = 2  # batches
+STAGES = ("reading", "network", "writing")
+SAMPLED_CLASSES = 16
+MIN_GAIN = 20  # choosing an engine takes as long as a few passes of its sample: fewer images are not worth it
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class Extraction:
     request: dict[str, Any]
     batch_size: int
     device: torch.device
+    engine: str = "auto"
 
     def run(self, target: Path) -> FeatureStore:
         """Make the store at `target`, or go on with one that was interrupted, and return it.
@@ -80,49 +91,65 @@ class Extraction:
             "image_sha256": ("|u1", (n, 32)),
             "thumbnails": ("|u1", (n, THUMBNAIL, THUMBNAIL, 3)),
         }
-        # Batches of another size, device or library may differ in the last digits: a resumed file must not
+        engine, environment = self._engine(target)
+        # Batches of another size, engine, device or library may differ in the last digits: a resumed file must not
         plan = {
             "n": n,
             "request": self.request,
             "weights": self.backbone.weights_sha256,
             "batch_size": self.batch_size,
-            "environment": self._environment(),
+            "environment": environment,
         }
         writer = StoreWriter(target, plan, layout)
         starts = [start for start in range(0, n, self.batch_size) if start not in writer.done]
         if len(starts) < -(-n // self.batch_size):
-            tqdm.write(f"going on with {target}: {sum(b - a for a, b in writer.done.items()):,} of {n:,} images done")
-        self._fill(writer, images, starts)
-        return self._finish(writer)
+            going_on = f"going on with {target}: {sum(b - a for a, b in writer.done.items()):,} of {n:,} images done"
+            tqdm.write(going_on, file=sys.stderr)
+        self._fill(writer, engine, images, starts)
+        return self._finish(writer, environment)
 
-    def _fill(self, writer: StoreWriter, images: list, starts: list[int]) -> None:
-        self.backbone.module.to(self.device)
-        jobs = ((start, images[start : start + self.batch_size]) for start in starts)
-        total, done = len(images), sum(stop - start for start, stop in writer.done.items())
-        with tqdm(total=total, initial=done, **_bar("extracting")) as bar:
-            for start, batch in _prefetch((start, self._read(chosen)) for start, chosen in jobs):
-                pixels = batch.pop("pixels")
-                batch["features"] = self._features(pixels, start)
-                writer.write(start, batch)
-                bar.update(pixels.shape[1])
+    def _fill(self, writer: StoreWriter, engine: Engine, images: list, starts: list[int]) -> None:
+        """Read, compute and write, each batch beside the next and the one after."""
+        watch = _Stopwatch()
 
-    def _read(self, chosen: list) -> dict[str, Any]:
+        def read(start: int) -> tuple[int, dict[str, Any]]:
+            with watch.time("reading"):
+                return start, self._read(engine, images[start : start + self.batch_size])
+
+        def write(job: tuple[int, dict[str, Any]]) -> int:
+            with watch.time("writing"):
+                writer.write(*job)
+                return len(job[1]["thumbnails"])
+
+        def computed() -> Iterator[tuple[int, dict[str, Any]]]:
+            for start, batch in _ahead(read, starts):
+                with watch.time("network"):
+                    batch["features"] = self._features(engine, batch.pop("uploaded"), start)
+                yield start, batch
+
+        done = sum(stop - start for start, stop in writer.done.items())
+        with tqdm(total=len(images), initial=done, **_bar("extracting")) as bar:
+            for written in _ahead(write, computed()):
+                bar.update(written)
+        if starts:
+            tqdm.write(watch.line(len(images) - done), file=sys.stderr)
+
+    def _read(self, engine: Engine, chosen: list) -> dict[str, Any]:
         images = [image(i) for image, i in chosen]
         return {
-            "pixels": self.preprocessing(images),
+            "uploaded": [engine.upload(view) for view in self.preprocessing(images)],
             "image_sha256": np.frombuffer(b"".join(map(pixel_digest, images)), np.uint8).reshape(-1, 32),
             "thumbnails": np.stack([_thumbnail(image) for image in images]),
         }
 
-    def _features(self, pixels: Tensor, start: int) -> np.ndarray:
-        """(V, B, 3, H, W) float32 → (V, B, D) in the precision of the store."""
-        views = [self.backbone.features(view.to(self.device), self.precision).cpu() for view in pixels]
+    def _features(self, engine: Engine, views: list, start: int) -> np.ndarray:
+        """Uploaded images of each view → (V, B, D) in the precision of the store."""
         with np.errstate(over="ignore"):  # what does not fit becomes infinite, and the check says so
-            features = torch.stack(views).numpy().astype(STORED_AS[self.precision])
+            features = np.stack([engine.features(view) for view in views]).astype(STORED_AS[self.precision])
         check_features(features, self.backbone.feature_dim, f"images {start} to {start + features.shape[1] - 1}")
         return features
 
-    def _finish(self, writer: StoreWriter) -> FeatureStore:
+    def _finish(self, writer: StoreWriter, environment: dict[str, Any]) -> FeatureStore:
         splits = [self.source.splits[name] for name in SPLITS]
         superclass_names, class_superclass = self.source.superclasses()
         identity = self.identity(self._split_digests(writer.array("image_sha256")))
@@ -137,7 +164,7 @@ class Extraction:
                 "weights": self.backbone.weights,
                 "request": self.request,
                 "batch_size": self.batch_size,
-                **self._environment(),
+                **environment,
             },
         }
         whole = {
@@ -153,8 +180,31 @@ class Extraction:
         ranges = zip(SPLITS, [0, *stops[:-1]], stops, strict=True)
         return {name: hashlib.sha256(image_sha256[a:b].tobytes()).hexdigest() for name, a, b in ranges}
 
-    def _environment(self) -> dict[str, Any]:
-        return {"engine": "torch", "device": self.device.type, "versions": versions()}
+    def _engine(self, target: Path) -> tuple[Engine, dict[str, Any]]:
+        """The engine, and the part of the plan and of the provenance that it makes up."""
+        environment: dict[str, Any] = {"device": self.device.type, "versions": versions()}
+        size = self.preprocessing.image_size
+        choice = EngineChoice(self.backbone, self.precision, self.device, size, self.engine)
+        begun = read_plan(target).get("environment", {})
+        if begun and {**begun, **environment} == begun and (engine := choice.named(begun["engine"])):
+            return engine, begun  # another measurement might choose another one
+        n = sum(len(split.labels) for split in self.source.splits.values())
+        sample = self._sample() if choice.needs_sample() else []
+        if sample and (self.precision != "float32" or self.engine != "auto" or n >= MIN_GAIN * len(sample)):
+            engine, fidelity = choice.fastest(self.preprocessing(sample)[0])
+            if self.precision != "float32" and not fidelity:
+                tqdm.write("no engine is true enough in bfloat16: computing in float32", file=sys.stderr)
+        else:
+            engine, fidelity = choice.reference(), {}
+        tqdm.write(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()), file=sys.stderr)
+        return engine, {"engine": engine.name, "fidelity": fidelity, **environment}
+
+    def _sample(self) -> list[np.ndarray]:
+        """Ten training images of each of some classes, spread over all."""
+        split = self.source.splits["train"]
+        classes = np.unique(split.labels)
+        some = classes[np.linspace(0, len(classes) - 1, min(SAMPLED_CLASSES, len(classes))).astype(int)]
+        return [split.image(int(i)) for label in some for i in np.flatnonzero(split.labels == label)[:PER_CLASS]]
 
 
 def _all_images(source: ImageSource) -> list:
@@ -175,37 +225,36 @@ def _bar(what: str) -> dict[str, Any]:
     return {"desc": what, "unit": "img", "disable": None, "smoothing": 0.05}
 
 
-def _prefetch(items: Iterator[Any]) -> Iterator[Any]:
-    """Run an iterator in a thread, `PREFETCHED` items ahead; its exceptions are raised here."""
-    ahead: queue.Queue = queue.Queue(PREFETCHED)
-    stopped = threading.Event()
-
-    def put(item: Any) -> None:
-        while not stopped.is_set():
-            try:
-                ahead.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def work() -> None:
+def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map` in a thread, `PREFETCHED` items ahead; its exceptions are raised here."""
+    with ThreadPoolExecutor(1) as pool:
+        pending: deque[Future[Result]] = deque()
         try:
             for item in items:
-                put((item, None))
-                if stopped.is_set():
-                    return
-            put((None, StopIteration()))
-        except BaseException as error:
-            put((None, error))
+                pending.append(pool.submit(function, item))
+                if len(pending) > PREFETCHED:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        while True:
-            item, error = ahead.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        stopped.set()
+
+class _Stopwatch:
+    """Seconds by stage. Stages run beside each other, so the sum may exceed the time that passes."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self._started = time.perf_counter()
+
+    @contextlib.contextmanager
+    def time(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - started
+
+    def line(self, images: int) -> str:
+        total = time.perf_counter() - self._started
+        shares = ", ".join(f"{stage} {seconds / total:.0%}" for stage, seconds in self.seconds.items())
+        slowest = max(self.seconds, key=self.seconds.__getitem__)
+        return f"{images:,} images in {total:.0f} s ({images / total:.0f}/s); busy: {shares}; {slowest} set the pace"

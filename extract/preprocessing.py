@@ -45,16 +45,21 @@ class Preprocessing:
             for number, view in enumerate(self.views):
                 batch[number, start:stop] = self._resized(VIEWS[view](pixels))
             start = stop
-        mean, std = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (self.mean, self.std))
-        return batch.sub_(mean).div_(std)
+        return batch
 
     def _resized(self, pixels: Tensor) -> Tensor:
-        size = self.image_size
-        height, width = pixels.shape[-2:]
-        target = (size * height // min(height, width), size * width // min(height, width))
-        resized = functional.interpolate(pixels.float(), target, mode="bilinear", antialias=True)
-        top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
-        return resized[..., top : top + size, left : left + size]
+        mean, std = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (self.mean, self.std))
+        rows, columns = (self._resampling(length, min(pixels.shape[-2:])) for length in pixels.shape[-2:])
+        # Both are linear, so the order is free: normalising the few pixels of a small image is cheaper
+        return rows @ ((pixels - mean) / std) @ columns.T
+
+    def _resampling(self, length: int, shorter: int) -> Tensor:
+        """The matrix (image_size, length) that resizes and crops along one axis of an image."""
+        resized = self.image_size * length // shorter
+        identity = torch.eye(length)[None, None]
+        matrix = functional.interpolate(identity, (resized, length), mode="bilinear", antialias=True)[0, 0]
+        start = round((resized - self.image_size) / 2)
+        return matrix[start : start + self.image_size]
 
 
 # name: uint8 pixels (B, 3, H, W) → (B, 3, H', W')

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.metrics import auroc, average_precision, evaluate_scores, top_k, wilson_interval
+from common.intervals import wilson_interval
+from train.metrics import auroc, average_precision, evaluate_scores, top_k
 
 TARGET = np.array([0, 3, 2, 1])
 

@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.files import exclusive
 from common.store_writer import partial_folder, read_progress
 from extract.backbones import load_backbone
-from extract.pipeline import Extraction, _prefetch
+from extract.pipeline import Extraction, _ahead
 from extract.preprocessing import Preprocessing
 from extract.sources import load_source, pixel_digest
 
@@ -29,7 +29,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def extraction(source, backbone):
-    return Extraction(source, backbone, Preprocessing(32), "float32", {"asked": 1}, 16, CPU)
+    return Extraction(source, backbone, Preprocessing(32), "float32", {"asked": 1}, 16, CPU, "torch")
 
 
 def relative_error(found, expected):
@@ -102,11 +102,11 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_pat
     computed = []
     features = Extraction._features
 
-    def interrupted(self, pixels, start):
+    def interrupted(self, engine, views, start):
         computed.append(start)
         if len(computed) in (2, 4):
             raise KeyboardInterrupt
-        return features(self, pixels, start)
+        return features(self, engine, views, start)
 
     monkeypatch.setattr(Extraction, "_features", interrupted)
     for _ in range(2):
@@ -152,13 +152,9 @@ def test_a_target_that_cannot_be_written_is_refused(extraction, tmp_path):
         extraction.run(tmp_path / "file/s.h5")
 
 
-def test_prefetching_keeps_the_order_and_passes_on_errors():
-    def items():
-        yield from range(10)
-        raise ZeroDivisionError
-
+def test_working_ahead_keeps_the_order_and_passes_on_errors():
     seen = []
     with pytest.raises(ZeroDivisionError):
-        for item in _prefetch(items()):
+        for item in _ahead(lambda item: 1 / item, [4, 2, 1, 0, 5]):
             seen.append(item)
-    assert seen == list(range(10))
+    assert seen == [0.25, 0.5, 1]

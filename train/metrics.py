@@ -1,13 +1,11 @@
 """Metrics of scores (B, S), larger = more anomalous, against the anomaly's position (B,)."""
 
-import math
 from typing import Any
 
 import numpy as np
 
 from common.checks import check_shape
-
-Z_95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
+from common.intervals import wilson_interval
 
 
 def top_k(scores: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
@@ -23,18 +21,6 @@ def top_k(scores: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
     above = (scores > anomaly).sum(1)
     tied = (scores == anomaly).sum(1)  # itself included
     return np.clip((k - above) / tied, 0.0, 1.0)
-
-
-def wilson_interval(successes: float, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson, 1927).
-
-    >>> [round(bound, 4) for bound in wilson_interval(90, 100)]
-    [0.8256, 0.9448]
-    """
-    rate, z2 = successes / n, Z_95**2
-    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def average_precision(scores: np.ndarray, target: np.ndarray) -> float:

@@ -1,0 +1,152 @@
+"""Engines: ways to run a frozen backbone. They differ in speed and in the last digits; `extract.choice` picks one."""
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.split_module import split_module
+
+from extract.backbones import Backbone
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """A network in one or two parts that follow each other: (module, whether its products are of bfloat16 numbers).
+
+    `name` is what a store says about it.
+    """
+
+    name: str
+    parts: tuple[tuple[nn.Module, bool], ...]
+
+
+class Engine(Protocol):
+    """A frozen network on a device. `name` says all that decides over the last digits."""
+
+    name: str
+
+    def upload(self, images: Tensor) -> Any:
+        """Bring preprocessed images (B, 3, H, W) float32 to the device; called in a reading thread, ahead of time."""
+
+    def features(self, images: Any) -> np.ndarray:
+        """What `upload` returned → features (B, D) float32."""
+
+
+class TorchEngine:
+    """PyTorch, eager, channels last, bfloat16 by autocast. In float32 it is the reference."""
+
+    def __init__(self, arithmetic: Arithmetic, device: torch.device):
+        self.name = f"torch {arithmetic.name}"
+        self.device = device
+        self._parts = [
+            (module.to(device).to(memory_format=torch.channels_last), low)  # type: ignore[call-overload]
+            for module, low in arithmetic.parts
+        ]
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def upload(self, images: Tensor) -> Tensor:
+        if self._copies is None:
+            return images.to(self.device, memory_format=torch.channels_last)
+        # From pinned memory and on a stream of its own, the copy runs beside the work on the batch before
+        with torch.cuda.stream(self._copies):
+            uploaded = images.pin_memory().to(self.device, non_blocking=True).to(memory_format=torch.channels_last)
+        self._copies.synchronize()
+        return uploaded
+
+    def features(self, images: Tensor) -> np.ndarray:
+        # TF32 would make "float32" mean less on a recent GPU than the store says
+        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+            for module, low in self._parts:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+                    images = module(images)
+            return images.flatten(1).float().cpu().numpy()
+
+
+class OpenVinoEngine:
+    """Intel's OpenVINO on the CPU: fused layers, Winograd convolutions, bfloat16 where the CPU has it."""
+
+    CHUNK = 16  # images at a time: their activations stay in the cache
+
+    def __init__(self, arithmetic: Arithmetic, image_size: int):
+        import openvino
+
+        self.name = f"openvino {arithmetic.name}"
+        self._requests = []
+        example = torch.zeros(self.CHUNK, 3, image_size, image_size)
+        for module, low in arithmetic.parts:
+            with warnings.catch_warnings(), torch.inference_mode():
+                warnings.simplefilter("ignore")  # of the tracer: branches that depend on the shape, which is fixed
+                model = openvino.convert_model(module, example_input=example)
+                model.reshape(list(example.shape))
+                example = module(example)
+            options = {"INFERENCE_PRECISION_HINT": "bf16" if low else "f32", "PERFORMANCE_HINT": "LATENCY"}
+            self._requests.append(openvino.Core().compile_model(model, "CPU", options).create_infer_request())
+
+    def upload(self, images: Tensor) -> np.ndarray:
+        return images.numpy()
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._chunk(images[i : i + self.CHUNK]) for i in range(0, len(images), self.CHUNK)])
+
+    def _chunk(self, images: np.ndarray) -> np.ndarray:
+        n = len(images)
+        x = images if n == self.CHUNK else np.resize(images, (self.CHUNK, *images.shape[1:]))  # fixed shapes are faster
+        for request in self._requests:
+            request.infer({0: x}, share_inputs=True)
+            x = request.get_output_tensor(0).data
+        return x[:n].reshape(n, -1).copy()
+
+
+def available(device: torch.device) -> list[str]:
+    """The kinds of engines that can run on a device, what is usually the fastest first."""
+    has_openvino = device.type == "cpu" and importlib.util.find_spec("openvino") is not None
+    return ["openvino", "torch"] if has_openvino else ["torch"]
+
+
+def float32(backbone: Backbone) -> Arithmetic:
+    """The arithmetic of the reference."""
+    return Arithmetic("float32", ((backbone.module, False),))
+
+
+def bfloat16(backbone: Backbone) -> Iterator[Arithmetic]:
+    """All of the network in bfloat16, then, for truth at some cost, with ever more of its first layers in float32.
+
+    Errors of the first layers are the ones that grow on the way: of a ResNet18's error, nine tenths come from its stem
+    and its first block. The network is cut where all that goes on is one tensor.
+    """
+    yield Arithmetic("bfloat16", ((backbone.module, True),))
+    try:
+        traced = fx.symbolic_trace(backbone.module)
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):
+        return  # a network whose way depends on its input
+    for layers, last in _cuts(traced).items():
+        first, rest = _split(traced, last)
+        yield Arithmetic(f"bfloat16 after {layers} layers in float32", ((first, False), (rest, True)))
+
+
+def _split(traced: fx.GraphModule, last: fx.Node) -> tuple[nn.Module, nn.Module]:
+    """The network up to a node, and the rest; they share its weights."""
+    nodes = list(traced.graph.nodes)
+    early = set(nodes[: nodes.index(last) + 1])
+    halves = split_module(traced, traced, lambda node: 0 if node in early else 1)
+    return halves.get_submodule("submod_0").eval(), halves.get_submodule("submod_1").eval()
+
+
+def _cuts(traced: fx.GraphModule) -> dict[int, fx.Node]:
+    """For a number of layers with weights, the last node after them whose value is all that later ones use."""
+    nodes = list(traced.graph.nodes)
+    order = {node: number for number, node in enumerate(nodes)}
+    last_use = [max((order[user] for user in node.users), default=-1) for node in nodes]
+    found, layers = {}, 0
+    for number, node in enumerate(nodes):
+        if node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Conv2d | nn.Linear):
+            layers += 1
+        in_use = [earlier for earlier in range(number + 1) if last_use[earlier] > number]
+        if layers and in_use == [number]:
+            found[layers] = node
+    return found
