@@ -26,7 +26,7 @@ FIT = $(PY) -m train fit $(if $(CONFIG),--config "$(CONFIG)") $(if $(SEED),--see
 	$(foreach pair,$(SET),--set "$(pair)") $(if $(RUN),--run "$(RUN)") --device "$(DEVICE)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo features train test check format
+.PHONY: help demo features train bench test check format
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBON
 
 train: $(READY)  ## feature store → trained head, report, plots (CONFIG= SEED= SET= RUN=, and those of features)
 	@store=$$($(FEATURES)) && $(FIT) --store "$$store"
+
+bench: $(READY)  ## the project beside its peers → bench/report.json, chart and table
+	@$(PY) -m bench
 
 test: $(READY)  ## all fast tests (PIP_ARGS= is passed to pip when .venv is made)
 	@$(PY) -m pytest

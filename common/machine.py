@@ -48,6 +48,13 @@ def hardware(device: "torch.device") -> dict[str, Any]:
     return found
 
 
+def cpu_flags() -> list[str]:
+    """What the processor has of the instruction sets that decide over the speed of matrix products."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    return [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in found]
+
+
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

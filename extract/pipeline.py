@@ -80,11 +80,11 @@ class Extraction:
 
     def identity_of_pixels(self) -> dict[str, Any]:
         """The identity that a run would give, from the decoded images alone."""
-        digests = [pixel_digest(image(i)) for image, i in tqdm(_all_images(self.source), **_bar("comparing images"))]
+        digests = [pixel_digest(image(i)) for image, i in tqdm(all_images(self.source), **_bar("comparing images"))]
         return self.identity(self._split_digests(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)))
 
     def _run_alone(self, target: Path) -> FeatureStore:
-        images = _all_images(self.source)
+        images = all_images(self.source)
         n, views = len(images), len(self.preprocessing.views)
         layout = {
             "features": (STORED_AS[self.precision], (views, n, self.backbone.feature_dim)),
@@ -108,28 +108,32 @@ class Extraction:
         self._fill(writer, engine, images, starts)
         return self._finish(writer, environment)
 
-    def _fill(self, writer: StoreWriter, engine: Engine, images: list, starts: list[int]) -> None:
-        """Read, compute and write, each batch beside the next and the one after."""
-        watch = _Stopwatch()
+    def computed(
+        self, engine: Engine, images: list, starts: Iterable[int], watch: "_Stopwatch | None" = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """For each start the arrays of its batch of `images`, the next batches being read meanwhile."""
+        watch = watch or _Stopwatch()
 
         def read(start: int) -> tuple[int, dict[str, Any]]:
             with watch.time("reading"):
                 return start, self._read(engine, images[start : start + self.batch_size])
+
+        for start, batch in _ahead(read, starts):
+            with watch.time("network"):
+                batch["features"] = self._features(engine, batch.pop("uploaded"), start)
+            yield start, batch
+
+    def _fill(self, writer: StoreWriter, engine: Engine, images: list, starts: list[int]) -> None:
+        watch = _Stopwatch()
 
         def write(job: tuple[int, dict[str, Any]]) -> int:
             with watch.time("writing"):
                 writer.write(*job)
                 return len(job[1]["thumbnails"])
 
-        def computed() -> Iterator[tuple[int, dict[str, Any]]]:
-            for start, batch in _ahead(read, starts):
-                with watch.time("network"):
-                    batch["features"] = self._features(engine, batch.pop("uploaded"), start)
-                yield start, batch
-
         done = sum(stop - start for start, stop in writer.done.items())
         with tqdm(total=len(images), initial=done, **_bar("extracting")) as bar:
-            for written in _ahead(write, computed()):
+            for written in _ahead(write, self.computed(engine, images, starts, watch)):
                 bar.update(written)
         if starts:
             tqdm.write(watch.line(len(images) - done), file=sys.stderr)
@@ -207,7 +211,7 @@ class Extraction:
         return [split.image(int(i)) for label in some for i in np.flatnonzero(split.labels == label)[:PER_CLASS]]
 
 
-def _all_images(source: ImageSource) -> list:
+def all_images(source: ImageSource) -> list:
     """(image function, index) of every image, in the order of the rows: train, then test."""
     return [(source.splits[name].image, i) for name in SPLITS for i in range(len(source.splits[name].labels))]
 

@@ -37,6 +37,13 @@ def make_store(
     }
     if thumbnails:
         arrays["thumbnails"] = generator.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
+    header = make_header(classes, feature_dim, views, seed)
+    write_store(path, header, arrays)
+    return FeatureStore.open(path)
+
+
+def make_header(classes: int, feature_dim: int, views: int = 1, seed: int = 0) -> dict:
+    """The header of a store of noise."""
     names = [f"class{label}" for label in range(classes)]
     identity = {
         "data_set": {"pixels": {"train": str(seed), "test": ""}, "labels": {}, "class_names": names},
@@ -45,15 +52,13 @@ def make_store(
         "preprocessing": {"views": ["plain", "mirror", "third"][:views]},
         "precision": "float32",
     }
-    header = {
+    return {
         "identity": identity,
         "class_names": names,
         "superclass_names": [],
         "class_superclass": [],
         "provenance": {"request": {}},
     }
-    write_store(path, header, arrays)
-    return FeatureStore.open(path)
 
 
 def make_images(

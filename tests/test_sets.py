@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from train.sets import ClassIndex, draw_distinct, evaluation_sets, sample_sets, split_validation, training_epoch
+from train.sets import ClassIndex, draw_distinct, evaluation_sets, sample_sets, split_validation, training_batches
 
 
 def index_of(counts, first_row=100):
@@ -21,7 +21,7 @@ def index_of(counts, first_row=100):
 )
 def test_a_set_has_one_anomaly_of_another_class_and_distinct_images(counts, set_size, seed):
     index, label_of = index_of(counts)
-    sets = training_epoch(index, set_size, np.random.default_rng(seed))
+    (sets,) = training_batches(index, set_size, len(index.rows), np.random.default_rng(seed))
     labels = np.vectorize(label_of.get)(sets.rows)
     is_anomaly = labels != sets.set_label[:, None]
     assert (is_anomaly.sum(1) == 1).all()
@@ -32,7 +32,8 @@ def test_a_set_has_one_anomaly_of_another_class_and_distinct_images(counts, set_
 
 def test_every_image_is_the_anomaly_once_an_epoch():
     index, _ = index_of([12, 20, 15])
-    for sets in (training_epoch(index, 10, np.random.default_rng(1)), evaluation_sets(index, 10, 1)):
+    (epoch,) = training_batches(index, 10, len(index.rows), np.random.default_rng(1))
+    for sets in (epoch, evaluation_sets(index, 10, 1)):
         anomalies = sets.rows[np.arange(len(sets)), sets.target]
         assert sorted(anomalies) == sorted(index.rows)
 
@@ -76,6 +77,15 @@ def test_the_same_seed_gives_the_same_sets_and_digest_and_another_does_not():
     first, again, other = (evaluation_sets(index, 10, seed) for seed in (1, 1, 2))
     assert first.digest() == again.digest() != other.digest()
     assert (first.rows == again.rows).all()
+
+
+def test_an_epoch_in_batches_has_every_image_once_as_the_anomaly(monkeypatch):
+    index, _ = index_of([30, 20, 25])
+    monkeypatch.setattr("train.sets.SAMPLED_AT_ONCE", 32)
+    batches = list(training_batches(index, 10, 8, np.random.default_rng(0)))
+    assert [len(batch) for batch in batches] == [8] * 9 + [3]
+    anomalies = [row for batch in batches for row in batch.rows[np.arange(len(batch)), batch.target]]
+    assert sorted(anomalies) == sorted(index.rows)
 
 
 def test_validation_takes_its_part_of_each_class_and_nothing_twice():

@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.machine import choose_device
 from train.config import Config
 from train.metrics import evaluate_scores
-from train.sets import Sets, training_epoch
+from train.sets import Sets, training_batches
 from train.task import Task
 from train.transformer import AnomalyTransformer, Standardise
 
@@ -56,13 +56,13 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
     if isinstance(model.standardise, Standardise):
         model.standardise.mean, model.standardise.std = task.statistics()
     model.to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = build_optimizer(model, config)
     if progress.model and progress.optimizer:
         model.load_state_dict(progress.model)
         optimizer.load_state_dict(progress.optimizer)
     for epoch in range(len(progress.history) + 1, settings.epochs + 1):
         started = time.perf_counter()
-        record = {"epoch": epoch, **_train_epoch(config, task, model, optimizer, epoch)}
+        record = {"epoch": epoch, **train_epoch(config, task, model, optimizer, epoch)}
         record["train_seconds"] = round(time.perf_counter() - started, 3)
         val = evaluate(model, task, task.val, settings.evaluation_batch_size)
         record |= {"val_loss": val["loss"], "val_top1": val["top1"]}
@@ -106,40 +106,40 @@ def predict(model: AnomalyTransformer, task: Task, sets: Sets, batch_size: int) 
     return torch.cat(logits)
 
 
-def _train_epoch(
+def train_epoch(
     config: Config, task: Task, model: AnomalyTransformer, optimizer: torch.optim.Optimizer, epoch: int
 ) -> dict[str, float]:
+    """One pass over fresh sets → train_loss, train_top1 and the last learning_rate."""
     settings = config.training
     device = next(model.parameters()).device
-    generator = np.random.default_rng([settings.seed, epoch])
-    sets = training_epoch(task.train, config.data.set_size, generator)
-    model.seed_dropout(torch.Generator(device).manual_seed(int(generator.integers(1 << 62))))
+    for_sets, for_views, for_dropout = np.random.default_rng([settings.seed, epoch]).spawn(3)
+    model.seed_dropout(torch.Generator(device).manual_seed(int(for_dropout.integers(1 << 62))))
     model.train()
-    steps = math.ceil(len(sets) / settings.batch_size)
+    n = len(task.train.rows)
+    steps = math.ceil(n / settings.batch_size)
     warmup_steps = min(round(settings.warmup_epochs * steps), settings.epochs * steps)
     loss_sum, hits = torch.zeros((), device=device), torch.zeros((), device=device)
     rate = 0.0
-    for number in tqdm(range(steps), desc=f"epoch {epoch}/{settings.epochs}", unit="step", disable=None, leave=False):
-        batch = sets[number * settings.batch_size : (number + 1) * settings.batch_size]
-        views = generator.integers(task.features.shape[0], size=batch.rows.shape)
+    batches = training_batches(task.train, config.data.set_size, settings.batch_size, for_sets)
+    bar = tqdm(batches, desc=f"epoch {epoch}/{settings.epochs}", total=steps, unit="step", disable=None, leave=False)
+    for number, batch in enumerate(bar, (epoch - 1) * steps + 1):
+        views = for_views.integers(task.features.shape[0], size=batch.rows.shape)
         features = task.gather(batch.rows, views).to(device)
         target = torch.from_numpy(batch.target).to(device)
-        rate = settings.learning_rate * learning_rate_factor(
-            (epoch - 1) * steps + number + 1, warmup_steps, settings.epochs * steps
-        )
-        logits, loss = _step(model, optimizer, features, target, rate, config)
+        rate = settings.learning_rate * learning_rate_factor(number, warmup_steps, settings.epochs * steps)
+        logits, loss = train_step(model, optimizer, features, target, rate, config)
         loss_sum += loss * len(batch)
         hits += (logits.argmax(1) == target).sum()
-    mean_loss = float(loss_sum) / len(sets)
+    mean_loss = float(loss_sum) / n
     if not math.isfinite(mean_loss):
         raise UserError(
             f"the training loss is not finite in epoch {epoch}: lower training.learning_rate "
             f"(now {settings.learning_rate}) or use training.precision=float32"
         )
-    return {"train_loss": mean_loss, "train_top1": float(hits) / len(sets), "learning_rate": rate}
+    return {"train_loss": mean_loss, "train_top1": float(hits) / n, "learning_rate": rate}
 
 
-def _step(
+def train_step(
     model: AnomalyTransformer,
     optimizer: torch.optim.Optimizer,
     features: Tensor,
@@ -147,6 +147,7 @@ def _step(
     rate: float,
     config: Config,
 ) -> tuple[Tensor, Tensor]:
+    """One step of the optimizer at a learning rate on features (B, S, D), target (B,) → logits (B, S) and the loss."""
     settings = config.training
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -159,6 +160,12 @@ def _step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
     optimizer.step()
     return logits.detach(), loss.detach()
+
+
+def build_optimizer(model: AnomalyTransformer, config: Config) -> torch.optim.Optimizer:
+    """AdamW on all parameters, in one kernel."""
+    settings = config.training
+    return torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:

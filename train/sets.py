@@ -1,11 +1,14 @@
 """Sets of S images, S - 1 of one class and one of another, as index arithmetic on whole batches."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from common.errors import UserError
+
+SAMPLED_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,21 @@ def sample_sets(
     return Sets(rows, target, index.classes[other], anomaly_labels)
 
 
-def training_epoch(index: ClassIndex, set_size: int, generator: np.random.Generator) -> Sets:
-    """Every row of the index once as the anomaly, in random order, with fresh inliers."""
+def training_batches(
+    index: ClassIndex, set_size: int, batch_size: int, generator: np.random.Generator
+) -> Iterator[Sets]:
+    """An epoch: every row of the index once as the anomaly, in random order, with fresh inliers, in batches.
+
+    Sampled many batches at a time, but never more than about `SAMPLED_AT_ONCE` sets: memory does not grow with them.
+    """
     order = generator.permutation(len(index.rows))
-    return sample_sets(index, index.rows[order], _labels(index)[order], set_size, generator)
+    labels = _labels(index)
+    chunk = batch_size * max(1, SAMPLED_AT_ONCE // batch_size)
+    for start in range(0, len(order), chunk):
+        chosen = order[start : start + chunk]
+        sets = sample_sets(index, index.rows[chosen], labels[chosen], set_size, generator)
+        for first in range(0, len(sets), batch_size):
+            yield sets[first : first + batch_size]
 
 
 def evaluation_sets(index: ClassIndex, set_size: int, seed: int) -> Sets:

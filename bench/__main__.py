@@ -1,0 +1,65 @@
+"""`python -m bench`: everything side by side in one go. Writes report.json and chart.png, and prints a table."""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from bench import cases
+from bench.chart import draw
+from common.files import write_text
+from common.machine import cpu_flags, hardware, versions
+
+SECTIONS = ("extraction", "training", "sampling", "rows", "growth", "start_up", "memory")
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="A folder.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Measurements of each case.")
+@click.option("--weights", default="random", show_default=True, help="A ResNet18's state dict, or random.")
+@click.option("--only", multiple=True, type=click.Choice(SECTIONS), help="These sections.  [default: all]")
+def main(out: Path, rounds: int, weights: str, only: tuple[str, ...]) -> None:
+    """Measure extraction, training, sampling, the store and start-up beside their peers."""
+    report: dict[str, Any] = {
+        "machine": hardware(torch.device("cpu")) | {"flags": cpu_flags()},
+        "versions": versions(),
+        "sections": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name in only or SECTIONS:
+            click.echo(f"{name} …", err=True)
+            section = getattr(cases, name)
+            if name == "extraction":
+                section = functools.partial(section, weights=weights)
+            about = " ".join((getattr(cases, name).__doc__ or "").split())
+            report["sections"][name] = {"about": about, **section(Path(folder), rounds)}
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    draw(report, out / "chart.png")
+    click.echo(table(report))
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown: each rate, its spread, and its ratio to the first of its section."""
+    lines = [f"{key}: {value}" for key, value in (report["machine"] | report["versions"]).items()]
+    for name, section in report["sections"].items():
+        lines += ["", f"**{name}** {section['about']}", ""]
+        lines += [f"| way | {section['unit']} | lowest – highest | ratio |", "|---|---|---|---|"]
+        first = next(iter(section["rates"].values()))["median"]
+        for way, rate in section["rates"].items():
+            spread = f"{_number(rate['low'])} – {_number(rate['high'])}"
+            lines.append(f"| {way} | {_number(rate['median'])} | {spread} | {rate['median'] / first:.2f} × |")
+        lines += [f"{case}: {taken}" for case, taken in section.get("memory", {}).items()]
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    main()

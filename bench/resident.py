@@ -1,0 +1,51 @@
+"""`python -m bench.resident STORE STEPS`: train a few steps and print, as JSON, how fast and in how much memory."""
+
+import itertools
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.timing import Rate
+from common.store import FeatureStore
+from train.config import Config, DataConfig, TrainingConfig
+from train.loop import build_head, build_optimizer, train_step
+from train.sets import training_batches
+from train.task import prepare
+
+
+def main(path: str, steps: int) -> None:
+    """Measure `steps` steps of the plain head in bfloat16."""
+    config = Config(training=TrainingConfig(precision="bfloat16"))
+    model = build_head(config, 512)
+    model.seed_dropout(torch.Generator().manual_seed(0))
+    optimizer = build_optimizer(model, config)
+    before = resident_mb()
+    started = time.perf_counter()
+    task = prepare(FeatureStore.open(path), DataConfig())
+    batches = training_batches(task.train, 10, 256, np.random.default_rng(0))
+    rates, first, peak = [], 0.0, resident_mb()
+    model.train()
+    for batch in itertools.islice(batches, steps):
+        begun = time.perf_counter()
+        train_step(model, optimizer, task.gather(batch.rows), torch.from_numpy(batch.target), 1e-4, config)
+        rates.append(len(batch) / (time.perf_counter() - begun))
+        first = first or time.perf_counter() - started
+        peak = max(peak, resident_mb())
+    rate = Rate(float(np.median(rates)), min(rates), max(rates), len(rates))
+    result = {"rate": asdict(rate), "store_mb": round(Path(path).stat().st_size / 1e6), "before_mb": before}
+    print(json.dumps({**result, "peak_mb": peak, "seconds_to_first_step": round(first, 2)}))
+
+
+def resident_mb() -> int:
+    """The resident set of this process, mapped files included."""
+    status = Path("/proc/self/status").read_text()
+    return round(int(status.partition("VmRSS:")[2].split()[0]) / 1e3)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
