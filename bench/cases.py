@@ -4,7 +4,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def extraction(folder: Path, rounds: int, weights: str) -> Section:
         job = Extraction(source, backbone, preprocessing, "float32", {}, 32, CPU)
         return lambda: sum(len(batch["thumbnails"]) for _, batch in job.computed(engine, images, range(0, IMAGES, 32)))
 
-    cases = {
+    cases: dict[str, Work] = {
         "tutorial: PIL, DataLoader, torch float32": tutorial_extraction(root / "train", _contiguous(backbone.module))
     }
     cases |= {name: ours(engine) for name, engine in engines.items()}
@@ -78,7 +78,10 @@ def training(folder: Path, rounds: int) -> Section:
     """Sets a second of training steps: gather, forward, backward, clip, AdamW. Batch 256, the plain head."""
     task = _task(folder / "training.h5", 6_000)
     flops = 3 * _forward_flops(task)  # the backward pass does each product twice
-    cases = {"tutorial: Dataset, DataLoader, TransformerEncoder float32": tutorial_training(*_flat(task), BATCH, STEPS)}
+    features, labels = _flat(task)
+    cases: dict[str, Work] = {
+        "tutorial: Dataset, DataLoader, TransformerEncoder float32": tutorial_training(features, labels, BATCH, STEPS)
+    }
     cases |= {f"this project, {name}": _steps(task, name) for name in _PRECISIONS}
     cases |= {f"roof: product in {name}": _product(dtype, flops) for name, dtype in _PRECISIONS.items()}
     rates = _rates(cases, rounds)
@@ -208,7 +211,7 @@ def memory(folder: Path, rounds: int) -> Section:
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def _rates(cases: dict[str, Work], rounds: int) -> dict[str, Any]:
+def _rates(cases: Mapping[str, Work], rounds: int) -> dict[str, Any]:
     return {name: asdict(rate) for name, rate in interleaved(cases, rounds).items()}
 
 

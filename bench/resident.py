@@ -13,7 +13,7 @@ import torch
 from bench.timing import Rate
 from common.store import FeatureStore
 from train.config import Config, DataConfig, TrainingConfig
-from train.loop import build_head, build_optimizer, train_step
+from train.loop import RELEASE_EVERY, build_head, build_optimizer, train_step
 from train.sets import training_batches
 from train.task import prepare
 
@@ -30,12 +30,14 @@ def main(path: str, steps: int) -> None:
     batches = training_batches(task.train, 10, 256, np.random.default_rng(0))
     rates, first, peak = [], 0.0, resident_mb()
     model.train()
-    for batch in itertools.islice(batches, steps):
+    for number, batch in enumerate(itertools.islice(batches, steps)):
         begun = time.perf_counter()
         train_step(model, optimizer, task.gather(batch.rows), torch.from_numpy(batch.target), 1e-4, config)
         rates.append(len(batch) / (time.perf_counter() - begun))
         first = first or time.perf_counter() - started
         peak = max(peak, resident_mb())
+        if number % RELEASE_EVERY == 0:
+            task.store.release()
     rate = Rate(float(np.median(rates)), min(rates), max(rates), len(rates))
     result = {"rate": asdict(rate), "store_mb": round(Path(path).stat().st_size / 1e6), "before_mb": before}
     print(json.dumps({**result, "peak_mb": peak, "seconds_to_first_step": round(first, 2)}))

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -16,7 +16,7 @@ class Rate:
     rounds: int
 
 
-def interleaved(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, Rate]:
+def interleaved(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Rate]:
     """Time each case once a round, round after round, the first one unmeasured. A case returns the units it did.
 
     >>> rates = interleaved({"a": lambda: 1, "b": lambda: 2}, rounds=3)

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +18,7 @@ from common.files import canonical_json, sha256_text
 FORMAT = "set-anomaly/feature-store"
 VERSION = 1
 BLOCK_BYTES = 4 << 20
+ROOMY = 1 << 30
 SPLITS = ("train", "test")
 FEATURE_TYPES = ("<f4", "<f2")
 # name: (dtype, the axes behind the first N); thumbnails may be absent
@@ -140,15 +143,31 @@ class FeatureStore:
     def verify(self, names: tuple[str, ...] | None = None) -> None:
         """Compare every block of the arrays `names` (default: all) with its digest; DamagedStore names a bad one."""
         for name in names or tuple(self.places):
-            array = self._map(name)
-            for number, (found, sealed) in enumerate(
-                zip(block_digests(array), self.header["blocks"][name], strict=True)
-            ):
-                if found != sealed:
+            for number, (block, sealed) in enumerate(zip(self.blocks(name), self.header["blocks"][name], strict=True)):
+                if hashlib.sha256(block).hexdigest() != sealed:
                     raise DamagedStore(
                         f"{self.path}: block {number} of /{name} does not match its digest: "
                         "the file was damaged after it was written; extract it again"
                     )
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """The bytes of an array, `BLOCK_BYTES` at a time, read without mapping them: memory stays as it is."""
+        place = self.places[name]
+        left = int(np.prod(place.shape)) * np.dtype(place.dtype).itemsize
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(place.offset)
+            while left and (block := file.read(min(left, BLOCK_BYTES))):
+                left -= len(block)
+                yield block
+
+    def release(self) -> None:
+        """Give the pages of mapped features back to the system, which keeps them for the next use while it has room.
+
+        Features that take less than `ROOMY` bytes stay.
+        """
+        base = self.features.base
+        if self.features.nbytes >= ROOMY and isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            base.madvise(mmap.MADV_DONTNEED)
 
     def __reduce__(self):  # the maps stay behind: another process makes its own
         return FeatureStore.open, (self.path,)

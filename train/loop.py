@@ -22,6 +22,8 @@ from train.sets import Sets, training_batches
 from train.task import Task
 from train.transformer import AnomalyTransformer, Standardise
 
+RELEASE_EVERY = 16  # steps; so a store larger than the memory takes no more of it than these touch
+
 
 @dataclass
 class Progress:
@@ -128,6 +130,8 @@ def train_epoch(
         target = torch.from_numpy(batch.target).to(device)
         rate = settings.learning_rate * learning_rate_factor(number, warmup_steps, settings.epochs * steps)
         logits, loss = train_step(model, optimizer, features, target, rate, config)
+        if number % RELEASE_EVERY == 0:
+            task.store.release()
         loss_sum += loss * len(batch)
         hits += (logits.argmax(1) == target).sum()
     mean_loss = float(loss_sum) / n

@@ -19,11 +19,13 @@ ROWS_AT_A_TIME = 1 << 16
 class Task:
     """What a method is trained and measured on.
 
+    store: what the features come from.
     features: (V, N, D) float32 or float16, mapped from the store; `rows` of sets point into N.
     train: the training images by class; val, test: the fixed evaluation sets, every image once the anomaly.
     class_names: the name of each label that the sets carry.
     """
 
+    store: FeatureStore
     features: Tensor
     train: ClassIndex
     val: Sets
@@ -77,6 +79,7 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
         for name, rows in (("val", val_rows), ("test", test_rows))
     }
     return Task(
+        store,
         torch.from_numpy(store.features if config.views == "all" else store.features[:1]),
         ClassIndex.build(train_rows, labels[train_rows]),
         evaluation["val"],
@@ -94,6 +97,6 @@ def _class_labels(store: FeatureStore, names: tuple[str, ...]) -> list[int]:
 
 
 def _require_finite(store: FeatureStore) -> None:
-    for start in range(0, store.features.shape[1], ROWS_AT_A_TIME):
-        if not np.isfinite(store.features[:, start : start + ROWS_AT_A_TIME]).all():
+    for block in store.blocks("features"):
+        if not np.isfinite(np.frombuffer(block, store.places["features"].dtype)).all():
             raise UserError(f"{store.path}: /features has values that are not finite; extract it again")
