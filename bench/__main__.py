@@ -1,15 +1,14 @@
 """`python -m bench`: everything side by side in one go. Writes report.json and chart.png, and prints a table."""
 
-import functools
 import json
-import tempfile
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-from bench import cases
 from bench.chart import draw
 from common.files import write_text
 from common.machine import cpu_flags, hardware, versions
@@ -29,14 +28,13 @@ def main(out: Path, rounds: int, weights: str, only: tuple[str, ...]) -> None:
         "versions": versions(),
         "sections": {},
     }
-    with tempfile.TemporaryDirectory() as folder:
-        for name in only or SECTIONS:
-            click.echo(f"{name} …", err=True)
-            section = getattr(cases, name)
-            if name == "extraction":
-                section = functools.partial(section, weights=weights)
-            about = " ".join((getattr(cases, name).__doc__ or "").split())
-            report["sections"][name] = {"about": about, **section(Path(folder), rounds)}
+    for name in only or SECTIONS:
+        click.echo(f"{name} …", err=True)
+        command = [sys.executable, "-m", "bench.section", name, str(rounds), weights]
+        found = subprocess.run(command, capture_output=True, text=True)
+        if found.returncode:
+            raise click.ClickException(f"{name} failed: {found.stderr[-1000:]}")
+        report["sections"][name] = json.loads(found.stdout.splitlines()[-1])
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     draw(report, out / "chart.png")

@@ -194,7 +194,7 @@ def memory(folder: Path, rounds: int) -> Section:
         _large_store(path, n)
         result = json.loads(
             subprocess.run(
-                [sys.executable, "-m", "bench.resident", str(path), str(rounds * 8)],
+                [sys.executable, "-m", "bench.resident", str(path), str(rounds * 16)],
                 check=True,
                 capture_output=True,
                 text=True,

@@ -68,9 +68,7 @@ class TutorialHead(nn.Module):
         return self.classifier(self.encoder(self.embed(features))).squeeze(-1)
 
 
-def tutorial_training(
-    features: Tensor, labels: np.ndarray, set_size: int, batch_size: int, steps: int
-) -> Callable[[], int]:
+def tutorial_training(features: Tensor, labels: np.ndarray, batch_size: int, steps: int) -> Callable[[], int]:
     """A Dataset that draws a set an item, a DataLoader with two workers, TransformerEncoder in float32, AdamW."""
     model = TutorialHead(features.shape[1])
     optimizer = torch.optim.AdamW(model.parameters(), 5e-4, weight_decay=0.01)

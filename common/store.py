@@ -119,7 +119,10 @@ class FeatureStore:
     @cached_property
     def features(self) -> np.ndarray:
         """The features (V, N, D), mapped."""
-        return self._map("features")
+        mapped = self._map("features")
+        # Else the system brings in 16 pages for each one that is touched
+        self._advise(mapped, "MADV_RANDOM")
+        return mapped
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -165,12 +168,14 @@ class FeatureStore:
 
         Features that take less than `ROOMY` bytes stay.
         """
-        base = self.features.base
-        if self.features.nbytes >= ROOMY and isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            base.madvise(mmap.MADV_DONTNEED)
+        self._advise(self.features, "MADV_DONTNEED")
 
     def __reduce__(self):  # the maps stay behind: another process makes its own
         return FeatureStore.open, (self.path,)
+
+    def _advise(self, mapped: np.ndarray, advice: str) -> None:
+        if mapped.nbytes >= ROOMY and isinstance(mapped.base, mmap.mmap) and hasattr(mmap, advice):
+            mapped.base.madvise(getattr(mmap, advice))
 
     def _map(self, name: str) -> np.ndarray:
         place = self.places[name]
