@@ -120,7 +120,7 @@ class FeatureStore:
     def features(self) -> np.ndarray:
         """The features (V, N, D), mapped."""
         mapped = self._map("features")
-        # Else the system brings in 16 pages for each one that is touched
+        # Rows are asked for in no order: what the system would read ahead is not wanted
         self._advise(mapped, "MADV_RANDOM")
         return mapped
 

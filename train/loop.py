@@ -22,7 +22,7 @@ from train.sets import Sets, training_batches
 from train.task import Task
 from train.transformer import AnomalyTransformer, Standardise
 
-RELEASE_EVERY = 16  # steps; so a store larger than the memory takes no more of it than these touch
+RELEASE_EVERY = 2  # steps; so a large store takes no more memory than the rows that these touch, and their neighbours
 
 
 @dataclass
