@@ -9,7 +9,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.split_module import split_module
 
 from extract.backbones import Backbone
 
@@ -132,9 +131,17 @@ def bfloat16(backbone: Backbone) -> Iterator[Arithmetic]:
 def _split(traced: fx.GraphModule, last: fx.Node) -> tuple[nn.Module, nn.Module]:
     """The network up to a node, and the rest; they share its weights."""
     nodes = list(traced.graph.nodes)
-    early = set(nodes[: nodes.index(last) + 1])
-    halves = split_module(traced, traced, lambda node: 0 if node in early else 1)
-    return halves.get_submodule("submod_0").eval(), halves.get_submodule("submod_1").eval()
+    after = nodes.index(last) + 1
+    first, rest = fx.Graph(), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in nodes[:after]:
+        copies[node] = first.node_copy(node, copies.__getitem__)
+    first.output(copies[last])
+    copies = {last: rest.placeholder("x")}
+    for node in nodes:
+        if node.op == "get_attr" or node in nodes[after:]:
+            copies[node] = rest.node_copy(node, copies.__getitem__)
+    return fx.GraphModule(traced, first).eval(), fx.GraphModule(traced, rest).eval()
 
 
 def _cuts(traced: fx.GraphModule) -> dict[int, fx.Node]:
@@ -146,7 +153,8 @@ def _cuts(traced: fx.GraphModule) -> dict[int, fx.Node]:
     for number, node in enumerate(nodes):
         if node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Conv2d | nn.Linear):
             layers += 1
-        in_use = [earlier for earlier in range(number + 1) if last_use[earlier] > number]
+        in_use = [n for n in range(number + 1) if last_use[n] > number and nodes[n].op != "get_attr"]
         if layers and in_use == [number]:
             found[layers] = node
+    found.pop(layers, None)  # a cut behind the last layer leaves nothing
     return found
