@@ -46,13 +46,19 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"{key}: {value}" for key, value in (report["machine"] | report["versions"]).items()]
     for name, section in report["sections"].items():
         lines += ["", f"**{name}** {section['about']}", ""]
-        lines += [f"| way | {section['unit']} | lowest – highest | ratio |", "|---|---|---|---|"]
+        slow = section["unit"] == "runs/s"  # what takes long is told in seconds
+        lines += [f"| way | {'time' if slow else section['unit']} | lowest – highest | ratio |", "|---|---|---|---|"]
         first = next(iter(section["rates"].values()))["median"]
         for way, rate in section["rates"].items():
-            spread = f"{_number(rate['low'])} – {_number(rate['high'])}"
-            lines.append(f"| {way} | {_number(rate['median'])} | {spread} | {rate['median'] / first:.2f} × |")
+            low, middle, high = (_seconds(rate[k]) if slow else _number(rate[k]) for k in ("low", "median", "high"))
+            spread = f"{high} – {low}" if slow else f"{low} – {high}"
+            lines.append(f"| {way} | {middle} | {spread} | {rate['median'] / first:.2f} × |")
         lines += [f"{case}: {taken}" for case, taken in section.get("memory", {}).items()]
     return "\n".join(lines)
+
+
+def _seconds(rate: float) -> str:
+    return f"{1 / rate:.3f} s"
 
 
 def _number(value: float) -> str:

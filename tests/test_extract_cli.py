@@ -65,7 +65,7 @@ def test_every_option_reaches_the_store(root, tmp_path):
 
     torch.save(torchvision.models.mobilenet_v3_small().state_dict(), weights)
     options = ["--backbone", "mobilenet_v3_small", "--weights", weights, "--views", "plain,mirror", "--image-size", 40]
-    options += ["--precision", "bfloat16", "--batch-size", 9, "--device", "cpu"]
+    options += ["--precision", "bfloat16", "--batch-size", 9, "--device", "cpu", "--engine", "torch"]
     features(root, tmp_path / "s.h5", *options)
     header = FeatureStore.open(tmp_path / "s.h5").header
     identity, provenance = header["identity"], header["provenance"]
@@ -76,6 +76,7 @@ def test_every_option_reaches_the_store(root, tmp_path):
     assert identity["precision"] == "bfloat16"
     assert provenance["batch_size"] == 9
     assert provenance["device"] == "cpu"
+    assert provenance["engine"].startswith("torch ")
     assert provenance["data_set"] == str(root)
     features(root, tmp_path / "seed.h5", "--weights-seed", 7)
     assert FeatureStore.open(tmp_path / "seed.h5").identity["weights"]["random_seed"] == 7

@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from common.errors import UserError
 from common.files import exclusive
 from common.store_writer import partial_folder, read_progress
 from extract.backbones import load_backbone
+from extract.choice import EngineChoice
 from extract.pipeline import Extraction, _ahead
 from extract.preprocessing import Preprocessing
 from extract.sources import load_source, pixel_digest
@@ -117,6 +119,42 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_pat
     assert computed == [0, 16, 16, 32, 32, 48, 64]
     assert hashlib.sha256(store.path.read_bytes()).hexdigest() == expected
     assert not partial_folder(store.path).exists()
+
+
+def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(extraction, tmp_path, monkeypatch):
+    half = dataclasses.replace(extraction, precision="bfloat16", engine="auto")
+    name = "torch bfloat16 after 3 layers in float32"
+    measured = {"cosine": 1.0, "error": 0.0, "top1": 1.0, "reference_top1": 1.0, "sets": 6}
+    chosen = []
+
+    def fastest(self, sample):
+        chosen.append(sample.shape)
+        return self.named(name), measured
+
+    monkeypatch.setattr(EngineChoice, "fastest", fastest)
+    whole = half.run(tmp_path / "whole.h5")
+    assert whole.header["provenance"]["engine"] == name
+    assert whole.header["provenance"]["fidelity"] == measured
+    features = Extraction._features
+    stops = [32]
+
+    def interrupted(self, engine, views, start):
+        if start in stops:
+            stops.clear()
+            raise KeyboardInterrupt
+        return features(self, engine, views, start)
+
+    monkeypatch.setattr(Extraction, "_features", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        half.run(tmp_path / "s.h5")
+    assert chosen == [(30, 3, 32, 32)] * 2
+    assert half.run(tmp_path / "s.h5").path.read_bytes() == whole.path.read_bytes()
+    assert len(chosen) == 2  # the resumed run did not choose again
+
+
+def test_the_line_of_times_says_what_set_the_pace(extraction, tmp_path, capsys):
+    extraction.run(tmp_path / "s.h5")
+    assert re.search(r"66 images in .* s \(.*/s\); busy: reading .*%, .* set the pace", capsys.readouterr().err)
 
 
 def test_features_that_are_not_finite_are_refused_and_nothing_is_left_in_place(extraction, tmp_path):

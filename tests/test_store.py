@@ -135,3 +135,19 @@ def test_what_is_not_such_a_store_is_refused_with_the_reason(tmp_path, edit, err
 def test_a_missing_store_says_how_to_make_it(tmp_path):
     with pytest.raises(UserError, match="make it with `make features`"):
         FeatureStore.open(tmp_path / "none.h5")
+
+
+def test_a_large_store_gives_its_pages_back_and_reads_them_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.store.ROOMY", 0)
+    store = make_store(tmp_path / "s.h5")
+    before = store.features.copy()
+    store.release()
+    assert (store.features == before).all()
+
+
+def test_blocks_are_the_bytes_of_an_array(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "s.h5")
+    monkeypatch.setattr("common.store.BLOCK_BYTES", 1000)
+    blocks = list(store.blocks("features"))
+    assert {len(block) for block in blocks[:-1]} == {1000}
+    assert b"".join(blocks) == store.features.tobytes()
