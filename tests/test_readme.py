@@ -76,3 +76,16 @@ def test_the_results_are_those_of_the_reports():
             f"{report['train_seconds'] / 60:.1f} min",
         ]
         assert [cell.strip() for cell in cells.split("|")] == expected
+
+
+def test_the_speeds_are_those_of_the_benchmark():
+    sections = json.loads((ROOT / "bench/report.json").read_text())["sections"]
+    rows = re.findall(
+        r"^\| (extraction|training|sampling|rows) \| (.*?) \| ([\d,.]+) \S+ \| ([\d.]+) × \|$", README, re.M
+    )
+    assert len(rows) >= 10
+    for section, way, median, ratio in rows:
+        rates = sections[section]["rates"]
+        assert float(median.replace(",", "")) == pytest.approx(rates[way]["median"], rel=0.01)
+        first = next(iter(rates.values()))["median"]
+        assert float(ratio) == pytest.approx(rates[way]["median"] / first, abs=0.006)
