@@ -201,9 +201,7 @@ def memory(folder: Path, rounds: int) -> Section:
             ).stdout
         )
         cases[f"N = {n:,}"] = result["rate"]
-        peaks[f"N = {n:,}"] = {
-            key: result[key] for key in ("store_mb", "before_mb", "peak_mb", "seconds_to_first_step")
-        }
+        peaks[f"N = {n:,}"] = {key: result[key] for key in result if key != "rate"}
         path.unlink()
     return {"unit": "sets/s", "rates": cases, "memory": peaks}
 
