@@ -25,7 +25,8 @@ from extract.preprocessing import Preprocessing
 from extract.sources import load_source
 from tests.fabricate import make_header, make_images, make_store
 from train.config import Config, DataConfig, HeadConfig, TrainingConfig
-from train.loop import build_head, build_optimizer, predict, train_step
+from train.loop import build_optimizer, predict, train_step
+from train.methods import build_method
 from train.sets import training_batches
 from train.task import Task, prepare
 
@@ -85,7 +86,7 @@ def training(folder: Path, rounds: int) -> Section:
     cases |= {f"this project, {name}": _steps(task, name) for name in _PRECISIONS}
     cases |= {f"roof: product in {name}": _product(dtype, flops) for name, dtype in _PRECISIONS.items()}
     rates = _rates(cases, rounds)
-    model = build_head(Config(), task.feature_dim)
+    model = build_method(Config(), task.feature_dim)
     rates |= _rates({"evaluation, float32": lambda: len(predict(model, task, task.test, 1000))}, rounds)
     return {"unit": "sets/s", "gflop_per_set": flops / 1e9, "rates": rates}
 
@@ -243,7 +244,7 @@ def _steps(task: Task, precision: str = "bfloat16", batch_size: int = BATCH, lay
         HeadConfig(layers=layers),
         TrainingConfig(precision=precision, batch_size=batch_size),
     )
-    model = build_head(config, task.feature_dim)
+    model = build_method(config, task.feature_dim)
     model.seed_dropout(torch.Generator().manual_seed(0))
     optimizer = build_optimizer(model, config)
     generator = np.random.default_rng(0)
@@ -266,7 +267,7 @@ def _steps(task: Task, precision: str = "bfloat16", batch_size: int = BATCH, lay
 
 def _forward_flops(task: Task) -> float:
     """Floating-point operations of matrix products on one set."""
-    model = build_head(Config(), task.feature_dim).eval()
+    model = build_method(Config(), task.feature_dim).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, task.set_size, task.feature_dim))
     return counter.get_total_flops()

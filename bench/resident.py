@@ -13,7 +13,8 @@ import torch
 from bench.timing import Rate
 from common.store import FeatureStore
 from train.config import Config, DataConfig, TrainingConfig
-from train.loop import RELEASE_EVERY, build_head, build_optimizer, train_step
+from train.loop import RELEASE_EVERY, build_optimizer, train_step
+from train.methods import build_method
 from train.sets import training_batches
 from train.task import prepare
 
@@ -21,7 +22,7 @@ from train.task import prepare
 def main(path: str, steps: int) -> None:
     """Measure `steps` steps of the plain head in bfloat16."""
     config = Config(training=TrainingConfig(precision="bfloat16"))
-    model = build_head(config, 512)
+    model = build_method(config, 512)
     model.seed_dropout(torch.Generator().manual_seed(0))
     optimizer = build_optimizer(model, config)
     before = resident_mb("RssAnon")

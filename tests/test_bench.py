@@ -10,7 +10,7 @@ from bench.chart import draw
 from bench.peers import TutorialHead, TutorialSets
 from bench.timing import interleaved
 from train.config import Config
-from train.loop import build_head
+from train.methods import build_method
 
 RATE = {"median": 200.0, "low": 150.0, "high": 250.0, "rounds": 3}
 REPORT = {
@@ -40,7 +40,7 @@ def test_cases_take_turns():
 
 
 def test_the_tutorial_head_is_the_same_model():
-    ours = build_head(Config(), 512)
+    ours = build_method(Config(), 512)
     theirs = TutorialHead(512)
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
     assert theirs(torch.randn(2, 10, 512)).shape == (2, 10)

@@ -7,7 +7,8 @@ from fabricate import make_store
 
 from common.errors import UserError
 from train.config import Config
-from train.loop import Progress, build_head, evaluate, learning_rate_factor, predict, train
+from train.loop import Progress, evaluate, learning_rate_factor, predict, train
+from train.methods import build_method
 from train.task import prepare
 
 TINY = [
@@ -97,7 +98,7 @@ def test_evaluation_averages_the_logits_of_the_views(tmp_path):
     store = make_store(tmp_path / "views.h5", views=2)
     config = Config.load(None, [*TINY, "data.views=all"])
     task = prepare(store, config.data)
-    model = build_head(config, task.feature_dim)
+    model = build_method(config, task.feature_dim)
     each = [
         predict(model, dataclasses.replace(task, features=task.features[view : view + 1]), task.test, 7)
         for view in (0, 1)

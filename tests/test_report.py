@@ -5,7 +5,8 @@ from fabricate import make_store
 
 from common.run_folder import RunFolder
 from train.config import Config
-from train.loop import build_head, predict
+from train.loop import predict
+from train.methods import build_method
 from train.report import summary, write_report
 from train.task import prepare
 
@@ -16,7 +17,7 @@ HISTORY = [{"epoch": epoch, "val_top1": top1, **LOSSES} for epoch, top1 in ((1, 
 def test_a_report_says_what_was_measured_on_which_sets(tmp_path):
     store, config = make_store(tmp_path / "s.h5"), Config()
     task = prepare(store, config.data)
-    model = build_head(config, task.feature_dim)
+    model = build_method(config, task.feature_dim)
     run = RunFolder(tmp_path)
     report = write_report(run, config, store, task, model, HISTORY)
     assert json.loads(run.report.read_text()) == report

@@ -3,11 +3,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train.transformer import AnomalyTransformer, Dropout
+from train.methods.base import Dropout
+from train.methods.transformer import AnomalyTransformer
 
 
 def head(dropout=0.0, seed=0, input_dim=12):
-    model = AnomalyTransformer(input_dim, width=16, layers=2, heads=4, feed_forward=32, dropout=dropout)
+    model = AnomalyTransformer(input_dim, width=16, layers=2, heads=4, hidden=32, dropout=dropout)
     model.initialise(torch.Generator().manual_seed(seed))
     return model.eval()
 

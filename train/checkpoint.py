@@ -1,12 +1,14 @@
 """The checkpoint of a run: what the best head needs to be used, and an unfinished run to be continued."""
 
+import dataclasses
 import pickle
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common.config import to_toml
+from common.config import from_dict, to_toml
 from common.errors import UserError
 from common.files import atomic_path
 from train.config import Config
@@ -66,16 +68,18 @@ def require_same(run: Path, begun: str, asked: str, begun_store: str, asked_stor
             f"{run} was begun with another feature store (identity {begun_store[:16]}, now {asked_store[:16]}): "
             "choose another --run, or give the store that it was begun with"
         )
-    before, now = _flat(begun), _flat(asked)
-    different = [key for key in now if before.get(key) != now[key] and key not in MOVABLE]
+    before, now = _flat(begun, run), _flat(asked, run)
+    different = [key for key in now if before[key] != now[key] and key not in MOVABLE]
     if different:
-        changes = ", ".join(f"{key} was {before.get(key)}, now {now[key]}" for key in different)
+        changes = ", ".join(f"{key} was {before[key]}, now {now[key]}" for key in different)
         raise UserError(
             f"{run} was begun with another config ({changes}): choose another --run, or give the old config"
         )
 
 
-def _flat(text: str) -> dict[str, Any]:
-    import tomllib
-
-    return {f"{table}.{key}": value for table, fields in tomllib.loads(text).items() for key, value in fields.items()}
+def _flat(text: str, run: Path) -> dict[str, Any]:
+    """Every key of a config; keys that it is too old to have get their defaults."""
+    whole = dataclasses.asdict(from_dict(Config, tomllib.loads(text), f"the config of {run}"))
+    tables = {name: part for name, part in whole.items() if isinstance(part, dict)}
+    values = {name: part for name, part in whole.items() if name not in tables}
+    return values | {f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()}

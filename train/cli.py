@@ -8,7 +8,7 @@ from common.config import to_toml
 from common.files import exclusive, sha256_text, write_text, writing_to
 from common.run_folder import RunFolder
 from common.store import FeatureStore
-from train.config import Config, classes_from
+from train.config import Config, Phase, classes_from
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,6 +49,26 @@ def fit(
     with exclusive(run.path, f"another process is writing {run.path}: wait for it, or choose another --run"):
         _fit(run, config, store)
     click.echo(run.path)
+
+
+@main.command()
+@click.argument("config_path", type=click.Path(path_type=Path), metavar="CONFIG")
+@click.option("--store", "store_path", type=click.Path(path_type=Path), required=True, help="The feature store.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key in all runs.")
+@click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), help="Holds a folder a phase.")
+def phase(config_path: Path, store_path: Path, overrides: tuple[str, ...], root: Path) -> None:
+    """Make all runs of a phase: the [plan] of CONFIG. Complete runs stay, an interrupted one goes on.
+
+    Each is `train fit` into RUNS/<the config's folder>/<name>-seed<seed>.
+    """
+    configs = Phase.runs(config_path, overrides)
+    store = FeatureStore.open(store_path)
+    for number, (name, config) in enumerate(configs.items(), 1):
+        run = RunFolder(root / config_path.resolve().parent.name / name)
+        click.echo(f"run {number} of {len(configs)}: {run.path}", err=True)
+        with exclusive(run.path, f"another process is writing {run.path}: wait for it"):
+            _fit(run, config, store)
+    click.echo(root / config_path.resolve().parent.name)
 
 
 def _default_run(config: Config, config_path: Path | None, store: FeatureStore) -> Path:

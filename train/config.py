@@ -2,16 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from common import config
-from common.errors import UserError
+from common.errors import UserError, unknown_name
 
 VIEWS = ("first", "all")
 PRECISIONS = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+METRICS = ("l2", "cosine")
+# Without gradient steps; a seed changes nothing but in the first
+TRAINING_FREE = ("random", "centroid", "knn", "mahalanobis", "plda")
+LEARNED = ("dummy", "mlp", "shared_mlp", "deepsets", "set_transformer", "transformer")
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,9 @@ class DataConfig:
     """Which images become which sets.
 
     classes: names of the classes to use; empty: all of the store.
+    class_limit: use only this many of them, drawn by `split_seed`; 0: all. More classes contain fewer.
+    unseen_classes: this many of them, drawn by `split_seed`, are in the test sets alone; 0: the classes of training are
+    those of the test.
     set_size: S, images in a set: S - 1 inliers and one anomaly.
     val_fraction: part of each class's training images that is held out for validation.
     split_seed: chooses which images these are, apart from `training.seed`, so that runs share their split.
@@ -27,6 +34,8 @@ class DataConfig:
     """
 
     classes: tuple[str, ...] = ()
+    class_limit: int = 0
+    unseen_classes: int = 0
     set_size: int = 10
     val_fraction: float = 0.1
     split_seed: int = 0
@@ -37,6 +46,9 @@ class DataConfig:
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
         _require(not repeated, "data.classes", "distinct names", f"{', '.join(repeated)} more than once")
         _require(len(self.classes) != 1, "data.classes", "at least 2 names, or none for all", "1")
+        for name in ("class_limit", "unseen_classes"):
+            value = getattr(self, name)
+            _require(value == 0 or value >= 2, f"data.{name}", "0, or at least 2", value)
         # In a set of two, either image may be the anomaly.
         _at_least(3, "data.set_size", self.set_size)
         _require(0 < self.val_fraction < 1, "data.val_fraction", "between 0 and 1", self.val_fraction)
@@ -46,7 +58,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The Transformer head; its input dimension is no choice, it comes from the store.
+    """The learned methods; their input dimension is no choice, it comes from the store.
 
     width: dimension of the tokens, after the first linear layer.
     layers: number of encoder layers.
@@ -54,6 +66,8 @@ class HeadConfig:
     feed_forward: hidden dimension of each layer's feed-forward part.
     dropout: probability of dropping an activation in training.
     standardise: scale each dimension of the features by the mean and deviation of the training images.
+    hidden: hidden units of mlp and shared_mlp, which have no other dimension.
+    inducing: learned points through which set_transformer attends.
     """
 
     width: int = 256
@@ -62,13 +76,35 @@ class HeadConfig:
     feed_forward: int = 512
     dropout: float = 0.1
     standardise: bool = False
+    hidden: int = 1024
+    inducing: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "feed_forward"):
+        for name in ("width", "layers", "heads", "feed_forward", "hidden", "inducing"):
             _at_least(1, f"head.{name}", getattr(self, name))
         divisible = self.width % self.heads == 0
         _require(divisible, "head.width", f"a multiple of head.heads ({self.heads})", self.width)
         _require(0 <= self.dropout < 1, "head.dropout", "at least 0 and less than 1", self.dropout)
+
+
+@dataclass(frozen=True)
+class DistanceConfig:
+    """The distances of centroid and knn.
+
+    metric: "l2" or "cosine".
+    leave_one_out: centroid measures from the mean of the other items, not of all.
+    neighbours: k of knn, within the set.
+    standardise: as in `HeadConfig`.
+    """
+
+    metric: str = "cosine"
+    leave_one_out: bool = True
+    neighbours: int = 3
+    standardise: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of(METRICS, "distance.metric", self.metric)
+        _at_least(1, "distance.neighbours", self.neighbours)
 
 
 @dataclass(frozen=True)
@@ -116,16 +152,70 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """All of a training run: its data, its head and its training."""
+    """All of a run: its method, data and training. `head` is for the learned methods, `distance` for the others."""
 
+    method: str = "transformer"
     data: DataConfig = field(default_factory=DataConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    distance: DistanceConfig = field(default_factory=DistanceConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        known = (*TRAINING_FREE, *LEARNED)
+        if self.method not in known:
+            raise unknown_name("method", self.method, known)
 
     @classmethod
     def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "Config":
-        """The config of a TOML file (None: the defaults), changed by `section.key=value` overrides."""
-        return config.load(cls, path, overrides)
+        """The config of a TOML file (None: the defaults), changed by `section.key=value` overrides.
+
+        The plan of a phase's file is not part of it.
+        """
+        phase = config.load(Phase, path, overrides)
+        return cls(**{part.name: getattr(phase, part.name) for part in fields(cls)})
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """The runs of a phase.
+
+    seeds: each run is made with seeds 0, 1, …, where its method depends on one.
+    runs: "name: key=value key=value …" for each run: how it differs from the rest of the file.
+    """
+
+    seeds: int = 1
+    runs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _at_least(1, "plan.seeds", self.seeds)
+        names = [run.partition(":")[0].strip() for run in self.runs]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        _require(not repeated, "plan.runs", "of distinct names", f"{', '.join(repeated)} more than once")
+
+
+@dataclass(frozen=True)
+class Phase(Config):
+    """The config file of a phase: a config, and how its runs differ from it."""
+
+    plan: PlanConfig = field(default_factory=PlanConfig)
+
+    @staticmethod
+    def runs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Config]:
+        """The config of each run of the phase at `path`, by "<name>-seed<seed>", all of a seed before the next.
+
+        Raises UserError where the file has no plan.
+        """
+        plan = config.load(Phase, path, overrides).plan
+        if not plan.runs:
+            raise UserError(f"{path} has no plan: list its runs under [plan] runs, or use `train fit` for a single run")
+        runs = {}
+        for seed in range(plan.seeds):
+            for run in plan.runs:
+                name, _, changes = (part.strip() for part in run.partition(":"))
+                made = Config.load(path, [*overrides, *changes.split(), f"training.seed={seed}"])
+                if seed == 0 or made.method in (*LEARNED, "random"):
+                    runs[f"{name}-seed{seed}"] = made
+        return runs
 
 
 def classes_from(text: str) -> tuple[str, ...]:

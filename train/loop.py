@@ -1,6 +1,5 @@
 """The training loop: epochs of fresh sets, best-on-validation, resumable after any epoch."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -17,10 +16,11 @@ from common.checks import check_shape
 from common.errors import UserError
 from common.machine import choose_device
 from train.config import Config
+from train.methods import build_method
+from train.methods.base import Method
 from train.metrics import evaluate_scores
 from train.sets import Sets, training_batches
 from train.task import Task
-from train.transformer import AnomalyTransformer, Standardise
 
 RELEASE_EVERY = 2  # steps; so a large store takes no more memory than the rows that these touch, and their neighbours
 
@@ -29,7 +29,7 @@ RELEASE_EVERY = 2  # steps; so a large store takes no more memory than the rows 
 class Progress:
     """How far a run is: all that must be kept to go on with it.
 
-    history: one record an epoch. best: the head's state after the epoch of the highest validation top-1.
+    history: one record an epoch. best: the method's state after the epoch of the highest validation top-1.
     model, optimizer: their states after the last epoch.
     """
 
@@ -39,24 +39,20 @@ class Progress:
     optimizer: dict[str, Any] | None = None
 
 
-def build_head(config: Config, input_dim: int) -> AnomalyTransformer:
-    """The head of a config, initialised from `training.seed`, on the CPU."""
-    model = AnomalyTransformer(input_dim, **dataclasses.asdict(config.head))
-    model.initialise(torch.Generator().manual_seed(config.training.seed))
-    return model
+def train(config: Config, task: Task, progress: Progress, save: Callable[[Progress], None]) -> Method:
+    """Fit the method, train it from `progress` to the last epoch, and return it at its best epoch, on the CPU.
 
-
-def train(config: Config, task: Task, progress: Progress, save: Callable[[Progress], None]) -> AnomalyTransformer:
-    """Train from `progress` to the last epoch, calling `save` after each, and return the best head on the CPU.
-
-    Every epoch draws its sets, views and dropout from generators of its own, seeded by (seed, epoch): a resumed run
-    needs no generator's state to equal one that was not interrupted. Raises UserError when the loss is not finite.
+    `save` is called after each epoch. Every epoch draws its sets, views and dropout from generators of its own, seeded
+    by (seed, epoch): a resumed run needs no generator's state to equal one that was not interrupted. Raises UserError
+    when the loss is not finite.
     """
     settings = config.training
     device = choose_device(settings.device)
-    model = build_head(config, task.feature_dim)
-    if isinstance(model.standardise, Standardise):
-        model.standardise.mean, model.standardise.std = task.statistics()
+    model = build_method(config, task.feature_dim)
+    model.fit(task)
+    if not model.learns:
+        progress.best = _copy(model.state_dict())
+        return model
     model.to(device)
     optimizer = build_optimizer(model, config)
     if progress.model and progress.optimizer:
@@ -73,7 +69,7 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
         progress.history.append(record)
         progress.model, progress.optimizer = model.state_dict(), optimizer.state_dict()
         save(progress)
-    best = build_head(config, task.feature_dim)
+    best = build_method(config, task.feature_dim)
     assert progress.best is not None, "at least one epoch was trained"
     best.load_state_dict(progress.best)
     return best
@@ -90,26 +86,25 @@ def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> floa
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
 
 
-def evaluate(model: AnomalyTransformer, task: Task, sets: Sets, batch_size: int) -> dict[str, Any]:
+def evaluate(model: Method, task: Task, sets: Sets, batch_size: int) -> dict[str, Any]:
     """The metrics of `train.metrics.evaluate_scores` on fixed sets."""
     return evaluate_scores(predict(model, task, sets, batch_size).numpy(), sets.target)
 
 
-def predict(model: AnomalyTransformer, task: Task, sets: Sets, batch_size: int) -> Tensor:
+def predict(model: Method, task: Task, sets: Sets, batch_size: int) -> Tensor:
     """Logits (n, S) float32 on the CPU, in full precision, averaged over the task's views."""
-    model.eval()
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.empty(0)).device
     views = range(task.features.shape[0])
     logits = []
-    with torch.inference_mode():
-        for start in range(0, len(sets), batch_size):
-            rows = sets.rows[start : start + batch_size]
-            logits.append(torch.stack([model(task.gather(rows, view).to(device)) for view in views]).mean(0).cpu())
+    for start in range(0, len(sets), batch_size):
+        rows = sets.rows[start : start + batch_size]
+        scores = [model.score_sets(task.gather(rows, view).to(device)) for view in views]
+        logits.append(torch.stack(scores).mean(0).cpu())
     return torch.cat(logits)
 
 
 def train_epoch(
-    config: Config, task: Task, model: AnomalyTransformer, optimizer: torch.optim.Optimizer, epoch: int
+    config: Config, task: Task, model: Method, optimizer: torch.optim.Optimizer, epoch: int
 ) -> dict[str, float]:
     """One pass over fresh sets → train_loss, train_top1 and the last learning_rate."""
     settings = config.training
@@ -144,7 +139,7 @@ def train_epoch(
 
 
 def train_step(
-    model: AnomalyTransformer,
+    model: Method,
     optimizer: torch.optim.Optimizer,
     features: Tensor,
     target: Tensor,
@@ -166,7 +161,7 @@ def train_step(
     return logits.detach(), loss.detach()
 
 
-def build_optimizer(model: AnomalyTransformer, config: Config) -> torch.optim.Optimizer:
+def build_optimizer(model: Method, config: Config) -> torch.optim.Optimizer:
     """AdamW on all parameters, in one kernel."""
     settings = config.training
     return torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)

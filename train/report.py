@@ -11,26 +11,28 @@ from common.run_folder import RunFolder
 from common.store import FeatureStore
 from train.config import Config
 from train.loop import predict
+from train.methods.base import Method
+from train.methods.transformer import AnomalyTransformer
 from train.metrics import evaluate_scores
 from train.plots import plot_attention, plot_curves, plot_mistakes
 from train.sets import Sets
 from train.task import Task
-from train.transformer import AnomalyTransformer
 
 PICTURED_SETS = 6
 
 
 def write_report(
-    run: RunFolder, config: Config, store: FeatureStore, task: Task, model: AnomalyTransformer, history: list[dict]
+    run: RunFolder, config: Config, store: FeatureStore, task: Task, model: Method, history: list[dict]
 ) -> dict[str, Any]:
     """Evaluate the best head on validation and, once, on test; write report.json and the pictures."""
     batch_size = config.training.evaluation_batch_size
     logits = {name: predict(model, task, sets, batch_size).numpy() for name, sets in _evaluation_sets(task).items()}
-    best = max(history, key=lambda record: record["val_top1"])
+    best = max(history, key=lambda record: record["val_top1"], default={"epoch": None})
     train_seconds = sum(record["train_seconds"] for record in history)
     n_train = len(task.train.rows)
     report = {
-        "test": _measured(logits["test"], task.test),
+        "method": config.method,
+        "test": _measured(logits["test"], task.test) | {"hits": packed_hits(logits["test"], task.test)},
         "val": _measured(logits["val"], task.val),
         "best_epoch": best["epoch"],
         "epochs": len(history),
@@ -41,7 +43,7 @@ def write_report(
         "labels_shuffled": config.data.shuffle_labels,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_seconds": round(train_seconds, 1),
-        "train_sets_per_second": round(n_train * len(history) / train_seconds),
+        "train_sets_per_second": round(n_train * len(history) / train_seconds) if history else None,
         "seed": config.training.seed,
         "store": {
             "path": str(store.path),
@@ -66,9 +68,12 @@ def summary(report: dict[str, Any]) -> str:
         f"n = {test['n']:,} sets, chance {100 * report['chance_top1']:.0f} %)",
         f"top-5 {100 * test['top5']:.2f} % · average precision {test['average_precision']:.4f} · "
         f"loss {test['loss']:.4f}",
-        f"best epoch {report['best_epoch']} of {report['epochs']} by validation top-1 "
-        f"({100 * report['val']['top1']:.2f} %) · {report['train_sets_per_second']:,} sets/s in training",
     ]
+    if report["epochs"]:
+        lines.append(
+            f"best epoch {report['best_epoch']} of {report['epochs']} by validation top-1 "
+            f"({100 * report['val']['top1']:.2f} %) · {report['train_sets_per_second']:,} sets/s in training"
+        )
     if report["store"]["random_weights"]:
         lines.append("the backbone has RANDOM weights: this shows that the pipeline works, not what it can do")
     return "\n".join(lines)
@@ -78,27 +83,34 @@ def _evaluation_sets(task: Task) -> dict[str, Sets]:
     return {"val": task.val, "test": task.test}
 
 
+def packed_hits(scores: np.ndarray, sets: Sets) -> str:
+    """Which sets were solved, a bit each in their order, as hexadecimal digits: what paired tests need."""
+    return np.packbits(scores.argmax(1) == sets.target).tobytes().hex()
+
+
 def _measured(logits: np.ndarray, sets: Sets) -> dict[str, Any]:
     return {**evaluate_scores(logits, sets.target), "sets_sha256": sets.digest()}
 
 
 def _draw(
-    run: RunFolder, store: FeatureStore, task: Task, model: AnomalyTransformer, logits: np.ndarray, history: list[dict]
+    run: RunFolder, store: FeatureStore, task: Task, model: Method, logits: np.ndarray, history: list[dict]
 ) -> None:
     check_shape("logits", logits, "test", B=len(task.test), S=task.set_size)
-    plot_curves(history, run.path / "curves.png", task.set_size)
+    if history:
+        plot_curves(history, run.path / "curves.png", task.set_size)
     probabilities = torch.from_numpy(logits).softmax(1).numpy()
     some = np.linspace(0, len(task.test) - 1, PICTURED_SETS).astype(int)
-    with torch.inference_mode():
-        last_layer = model.attention_maps(task.gather(task.test.rows[some]))[-1]
-    plot_attention(
-        _pictures(store, task.test, some),
-        probabilities[some],
-        task.test.target[some],
-        last_layer.mean(1).numpy(),
-        _names(task, some),
-        run.path / "attention.png",
-    )
+    if isinstance(model, AnomalyTransformer):
+        with torch.inference_mode():
+            last_layer = model.attention_maps(task.gather(task.test.rows[some]))[-1]
+        plot_attention(
+            _pictures(store, task.test, some),
+            probabilities[some],
+            task.test.target[some],
+            last_layer.mean(1).numpy(),
+            _names(task, some),
+            run.path / "attention.png",
+        )
     wrong = np.flatnonzero(logits.argmax(1) != task.test.target)
     confident = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:PICTURED_SETS]
     plot_mistakes(

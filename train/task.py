@@ -59,7 +59,8 @@ class Task:
 def prepare(store: FeatureStore, config: DataConfig) -> Task:
     """The task that `config` asks for, from a store whose bytes are checked first.
 
-    Raises UserError for an unknown class, too few images for sets of this size, and a damaged or non-finite store.
+    Raises UserError for an unknown class, too few classes or images for sets of this size, and a damaged or non-finite
+    store.
     """
     store.verify(("features", "labels", "split"))
     _require_finite(store)
@@ -69,8 +70,9 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
         generator = np.random.default_rng(config.split_seed)
         for rows in (train_rows, test_rows):
             labels[rows] = generator.permutation(labels[rows])
-    chosen = _class_labels(store, config.classes)
-    train_rows, test_rows = (rows[np.isin(labels[rows], chosen)] for rows in (train_rows, test_rows))
+    seen, tested = _class_labels(store, config)
+    train_rows = train_rows[np.isin(labels[train_rows], seen)]
+    test_rows = test_rows[np.isin(labels[test_rows], tested)]
     train_rows, val_rows = split_validation(
         train_rows, labels[train_rows], config.val_fraction, config.set_size, config.split_seed
     )
@@ -89,11 +91,21 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
     )
 
 
-def _class_labels(store: FeatureStore, names: tuple[str, ...]) -> list[int]:
-    for name in names:
+def _class_labels(store: FeatureStore, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """The labels of the classes to train on, and of those to test on."""
+    for name in config.classes:
         if name not in store.class_names:
             raise unknown_name(f"class of {store.path}", name, store.class_names)
-    return [store.class_names.index(name) for name in names] or list(range(len(store.class_names)))
+    labels = np.array([store.class_names.index(name) for name in config.classes or store.class_names])
+    needed = max(config.class_limit, config.unseen_classes + 2 if config.unseen_classes else 0)
+    if len(labels) < needed:
+        raise UserError(
+            f"there are {len(labels)} classes, data.class_limit={config.class_limit} with "
+            f"data.unseen_classes={config.unseen_classes} needs {needed}: lower them"
+        )
+    drawn = np.random.default_rng(config.split_seed).permutation(labels)[: config.class_limit or None]
+    unseen = config.unseen_classes
+    return (drawn[unseen:], drawn[:unseen]) if unseen else (drawn, drawn)
 
 
 def _require_finite(store: FeatureStore) -> None:

@@ -1,0 +1,120 @@
+"""The contract of all methods, and the layers that several of them are made of."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from common.checks import check_shape
+from train.config import Config
+from train.task import Task
+
+
+class Method(nn.Module):
+    """Features (B, S, D) float32 → scores (B, S) float32, larger = more anomalous.
+
+    `from_config` builds it; `fit` learns what has a closed form; parameters, where a method has some, are then trained
+    by `train.loop`. What `fit` finds lies in buffers: the state dict is all that there is to keep.
+    set_size: the only S that the method can score; None: any.
+    """
+
+    set_size: int | None = None
+
+    def __init__(self, input_dim: int):
+        super().__init__()
+        self.input_dim = input_dim
+
+    @classmethod
+    def from_config(cls, config: Config, input_dim: int) -> Self:
+        """The method as a config wants it. Its parameters are not set before `initialise` or `load_state_dict`."""
+        raise NotImplementedError
+
+    def fit(self, task: Task) -> None:
+        """Learn from the training images what needs no gradients; here: the scale of the features."""
+        for module in self.modules():
+            if isinstance(module, Standardise):
+                module.mean, module.std = task.statistics()
+
+    @property
+    def learns(self) -> bool:
+        """Whether there are parameters to train."""
+        return next(self.parameters(), None) is not None
+
+    def score_sets(self, features: Tensor) -> Tensor:
+        """Scores (B, S) float32 of set features (B, S, D), without gradients and without dropout.
+
+        Raises ValueError for another D, or an S that the method was not made for.
+        """
+        sizes = {} if self.set_size is None else {"S": self.set_size}
+        check_shape("set features", features, type(self).__name__, D=self.input_dim, **sizes)
+        self.eval()
+        with torch.inference_mode():
+            scores = self(features)
+        check_shape("scores", scores, type(self).__name__, B=features.shape[0], S=features.shape[1])
+        return scores
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Set all parameters: Xavier-uniform matrices drawn from `generator`, zero biases, unit norms."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+
+    def seed_dropout(self, generator: torch.Generator) -> None:
+        """Let all dropout masks be drawn from `generator`, which lives on the device of the features."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.generator = generator
+
+
+class Standardise(nn.Module):
+    """(features - mean) / std per dimension, (…, D) → (…, D); mean and std are part of the state."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, input_dim: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(input_dim))
+        self.register_buffer("std", torch.ones(input_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def standardise_or_not(input_dim: int, wanted: bool) -> nn.Module:
+    """A `Standardise`, or the identity."""
+    return Standardise(input_dim) if wanted else nn.Identity()
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask comes from an explicit generator; off in evaluation."""
+
+    def __init__(self, probability: float):
+        super().__init__()
+        # A byte decides over each activation, so the probability is rounded to 1/256, and the scale follows suit
+        self.dropped = round(probability * 256)
+        self.generator: torch.Generator | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.dropped == 0:
+            return x
+        if self.generator is None:
+            raise RuntimeError("dropout needs a generator: call seed_dropout first")
+        # Eight bytes a draw: with one, the draws would take a seventh of the training time
+        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
+        words.random_(-(2**63), None, generator=self.generator)
+        draws = words.view(torch.uint8)[: x.numel()].view(x.shape)
+        return x * (draws >= self.dropped).to(x.dtype).mul_(256 / (256 - self.dropped))
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that is not filled yet: torch would fill it from the global generator."""
+    return nn.utils.skip_init(nn.Linear, inputs, outputs)
+
+
+def feed_forward(width: int, hidden: int, dropout: float) -> nn.Sequential:
+    """The feed-forward part of a Transformer layer, (…, W) → (…, W)."""
+    return nn.Sequential(linear(width, hidden), nn.GELU(), Dropout(dropout), linear(hidden, width))

@@ -1,0 +1,38 @@
+"""Distance to the set's mean: the first thing to try, without any training."""
+
+from typing import Self
+
+from torch import Tensor
+from torch.nn import functional
+
+from train.config import Config
+from train.methods.base import Method, standardise_or_not
+
+
+class Centroid(Method):
+    """The distance of each item from the mean of its set, or of the other items.
+
+    metric: "l2", or "cosine" (1 - cosine between the item and the mean of the items' directions).
+    leave_one_out: the mean of the others, so that an item does not vouch for itself. It changes no ranking by L2,
+    which it multiplies by S / (S - 1).
+    """
+
+    def __init__(self, input_dim: int, metric: str, leave_one_out: bool, standardise: bool):
+        super().__init__(input_dim)
+        self.metric, self.leave_one_out = metric, leave_one_out
+        self.standardise = standardise_or_not(input_dim, standardise)
+
+    @classmethod
+    def from_config(cls, config: Config, input_dim: int) -> Self:
+        settings = config.distance
+        return cls(input_dim, settings.metric, settings.leave_one_out, settings.standardise)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.standardise(features)
+        if self.metric == "cosine":
+            x = functional.normalize(x, dim=-1)
+        total = x.sum(1, keepdim=True)
+        centre = (total - x) / (x.shape[1] - 1) if self.leave_one_out else total / x.shape[1]
+        if self.metric == "cosine":
+            return 1 - functional.cosine_similarity(x, centre, dim=-1)
+        return (x - centre).norm(dim=-1)

@@ -1,0 +1,25 @@
+"""Phase 1's dummy model: trainable, blind to the features. It validates the pipeline: it must stay at chance."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from train.config import Config
+from train.methods.base import Method
+
+
+class Dummy(Method):
+    """One learned logit a position: the best that can be done without looking. Above 1/S, positions would leak."""
+
+    def __init__(self, input_dim: int, set_size: int):
+        super().__init__(input_dim)
+        self.set_size = set_size
+        self.position = nn.Parameter(torch.zeros(set_size))
+
+    @classmethod
+    def from_config(cls, config: Config, input_dim: int) -> Self:
+        return cls(input_dim, config.data.set_size)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.position.expand(features.shape[0], -1)

@@ -1,0 +1,39 @@
+"""Distance to the nearest neighbours within the set."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from train.config import Config
+from train.methods.base import Method, standardise_or_not
+
+
+class NearestNeighbours(Method):
+    """The mean distance of each item to the k nearest others of its set (all others where there are fewer).
+
+    metric: "l2", or "cosine" (1 - cosine).
+    """
+
+    def __init__(self, input_dim: int, neighbours: int, metric: str, standardise: bool):
+        super().__init__(input_dim)
+        self.neighbours, self.metric = neighbours, metric
+        self.standardise = standardise_or_not(input_dim, standardise)
+
+    @classmethod
+    def from_config(cls, config: Config, input_dim: int) -> Self:
+        settings = config.distance
+        return cls(input_dim, settings.neighbours, settings.metric, settings.standardise)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.standardise(features)
+        if self.metric == "cosine":
+            x = functional.normalize(x, dim=-1)
+            distances = 1 - x @ x.transpose(1, 2)
+        else:
+            distances = torch.cdist(x, x)
+        size = x.shape[1]
+        itself = torch.eye(size, dtype=torch.bool, device=x.device)
+        distances = distances.masked_fill(itself, torch.inf)
+        return distances.topk(min(self.neighbours, size - 1), largest=False).values.mean(-1)

@@ -1,0 +1,29 @@
+"""An MLP on the flattened set: not permutation-equivariant, and so the control for position."""
+
+from typing import Self
+
+from torch import Tensor, nn
+
+from train.config import Config
+from train.methods.base import Dropout, Method, linear, standardise_or_not
+
+
+class FlatMLP(Method):
+    """Linear(S · D → hidden), GELU, dropout, Linear(hidden → S). It must learn at each position what it learnt at
+    the others."""
+
+    def __init__(self, input_dim: int, set_size: int, hidden: int, dropout: float, standardise: bool):
+        super().__init__(input_dim)
+        self.set_size = set_size
+        self.standardise = standardise_or_not(input_dim, standardise)
+        self.layers = nn.Sequential(
+            linear(set_size * input_dim, hidden), nn.GELU(), Dropout(dropout), linear(hidden, set_size)
+        )
+
+    @classmethod
+    def from_config(cls, config: Config, input_dim: int) -> Self:
+        head = config.head
+        return cls(input_dim, config.data.set_size, head.hidden, head.dropout, head.standardise)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.layers(self.standardise(features).flatten(1)).float()

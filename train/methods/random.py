@@ -1,0 +1,24 @@
+"""Chance, measured: uniform scores that never look at the features."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from train.config import Config
+from train.methods.base import Method
+
+
+class Random(Method):
+    """A uniform score for each item; the same seed and the same calls give the same scores."""
+
+    def __init__(self, input_dim: int, seed: int):
+        super().__init__(input_dim)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @classmethod
+    def from_config(cls, config: Config, input_dim: int) -> Self:
+        return cls(input_dim, config.training.seed)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.rand(features.shape[:2], generator=self.generator).to(features.device)

@@ -1,0 +1,102 @@
+"""The head: a Transformer encoder over the items of a set, without positions (Vaswani et al., 2017; pre-norm)."""
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from common.checks import check_shape
+from train.config import Config
+from train.methods.base import Dropout, Method, feed_forward, linear, standardise_or_not
+
+
+class AnomalyTransformer(Method):
+    """Features (B, S, D) → logits (B, S), larger = more anomalous; any S.
+
+    Linear(D → width), encoder layers, LayerNorm, Linear(width → 1) at each position; `standardise` puts the features
+    on a common scale first. Nothing knows a position, so permuting the items permutes the logits. With dropout,
+    training needs `seed_dropout` first.
+    """
+
+    def __init__(
+        self,
+        input_dim: int,
+        width: int,
+        layers: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        standardise: bool = False,
+    ):
+        super().__init__(input_dim)
+        self.standardise = standardise_or_not(input_dim, standardise)
+        self.embed = linear(input_dim, width)
+        self.layers = nn.Sequential(*(EncoderLayer(width, heads, hidden, dropout) for _ in range(layers)))
+        self.norm = nn.LayerNorm(width)
+        self.classifier = linear(width, 1)
+
+    @classmethod
+    def from_config(cls, config: Config, input_dim: int) -> Self:
+        head = config.head
+        return cls(input_dim, head.width, head.layers, head.heads, head.feed_forward, head.dropout, head.standardise)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, S) float32 of features (B, S, D). Raises ValueError for another D."""
+        check_shape("set features", features, "head", D=self.input_dim)
+        x = self.layers(self.embed(self.standardise(features)))
+        return self.classifier(self.norm(x)).squeeze(-1).float()
+
+    def attention_maps(self, features: Tensor) -> Tensor:
+        """How much each item (row) looks at each other (column): (layers, B, heads, S, S), rows sum to 1."""
+        check_shape("set features", features, "head", D=self.input_dim)
+        x, maps = self.embed(self.standardise(features)), []
+        for layer in self.layers:
+            assert isinstance(layer, EncoderLayer)
+            maps.append(layer.attention_map(x))
+            x = layer(x)
+        return torch.stack(maps)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and a feed-forward part, each on the normalised input and added to it: (B, S, W) → (B, S, W)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads, dropout)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.feed_forward = feed_forward(width, hidden, dropout)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+
+    def attention_map(self, x: Tensor) -> Tensor:
+        """The attention weights (B, heads, S, S) on an input (B, S, W)."""
+        return self.attention.weights(self.attention_norm(x))[0]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head scaled dot-product attention, written out: on a CPU, sets of ten are faster so than fused."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads ({heads}), got {width}")
+        self.heads = heads
+        self.query_key_value = linear(width, 3 * width)
+        self.output = linear(width, width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, W) → (B, S, W)."""
+        weights, value = self.weights(x)
+        return self.output((self.dropout(weights) @ value).transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """softmax(q kᵀ / √d) (B, heads, S, S) and the values (B, heads, S, d) of an input (B, S, W)."""
+        query, key, value = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        scale = 1 / math.sqrt(query.shape[-1])
+        return (query * scale @ key.transpose(-2, -1)).softmax(-1), value
