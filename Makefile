@@ -14,6 +14,7 @@ CONFIG ?=
 SEED ?=
 SET ?=
 RUN ?=
+ONLY ?=
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -26,7 +27,7 @@ FIT = $(PY) -m train fit $(if $(CONFIG),--config "$(CONFIG)") $(if $(SEED),--see
 	$(foreach pair,$(SET),--set "$(pair)") $(if $(RUN),--run "$(RUN)") --device "$(DEVICE)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo features train bench test check format
+.PHONY: help demo features train phase log bench test check format
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +41,12 @@ features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBON
 
 train: $(READY)  ## feature store → trained head, report, plots (CONFIG= SEED= SET= RUN=, and those of features)
 	@store=$$($(FEATURES)) && $(FIT) --store "$$store"
+
+phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG= ONLY=, and those of features)
+	@store=$$($(FEATURES)) && $(PY) -m train phase "$(CONFIG)" --store "$$store" $(if $(ONLY),--only "$(ONLY)")
+
+log: $(READY)  ## reports of finished runs → the experiment log, its charts, the README's tables
+	@$(PY) -m train log
 
 bench: $(READY)  ## the project beside its peers → bench/report.json, chart and table
 	@$(PY) -m bench

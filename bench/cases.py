@@ -240,9 +240,9 @@ def _flat(task: Task) -> tuple[torch.Tensor, np.ndarray]:
 def _steps(task: Task, precision: str = "bfloat16", batch_size: int = BATCH, layers: int = 4) -> Work:
     """Training steps on fresh sets, at least as many sets as `STEPS` full batches have."""
     config = Config(
-        DataConfig(set_size=task.set_size),
-        HeadConfig(layers=layers),
-        TrainingConfig(precision=precision, batch_size=batch_size),
+        data=DataConfig(set_size=task.set_size),
+        head=HeadConfig(layers=layers),
+        training=TrainingConfig(precision=precision, batch_size=batch_size),
     )
     model = build_method(config, task.feature_dim)
     model.seed_dropout(torch.Generator().manual_seed(0))

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ UNWRITABLE = {
 def canonical_json(value: Any) -> str:
     """The one JSON text of a value (sorted keys, no spaces), so that equal values have equal digests."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def readable_json(value: Any) -> str:
+    """JSON for people: indented, but a list of numbers or words on one line."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return re.sub(r"\[[^][{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text) + "\n"
 
 
 def sha256_text(text: str) -> str:
@@ -88,9 +95,13 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+class Busy(UserError):
+    """Another process holds what this one wants."""
+
+
 @contextlib.contextmanager
 def exclusive(folder: Path, busy: str) -> Iterator[None]:
-    """Hold `folder` (made when missing) for this process alone, or raise UserError(`busy`) at once.
+    """Hold `folder` (made when missing) for this process alone, or raise Busy(`busy`) at once.
 
     The lock belongs to the process: a killed one leaves none behind.
     """
@@ -106,6 +117,6 @@ def exclusive(folder: Path, busy: str) -> Iterator[None]:
             raise BlockingIOError  # its last owner finished and removed it in this very moment
         yield
     except BlockingIOError:
-        raise UserError(busy) from None
+        raise Busy(busy) from None
     finally:
         os.close(handle)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.files import write_text
+from common.files import readable_json, write_text
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RunFolder:
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Write report.json."""
-        write_text(self.report, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        write_text(self.report, readable_json(report))
 
     def read_report(self) -> dict[str, Any]:
         """The content of report.json."""

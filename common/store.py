@@ -116,6 +116,11 @@ class FeatureStore:
         """The name of each view, view 0 first."""
         return self.identity["preprocessing"]["views"]
 
+    @property
+    def layers(self) -> dict[str, int]:
+        """The name and the dimension of each layer that features are made of, in their order; they sum to D."""
+        return dict(self.identity["backbone"].get("layers", [["last", self.feature_dim]]))
+
     @cached_property
     def features(self) -> np.ndarray:
         """The features (V, N, D), mapped."""
@@ -133,6 +138,16 @@ class FeatureStore:
     def thumbnails(self) -> np.ndarray | None:
         """Small pictures (N, H, W, 3) uint8, or None where they were left out."""
         return self._map("thumbnails") if "thumbnails" in self.places else None
+
+    @cached_property
+    def image_index(self) -> np.ndarray:
+        """The index of each image in its split of the source (N,) int64."""
+        return self._map("image_index")
+
+    @cached_property
+    def image_sha256(self) -> np.ndarray:
+        """The digest of each decoded image (N, 32) uint8."""
+        return self._map("image_sha256")
 
     @cached_property
     def split(self) -> np.ndarray:

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from common.errors import UserError, unknown_name
 from common.files import sha256_file
 
+LAST = "last"
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16}
 NUM_IMAGENET_CLASSES = 1000
 
@@ -24,15 +26,21 @@ NUM_IMAGENET_CLASSES = 1000
 class Backbone:
     """A frozen network (B, 3, H, W) → features (B, D), and where its weights come from.
 
+    `layers` says how D is made up: name and dimension of each layer, the network's own features ("last") first.
     `weights_sha256` is the digest of the weights file; for random weights, of the tensors themselves.
     """
 
     name: str
     module: nn.Module
-    feature_dim: int
+    layers: dict[str, int]
     weights: str
     weights_sha256: str
     random_seed: int | None = None
+
+    @property
+    def feature_dim(self) -> int:
+        """D."""
+        return sum(self.layers.values())
 
     def features(self, images: Tensor, precision: str = "float32") -> Tensor:
         """Preprocessed images (B, 3, H, W) float32 on the module's device → features (B, D) float32, no gradients."""
@@ -47,11 +55,12 @@ class Backbone:
             return self.module(images).flatten(1).float()
 
 
-def load_backbone(name: str, weights: str, seed: int, image_size: int) -> Backbone:
+def load_backbone(name: str, weights: str, seed: int, image_size: int, layers: tuple[str, ...] = (LAST,)) -> Backbone:
     """A torchvision classification model with "torchvision" (ImageNet), "random" (from `seed`) or a file's weights.
 
-    `feature_dim` is found by a pass of one image of `image_size`. Raises UserError for an unknown model, weights that
-    cannot be had, read or fitted, and a size that the model does not take.
+    Its features are the input of its classifier ("last"), followed by the means over space of the other `layers`.
+    Dimensions are found by a pass of one image of `image_size`. Raises UserError for an unknown model or layer, weights
+    that cannot be had, read or fitted, and a size that the model does not take.
     """
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
@@ -68,9 +77,48 @@ def load_backbone(name: str, weights: str, seed: int, image_size: int) -> Backbo
         _load_weights(module, name, Path(weights))
         digest = sha256_file(Path(weights))
     _remove_classifier(module)
-    module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    feature_dim = _find_feature_dim(module, name, image_size)
-    return Backbone(name, module, feature_dim, weights, digest, random_seed)
+    module.eval().requires_grad_(False)
+    if layers != (LAST,):
+        module = PooledLayers(module, name, layers[1:])
+    module.to(memory_format=torch.channels_last)
+    dims = _find_dims(module, name, layers, image_size)
+    return Backbone(name, module, dims, weights, digest, random_seed)
+
+
+def parse_layers(text: str) -> tuple[str, ...]:
+    """The layers of "last,layer3". Raises UserError for a repeated one, or another than last first."""
+    layers = tuple(layer.strip() for layer in text.split(","))
+    if layers[0] != LAST or len(set(layers)) != len(layers):
+        raise UserError(f'--layers must begin with "{LAST}" and name each layer once, got "{text}"')
+    return layers
+
+
+class PooledLayers(nn.Module):
+    """A network's features, and behind them the mean over space of each of some layers: (B, 3, H, W) → (B, D).
+
+    Raises UserError for an unknown layer, and for a network whose layers cannot be told apart.
+    """
+
+    def __init__(self, network: nn.Module, name: str, layers: tuple[str, ...]):
+        super().__init__()
+        self.layers = layers
+        known = [child for child, _ in network.named_children()]
+        for layer in layers:
+            if layer not in known:
+                raise unknown_name(f"layer of {name}", layer, known)
+        try:
+            last = get_graph_node_names(network)[1][-1]
+            self.network = create_feature_extractor(network, {**{layer: layer for layer in layers}, last: LAST})
+        except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"the layers of {name} cannot be told apart ({error}): leave --layers out") from error
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat(self.parts(images), 1)
+
+    def parts(self, images: Tensor) -> list[Tensor]:
+        """The features of each layer."""
+        found = self.network(images)
+        return [found[LAST].flatten(1), *(found[layer].mean((2, 3)) for layer in self.layers)]
 
 
 def _build(name: str, seed: int, weights: str | None = None) -> nn.Module:
@@ -93,13 +141,18 @@ def _remove_classifier(module: nn.Module) -> None:
     setattr(module.get_submodule(parent), child, nn.Identity())
 
 
-def _find_feature_dim(module: nn.Module, name: str, image_size: int) -> int:
+def _find_dims(module: nn.Module, name: str, layers: tuple[str, ...], image_size: int) -> dict[str, int]:
+    images = torch.zeros(1, 3, image_size, image_size)
     try:
         with torch.inference_mode():
-            output = module(torch.zeros(1, 3, image_size, image_size))
+            parts = module.parts(images) if isinstance(module, PooledLayers) else [module(images).flatten(1)]
+    except (IndexError, KeyError) as error:
+        raise UserError(
+            f"not all of the layers {', '.join(layers)} of {name} are maps of pixels: choose others"
+        ) from error
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(f"{name} does not take images of {image_size}×{image_size} pixels: {error}") from error
-    return output.flatten(1).shape[1]
+    return {layer: part.shape[1] for layer, part in zip(layers, parts, strict=True)}
 
 
 def _download(name: str) -> Path:

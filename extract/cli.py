@@ -27,12 +27,14 @@ class Request:
     weights_seed: int
     image_size: int
     views: str
+    layers: str
     precision: str
 
     def as_json(self) -> dict[str, Any]:
         """As recorded in the store, with a cheap fingerprint of the images and the digest of the weights file."""
         from extract.sources import fingerprint
 
+        said = {} if self.layers == "last" else {"layers": self.layers}
         return {
             "dataset": self.dataset,
             "fingerprint": fingerprint(self.dataset, self.root),
@@ -41,6 +43,7 @@ class Request:
             "image_size": self.image_size,
             "views": self.views,
             "precision": self.precision,
+            **said,
         }
 
     def default_store(self) -> Path:
@@ -50,6 +53,8 @@ class Request:
             parts.insert(1, self.root.resolve().name)
         if self.views != "plain":
             parts.append(self.views.replace(",", "+"))
+        if self.layers != "last":
+            parts.append(self.layers.replace(",", "+"))
         if self.precision != "float32":
             parts.append(self.precision)
         return Path("data/features") / ("-".join(parts) + ".h5")
@@ -92,7 +97,15 @@ def main() -> None:
 @click.option(
     "--image-size", type=click.IntRange(8, 4096), default=224, show_default=True, help="Pixels, after resize."
 )
-@click.option("--views", default="plain", show_default=True, help="Views of each image to cache: plain,mirror.")
+@click.option(
+    "--views", default="plain", show_default=True, help="Views of each image to cache, such as plain,mirror,zoom."
+)
+@click.option(
+    "--layers",
+    default="last",
+    show_default=True,
+    help="Layers to cache: last is what the classifier gets; of others, such as last,layer3, the mean over space.",
+)
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
@@ -181,10 +194,10 @@ def store_status(store: Path) -> tuple[str, str]:
     return "complete", f"{n:,} images × {views} view(s) × {feature_dim}, identity {opened.identity_sha256[:16]}"
 
 
-def _request(dataset: str, root: Path | None, views: str, **asked: Any) -> Request:
+def _request(dataset: str, root: Path | None, views: str, layers: str, **asked: Any) -> Request:
     if dataset == "imagefolder" and root is None:
         raise UserError("--dataset imagefolder needs --root (make: ROOT=), a folder with train/ and test/")
-    return Request(dataset, root or Path("data"), views=views.replace(" ", ""), **asked)
+    return Request(dataset, root or Path("data"), views=views.replace(" ", ""), layers=layers.replace(" ", ""), **asked)
 
 
 def _is_up_to_date(store: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
@@ -202,16 +215,16 @@ def _is_up_to_date(store: Path, wanted: dict[str, Any], overwrite: bool) -> bool
 def _extract(
     request: Request, wanted: dict[str, Any], store: Path, engine: str, batch_size: int, device: str, overwrite: bool
 ) -> None:
+    from extract.backbones import load_backbone, parse_layers
     from extract.preprocessing import Preprocessing, parse_views
 
-    views = parse_views(request.views)
+    views, layers = parse_views(request.views), parse_layers(request.layers)
     from common.machine import choose_device
-    from extract.backbones import load_backbone
     from extract.pipeline import Extraction
     from extract.sources import load_source
 
     chosen = choose_device(device)
-    backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size)
+    backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size, layers)
     source = load_source(request.dataset, request.root)
     # A data set that was downloaded a moment ago has its fingerprint only now
     extraction = Extraction(

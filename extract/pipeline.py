@@ -72,7 +72,7 @@ class Extraction:
                 "labels": {name: sha256_text(str(self.source.splits[name].labels.tolist())) for name in SPLITS},
                 "class_names": self.source.class_names,
             },
-            "backbone": {"name": self.backbone.name, "feature_dim": self.backbone.feature_dim},
+            "backbone": self._backbone_identity(),
             "weights": {"sha256": self.backbone.weights_sha256, "random_seed": self.backbone.random_seed},
             "preprocessing": self.preprocessing.as_json(),
             "precision": self.precision,
@@ -82,6 +82,11 @@ class Extraction:
         """The identity that a run would give, from the decoded images alone."""
         digests = [pixel_digest(image(i)) for image, i in tqdm(all_images(self.source), **_bar("comparing images"))]
         return self.identity(self._split_digests(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)))
+
+    def _backbone_identity(self) -> dict[str, Any]:
+        identity: dict[str, Any] = {"name": self.backbone.name, "feature_dim": self.backbone.feature_dim}
+        # Where it goes without saying it stays unsaid: what was made before there were layers is still the same
+        return identity if len(self.backbone.layers) == 1 else identity | {"layers": list(self.backbone.layers.items())}
 
     def _run_alone(self, target: Path) -> FeatureStore:
         images = all_images(self.source)

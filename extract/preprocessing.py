@@ -1,6 +1,8 @@
 """Preprocessing as data: what happens to a decoded image before the network sees it, done on batches."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,11 +64,30 @@ class Preprocessing:
         return matrix[start : start + self.image_size]
 
 
+# Where a crop of seven eighths of height and width lies: the part of the margin that is above it, and left of it
+CROPS = {
+    "zoom": (0.5, 0.5),
+    "upper-left": (0.0, 0.0),
+    "upper-right": (0.0, 1.0),
+    "lower-left": (1.0, 0.0),
+    "lower-right": (1.0, 1.0),
+}
+
+
+def _crop(pixels: Tensor, above: float, left: float) -> Tensor:
+    height, width = (length - length // 8 for length in pixels.shape[-2:])
+    top, start = (round(part * (length // 8)) for part, length in zip((above, left), pixels.shape[-2:], strict=True))
+    return pixels[..., top : top + height, start : start + width]
+
+
 # name: uint8 pixels (B, 3, H, W) → (B, 3, H', W')
-VIEWS = {
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "plain": lambda pixels: pixels,
     "mirror": lambda pixels: pixels.flip(-1),
 }
+for _name, _place in CROPS.items():
+    VIEWS[_name] = partial(_crop, above=_place[0], left=_place[1])
+    VIEWS[f"{_name}-mirror"] = lambda pixels, crop=VIEWS[_name]: crop(pixels).flip(-1)  # type: ignore[misc]
 
 
 def parse_views(text: str) -> tuple[str, ...]:

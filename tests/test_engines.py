@@ -64,7 +64,7 @@ def test_a_resnet_is_cut_between_its_blocks(resnet):
 @pytest.mark.parametrize("name", ["vit_b_16", "densenet121", "mobilenet_v3_small", "swin_t"])
 def test_the_parts_of_any_network_make_up_the_whole(name):
     module = torchvision.models.get_model(name, weights=None).eval()
-    backbone = Backbone(name, module, 1000, "", "")
+    backbone = Backbone(name, module, {"last": 1000}, "", "")
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     _, (_, cut), *_ = enumerate(bfloat16(backbone))
     (first, low_first), (rest, low_rest) = cut.parts
@@ -78,5 +78,5 @@ def test_a_network_that_cannot_be_traced_is_taken_as_a_whole():
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    names = [arithmetic.name for arithmetic in bfloat16(Backbone("branching", Branching(), 3, "", ""))]
+    names = [arithmetic.name for arithmetic in bfloat16(Backbone("branching", Branching(), {"last": 3}, "", ""))]
     assert names == ["bfloat16"]

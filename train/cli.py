@@ -1,11 +1,13 @@
 """The command line of stage 2. Heavy imports wait inside the commands, so that --help answers at once."""
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 import click
 
 from common.config import to_toml
-from common.files import exclusive, sha256_text, write_text, writing_to
+from common.errors import UserError
+from common.files import Busy, exclusive, sha256_text, write_text, writing_to
 from common.run_folder import RunFolder
 from common.store import FeatureStore
 from train.config import Config, Phase, classes_from
@@ -53,22 +55,78 @@ def fit(
 
 @main.command()
 @click.argument("config_path", type=click.Path(path_type=Path), metavar="CONFIG")
-@click.option("--store", "store_path", type=click.Path(path_type=Path), required=True, help="The feature store.")
+@click.option(
+    "--store",
+    "store_paths",
+    type=click.Path(path_type=Path),
+    required=True,
+    multiple=True,
+    help="The feature store; with several, each run is made from each, and named after the store's file.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key in all runs.")
+@click.option("--only", default="*", metavar="PATTERN", help="Only the runs whose name matches, such as 'knn*'.")
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), help="Holds a folder a phase.")
-def phase(config_path: Path, store_path: Path, overrides: tuple[str, ...], root: Path) -> None:
+def phase(config_path: Path, store_paths: tuple[Path, ...], overrides: tuple[str, ...], only: str, root: Path) -> None:
     """Make all runs of a phase: the [plan] of CONFIG. Complete runs stay, an interrupted one goes on.
 
-    Each is `train fit` into RUNS/<the config's folder>/<name>-seed<seed>.
+    Each is `train fit` into RUNS/<the config's folder>/<name>-seed<seed>. Several processes may work on one phase:
+    each takes the next run that is free. With OMP_NUM_THREADS=1, one for each core is faster than one for all.
     """
-    configs = Phase.runs(config_path, overrides)
-    store = FeatureStore.open(store_path)
-    for number, (name, config) in enumerate(configs.items(), 1):
-        run = RunFolder(root / config_path.resolve().parent.name / name)
-        click.echo(f"run {number} of {len(configs)}: {run.path}", err=True)
-        with exclusive(run.path, f"another process is writing {run.path}: wait for it"):
-            _fit(run, config, store)
-    click.echo(root / config_path.resolve().parent.name)
+    folder = root / config_path.resolve().parent.name
+    stores = [FeatureStore.open(path) for path in store_paths]
+    planned = [
+        (f"{name}@{store.path.stem}-seed{seed}" if len(stores) > 1 else f"{name}-seed{seed}", config, store)
+        for full, config in Phase.runs(config_path, overrides).items()
+        for name, _, seed in [full.rpartition("-seed")]
+        for store in stores
+        if fnmatch(name, only)
+    ]
+    if not planned:
+        raise UserError(f"no run of {config_path} matches {only}: give --only a name of its [plan], or a pattern")
+    for number, (name, config, store) in enumerate(planned, 1):
+        run = RunFolder(folder / name)
+        click.echo(f"run {number} of {len(planned)}: {run.path}", err=True)
+        try:
+            with exclusive(run.path, f"another process is at work on {run.path}"):
+                _fit(run, config, store)
+        except Busy as busy:
+            click.echo(busy.message, err=True)
+    click.echo(folder)
+
+
+@main.command()
+@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN RUN …")
+@click.option("--hard", is_flag=True, help="On the hard sets, whose anomaly is of the set's super-class.")
+def compare(paths: tuple[Path, ...], hard: bool) -> None:
+    """Rank runs that were measured on the same sets, and say which differences are real.
+
+    A RUN is a run folder, or a report.json. Runs that differ in their seed only are taken together.
+    """
+    from train.comparison import table
+    from train.runs import groups_of, load_run
+
+    click.echo(table(groups_of(map(load_run, paths)), "hard" if hard else "test"))
+
+
+@main.command()
+@click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), help="Holds a folder a phase.")
+@click.option("--experiments", type=click.Path(path_type=Path), default=Path("experiments"), help="Holds the logs.")
+@click.option("--readme", type=click.Path(path_type=Path), default=Path("README.md"), help="Its tables are made, too.")
+@click.option("--check", is_flag=True, help="Change nothing; exit code 1 when a log is not what its runs say.")
+def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
+    """Rebuild the experiment log from the reports of finished runs: every table, chart and figure in it.
+
+    Reports of new runs in RUNS/<phase>/ are copied to EXPERIMENTS/<phase>/runs/ first; the log is made from these.
+    """
+    from train.log import collect, rebuild
+
+    if not check:
+        for line in collect(root, experiments):
+            click.echo(line, err=True)
+    stale = rebuild(experiments, readme, check)
+    for path in stale:
+        click.echo(f"{'stale' if check else 'rewritten'}: {path}", err=True)
+    raise SystemExit(bool(check and stale))
 
 
 def _default_run(config: Config, config_path: Path | None, store: FeatureStore) -> Path:

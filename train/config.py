@@ -10,6 +10,7 @@ from common import config
 from common.errors import UserError, unknown_name
 
 VIEWS = ("first", "all")
+LAYERS = ("last", "all")
 PRECISIONS = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")
@@ -30,6 +31,7 @@ class DataConfig:
     val_fraction: part of each class's training images that is held out for validation.
     split_seed: chooses which images these are, apart from `training.seed`, so that runs share their split.
     views: "first" uses view 0 of the store; "all" draws one per image in training, averages in evaluation.
+    layers: "last" uses what the backbone's classifier gets; "all" also the other layers that the store has.
     shuffle_labels: the control experiment: labels permuted among the images, so only chance can be learnt.
     """
 
@@ -40,6 +42,7 @@ class DataConfig:
     val_fraction: float = 0.1
     split_seed: int = 0
     views: str = "first"
+    layers: str = "last"
     shuffle_labels: bool = False
 
     def __post_init__(self) -> None:
@@ -54,6 +57,7 @@ class DataConfig:
         _require(0 < self.val_fraction < 1, "data.val_fraction", "between 0 and 1", self.val_fraction)
         _at_least(0, "data.split_seed", self.split_seed)
         _one_of(VIEWS, "data.views", self.views)
+        _one_of(LAYERS, "data.layers", self.layers)
 
 
 @dataclass(frozen=True)
@@ -177,20 +181,24 @@ class Config:
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """The runs of a phase.
+    """The runs of a phase, each "name: key=value key=value …": how it differs from the rest of the file.
 
-    seeds: each run is made with seeds 0, 1, …, where its method depends on one.
-    runs: "name: key=value key=value …" for each run: how it differs from the rest of the file.
+    seeds: how many seeds, and splits.
+    runs: made with each seed where the method depends on one, else once.
+    once: made with seed 0.
+    splits: made with each split of the classes and of the training images, and the seed of the same number.
     """
 
     seeds: int = 1
     runs: tuple[str, ...] = ()
+    once: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _at_least(1, "plan.seeds", self.seeds)
-        names = [run.partition(":")[0].strip() for run in self.runs]
+        names = [run.partition(":")[0].strip() for run in (*self.runs, *self.once, *self.splits)]
         repeated = sorted({name for name in names if names.count(name) > 1})
-        _require(not repeated, "plan.runs", "of distinct names", f"{', '.join(repeated)} more than once")
+        _require(not repeated, "plan", "of distinct names", f"{', '.join(repeated)} more than once")
 
 
 @dataclass(frozen=True)
@@ -206,15 +214,17 @@ class Phase(Config):
         Raises UserError where the file has no plan.
         """
         plan = config.load(Phase, path, overrides).plan
-        if not plan.runs:
-            raise UserError(f"{path} has no plan: list its runs under [plan] runs, or use `train fit` for a single run")
         runs = {}
         for seed in range(plan.seeds):
-            for run in plan.runs:
+            for run in (*plan.runs, *plan.once, *plan.splits):
                 name, _, changes = (part.strip() for part in run.partition(":"))
-                made = Config.load(path, [*overrides, *changes.split(), f"training.seed={seed}"])
-                if seed == 0 or made.method in (*LEARNED, "random"):
+                keys = [f"training.seed={seed}"] + [f"data.split_seed={seed}"] * (run in plan.splits)
+                made = Config.load(path, [*overrides, *changes.split(), *keys])
+                seeded = run not in plan.once and made.method in (*LEARNED, "random")
+                if seed == 0 or seeded or run in plan.splits:
                     runs[f"{name}-seed{seed}"] = made
+        if not runs:
+            raise UserError(f"{path} has no plan: list its runs under [plan] runs, or use `train fit` for a single run")
         return runs
 
 

@@ -64,6 +64,7 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
         record["train_seconds"] = round(time.perf_counter() - started, 3)
         val = evaluate(model, task, task.val, settings.evaluation_batch_size)
         record |= {"val_loss": val["loss"], "val_top1": val["top1"]}
+        record["seconds"] = round(time.perf_counter() - started, 3)
         if progress.best is None or val["top1"] > max(past["val_top1"] for past in progress.history):
             progress.best = _copy(model.state_dict())
         progress.history.append(record)
@@ -93,12 +94,17 @@ def evaluate(model: Method, task: Task, sets: Sets, batch_size: int) -> dict[str
 
 def predict(model: Method, task: Task, sets: Sets, batch_size: int) -> Tensor:
     """Logits (n, S) float32 on the CPU, in full precision, averaged over the task's views."""
+    return predict_rows(model, task, sets.rows, batch_size)
+
+
+def predict_rows(model: Method, task: Task, rows: np.ndarray, batch_size: int) -> Tensor:
+    """As `predict`, for sets of the rows (n, S)."""
     device = next(model.parameters(), torch.empty(0)).device
     views = range(task.features.shape[0])
     logits = []
-    for start in range(0, len(sets), batch_size):
-        rows = sets.rows[start : start + batch_size]
-        scores = [model.score_sets(task.gather(rows, view).to(device)) for view in views]
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        scores = [model.score_sets(task.gather(batch, view).to(device)) for view in views]
         logits.append(torch.stack(scores).mean(0).cpu())
     return torch.cat(logits)
 

@@ -34,7 +34,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path, set_size: int) ->
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(10, 4.2)
+    figure = figure_of(10, 4.2)
     epochs = [entry["epoch"] for entry in history]
     best = max(history, key=lambda entry: entry["val_top1"])
     panels = (("loss", "cross-entropy (nats)", 1), ("top1", "top-1 (%)", 100))
@@ -59,7 +59,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path, set_size: int) ->
     # Below the panels, where it hides no curve; the last panel has every line of the first, and chance.
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"Learning curves: best validation top-1 {100 * best['val_top1']:.1f} %", fontsize=13)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_attention(
@@ -77,9 +77,9 @@ def plot_attention(
     """
     rows, set_size = probabilities.shape
     if rows == 0:
-        _save(_message("no sets to show"), path)
+        save_figure(_message("no sets to show"), path)
         return
-    figure = _figure(TILE * set_size + 3.2, 2.1 * rows + 0.9)
+    figure = figure_of(TILE * set_size + 3.2, 2.1 * rows + 0.9)
     grid = figure.subplots(rows, 2, squeeze=False, width_ratios=[TILE * set_size, 2.1])
     highest = float(attention.max())  # one scale for all sets, so that colours compare
     for row, (strip, heat) in enumerate(grid):
@@ -96,7 +96,7 @@ def plot_attention(
     bar = figure.colorbar(image, ax=list(grid[:, 1]), shrink=0.9 if rows == 1 else 0.6, aspect=30)
     bar.set_label("attention weight", fontsize=9)
     _heading(figure, "What the last layer attends to (mean of its heads; each query's weights sum to 1)")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_mistakes(
@@ -113,14 +113,14 @@ def plot_mistakes(
     """
     rows, set_size = probabilities.shape
     if rows == 0:
-        _save(_message("no mistakes"), path)
+        save_figure(_message("no mistakes"), path)
         return
-    figure = _figure(TILE * set_size + 0.4, (TILE + 0.6) * rows + 0.7)
+    figure = figure_of(TILE * set_size + 0.4, (TILE + 0.6) * rows + 0.7)
     for row, axes in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
         _draw_strip(axes, None if pictures is None else pictures[row], probabilities[row], int(target[row]))
         _title(axes, _names(set_size, names[row]))
     _heading(figure, f"The most confident mistakes: {rows:,} of {total:,}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_strip(axes: "Axes", pictures: Array | None, probabilities: Array, target: int) -> None:
@@ -154,7 +154,8 @@ def _names(set_size: int, names: tuple[str, str]) -> str:
     return f"{set_size - 1} × {inlier}, 1 × {anomaly}"
 
 
-def _figure(width: float, height: float) -> "Figure":
+def figure_of(width: float, height: float) -> "Figure":
+    """An empty figure of so many inches, not known to pyplot."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(max(width, NARROWEST), height), dpi=DPI, layout="constrained")
@@ -171,12 +172,12 @@ def _heading(figure: "Figure", text: str) -> None:
 
 
 def _message(text: str) -> "Figure":
-    figure = _figure(6, 2)
+    figure = figure_of(6, 2)
     figure.text(0.5, 0.5, text, fontsize=16, color=GREY, ha="center", va="center")
     return figure
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG without matplotlib's name and version in it: equal plots are equal files."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})

@@ -1,5 +1,8 @@
 """What a run leaves behind: report.json and its pictures."""
 
+import dataclasses
+import datetime
+import time
 from typing import Any
 
 import numpy as np
@@ -9,12 +12,15 @@ from common.checks import check_shape
 from common.machine import choose_device, hardware, versions
 from common.run_folder import RunFolder
 from common.store import FeatureStore
+from train.analysis import measure_attention, measure_failures, measure_twins
+from train.beyond import measure_beyond
 from train.config import Config
 from train.loop import predict
 from train.methods.base import Method
 from train.methods.transformer import AnomalyTransformer
 from train.metrics import evaluate_scores
 from train.plots import plot_attention, plot_curves, plot_mistakes
+from train.runs import pack_bits
 from train.sets import Sets
 from train.task import Task
 
@@ -25,30 +31,38 @@ def write_report(
     run: RunFolder, config: Config, store: FeatureStore, task: Task, model: Method, history: list[dict]
 ) -> dict[str, Any]:
     """Evaluate the best head on validation and, once, on test; write report.json and the pictures."""
+    started = time.perf_counter()
     batch_size = config.training.evaluation_batch_size
-    logits = {name: predict(model, task, sets, batch_size).numpy() for name, sets in _evaluation_sets(task).items()}
+    evaluated = {"test": task.test, "val": task.val} | ({"hard": task.hard} if task.hard else {})
+    logits = {name: predict(model, task, sets, batch_size).numpy() for name, sets in evaluated.items()}
+    solved = {name: scores.argmax(1) == evaluated[name].target for name, scores in logits.items()}
     best = max(history, key=lambda record: record["val_top1"], default={"epoch": None})
     train_seconds = sum(record["train_seconds"] for record in history)
     n_train = len(task.train.rows)
     report = {
-        "method": config.method,
-        "test": _measured(logits["test"], task.test) | {"hits": packed_hits(logits["test"], task.test)},
-        "val": _measured(logits["val"], task.val),
+        "config": dataclasses.asdict(config),
+        **{name: _measured(logits[name], sets) for name, sets in evaluated.items()},
+        "without_twins": measure_twins(solved["test"], task),
+        "failures": measure_failures(solved["test"], task, solved.get("hard")),
+        "beyond": measure_beyond(model, task, batch_size),
+        "attention": measure_attention(model, task) if isinstance(model, AnomalyTransformer) else None,
+        "history": history,
         "best_epoch": best["epoch"],
-        "epochs": len(history),
         "chance_top1": 1 / task.set_size,
         "train_images": n_train,
-        "classes": len(np.unique(task.test.set_label)),
-        "set_size": task.set_size,
-        "labels_shuffled": config.data.shuffle_labels,
+        "classes": len(task.test_images.classes),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_seconds": round(train_seconds, 1),
+        "seconds": round(sum(record["seconds"] for record in history) + time.perf_counter() - started, 1),
+        "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "train_sets_per_second": round(n_train * len(history) / train_seconds) if history else None,
-        "seed": config.training.seed,
         "store": {
             "path": str(store.path),
             "identity_sha256": store.identity_sha256,
             "backbone": store.identity["backbone"]["name"],
+            "image_size": store.identity["preprocessing"].get("image_size"),
+            "views": store.views if config.data.views == "all" else store.views[:1],
+            "layers": list(store.layers) if config.data.layers == "all" else ["last"],
             "weights_sha256": store.identity["weights"]["sha256"],
             "random_weights": store.identity["weights"]["random_seed"] is not None,
         },
@@ -69,9 +83,15 @@ def summary(report: dict[str, Any]) -> str:
         f"top-5 {100 * test['top5']:.2f} % · average precision {test['average_precision']:.4f} · "
         f"loss {test['loss']:.4f}",
     ]
-    if report["epochs"]:
+    if "hard" in report:
+        hard, twins = report["hard"], report["without_twins"]
         lines.append(
-            f"best epoch {report['best_epoch']} of {report['epochs']} by validation top-1 "
+            f"hard sets, of one super-class: {100 * hard['top1']:.2f} % (n = {hard['n']:,}) · without the "
+            f"{len(twins['images'])} test images that are in the training split too: {100 * twins['top1']:.2f} %"
+        )
+    if report["history"]:
+        lines.append(
+            f"best epoch {report['best_epoch']} of {len(report['history'])} by validation top-1 "
             f"({100 * report['val']['top1']:.2f} %) · {report['train_sets_per_second']:,} sets/s in training"
         )
     if report["store"]["random_weights"]:
@@ -79,17 +99,13 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _evaluation_sets(task: Task) -> dict[str, Sets]:
-    return {"val": task.val, "test": task.test}
-
-
-def packed_hits(scores: np.ndarray, sets: Sets) -> str:
-    """Which sets were solved, a bit each in their order, as hexadecimal digits: what paired tests need."""
-    return np.packbits(scores.argmax(1) == sets.target).tobytes().hex()
-
-
 def _measured(logits: np.ndarray, sets: Sets) -> dict[str, Any]:
-    return {**evaluate_scores(logits, sets.target), "sets_sha256": sets.digest()}
+    return {
+        **evaluate_scores(logits, sets.target),
+        "positions": np.bincount(sets.target, minlength=sets.rows.shape[1]).tolist(),
+        "sets_sha256": sets.digest(),
+        "solved": pack_bits(logits.argmax(1) == sets.target),
+    }
 
 
 def _draw(

@@ -85,16 +85,22 @@ def sample_sets(
     anomaly_labels: np.ndarray,
     set_size: int,
     generator: np.random.Generator,
+    pairs: np.ndarray | None = None,
 ) -> Sets:
     """One set around each anomaly (B,): another class, S - 1 distinct images of it, and a position, all uniform.
 
-    Raises UserError when a class of the index has fewer than S - 1 images.
+    `pairs` (C, C) changes how the class of the inliers (column) is drawn for the anomaly's (row): its rows are
+    probabilities, 0 on the diagonal. Raises UserError when a class of the index has fewer than S - 1 images.
     """
     _require_images(index.classes, index.counts, set_size - 1)
     batch = len(anomaly_rows)
     own = np.searchsorted(index.classes, anomaly_labels)
-    other = generator.integers(len(index.classes) - 1, size=batch)
-    other += other >= own  # skips the anomaly's own class
+    if pairs is None:
+        other = generator.integers(len(index.classes) - 1, size=batch)
+        other += other >= own  # skips the anomaly's own class
+    else:
+        below = pairs.cumsum(1)[own]
+        other = (below <= generator.random((batch, 1)) * below[:, -1:]).sum(1)
     inliers = index.rows[index.starts[other][:, None] + draw_distinct(generator, index.counts[other], set_size - 1)]
     target = generator.integers(set_size, size=batch)
     rows = np.empty((batch, set_size), np.int64)
@@ -104,25 +110,69 @@ def sample_sets(
 
 
 def training_batches(
-    index: ClassIndex, set_size: int, batch_size: int, generator: np.random.Generator
+    index: ClassIndex,
+    set_size: int,
+    batch_size: int,
+    generator: np.random.Generator,
+    pairs: np.ndarray | None = None,
 ) -> Iterator[Sets]:
     """An epoch: every row of the index once as the anomaly, in random order, with fresh inliers, in batches.
 
-    Sampled many batches at a time, but never more than about `SAMPLED_AT_ONCE` sets: memory does not grow with them.
+    `pairs` as in `sample_sets`. Sampled many batches at a time, but never more than about `SAMPLED_AT_ONCE` sets:
+    memory does not grow with them.
     """
     order = generator.permutation(len(index.rows))
     labels = _labels(index)
     chunk = batch_size * max(1, SAMPLED_AT_ONCE // batch_size)
     for start in range(0, len(order), chunk):
         chosen = order[start : start + chunk]
-        sets = sample_sets(index, index.rows[chosen], labels[chosen], set_size, generator)
+        sets = sample_sets(index, index.rows[chosen], labels[chosen], set_size, generator, pairs)
         for first in range(0, len(sets), batch_size):
             yield sets[first : first + batch_size]
 
 
-def evaluation_sets(index: ClassIndex, set_size: int, seed: int) -> Sets:
-    """Every row of the index once as the anomaly, in the order of the index; `seed` fixes the rest."""
-    return sample_sets(index, index.rows, _labels(index), set_size, np.random.default_rng(seed))
+def evaluation_sets(index: ClassIndex, set_size: int, seed: int, pairs: np.ndarray | None = None) -> Sets:
+    """Every row of the index once as the anomaly, in the order of the index; `seed` fixes the rest.
+
+    With `pairs` (see `sample_sets`), only the rows of classes that have a partner.
+    """
+    labels, rows = _labels(index), index.rows
+    if pairs is not None:
+        paired = (pairs.sum(1) > 0)[np.searchsorted(index.classes, labels)]
+        labels, rows = labels[paired], rows[paired]
+    return sample_sets(index, rows, labels, set_size, np.random.default_rng(seed), pairs)
+
+
+def sample_mixed_sets(
+    index: ClassIndex, count: int, anomalies: int, set_size: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """`count` sets with any number of anomalies, each of another class → rows (B, S) int64, is_anomaly (B, S) bool.
+
+    The classes of the inliers take turns. Raises UserError where there are too few classes or images.
+    """
+    classes = len(index.classes)
+    if classes <= anomalies:
+        raise UserError(f"sets with {anomalies} anomalies need more than {anomalies} classes, got {classes}")
+    inliers = set_size - anomalies
+    _require_images(index.classes, index.counts, inliers)
+    own = np.arange(count) % classes
+    others = draw_distinct(generator, np.full(count, classes - 1), anomalies)
+    others += others >= own[:, None]
+    odd = generator.integers(index.counts[others])
+    same = draw_distinct(generator, index.counts[own], inliers)
+    places = np.concatenate([index.starts[others] + odd, index.starts[own][:, None] + same], 1)
+    order = generator.permuted(np.broadcast_to(np.arange(set_size), (count, set_size)), axis=1)
+    return index.rows[np.take_along_axis(places, order, 1)], order < anomalies
+
+
+def pairs_within(groups: np.ndarray) -> np.ndarray:
+    """For `sample_sets`: only classes of the same group (C,) are paired, all equally often → (C, C) float64.
+
+    >>> pairs_within(np.array([0, 0, 1])).tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    same = (groups[:, None] == groups) & ~np.eye(len(groups), dtype=bool)
+    return same / np.maximum(same.sum(1, keepdims=True), 1)
 
 
 def split_validation(

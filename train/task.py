@@ -9,9 +9,9 @@ from torch import Tensor
 from common.errors import UserError, unknown_name
 from common.store import FeatureStore
 from train.config import DataConfig
-from train.sets import ClassIndex, Sets, evaluation_sets, split_validation
+from train.sets import ClassIndex, Sets, evaluation_sets, pairs_within, split_validation
 
-EVALUATION_SEEDS = {"val": 1, "test": 2}
+EVALUATION_SEEDS = {"val": 1, "test": 2, "hard": 3}
 ROWS_AT_A_TIME = 1 << 16
 
 
@@ -21,16 +21,22 @@ class Task:
 
     store: what the features come from.
     features: (V, N, D) float32 or float16, mapped from the store; `rows` of sets point into N.
-    train: the training images by class; val, test: the fixed evaluation sets, every image once the anomaly.
-    class_names: the name of each label that the sets carry.
+    train, val_images, test_images: images by class.
+    val, test: the fixed evaluation sets, every image once the anomaly. hard: the same of test images, set and anomaly
+    being of one super-class; None where no classes share one.
+    class_names: the name of each label that the sets carry. superclass: (labels,) int64 of each, or None.
     """
 
     store: FeatureStore
     features: Tensor
     train: ClassIndex
+    val_images: ClassIndex
+    test_images: ClassIndex
     val: Sets
     test: Sets
+    hard: Sets | None
     class_names: list[str]
+    superclass: np.ndarray | None
     set_size: int
 
     @property
@@ -76,17 +82,22 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
     train_rows, val_rows = split_validation(
         train_rows, labels[train_rows], config.val_fraction, config.set_size, config.split_seed
     )
-    evaluation = {
-        name: evaluation_sets(ClassIndex.build(rows, labels[rows]), config.set_size, EVALUATION_SEEDS[name])
-        for name, rows in (("val", val_rows), ("test", test_rows))
-    }
+    train, val, test = (ClassIndex.build(rows, labels[rows]) for rows in (train_rows, val_rows, test_rows))
+    superclass = np.array(store.header["class_superclass"]) if store.header["class_superclass"] else None
+    pairs = None if superclass is None else pairs_within(superclass[test.classes])
+    hard = pairs is not None and pairs.any() and not config.shuffle_labels
+    columns = store.feature_dim if config.layers == "all" else store.layers["last"]
     return Task(
         store,
-        torch.from_numpy(store.features if config.views == "all" else store.features[:1]),
-        ClassIndex.build(train_rows, labels[train_rows]),
-        evaluation["val"],
-        evaluation["test"],
+        torch.from_numpy(store.features if config.views == "all" else store.features[:1])[:, :, :columns],
+        train,
+        val,
+        test,
+        evaluation_sets(val, config.set_size, EVALUATION_SEEDS["val"]),
+        evaluation_sets(test, config.set_size, EVALUATION_SEEDS["test"]),
+        evaluation_sets(test, config.set_size, EVALUATION_SEEDS["hard"], pairs) if hard else None,
         store.class_names,
+        superclass,
         config.set_size,
     )
 

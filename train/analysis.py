@@ -1,0 +1,96 @@
+"""Where a method fails, and what its attention looks at."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from train.methods.transformer import AnomalyTransformer
+from train.metrics import wilson_interval
+from train.sets import Sets
+from train.task import Task
+
+WORST_PAIRS = 10
+ATTENTION_SETS = 1000
+MOST_GROUPS = 30
+
+
+def measure_failures(solved: np.ndarray, task: Task, solved_hard: np.ndarray | None) -> dict[str, Any]:
+    """Where the solved test sets (n,) bool are, and the hard ones.
+
+    by_set_class, by_anomaly_class: top-1 of each class. within_superclass, across: where set and anomaly share a
+    super-class, and where not. groups, matrix: [sets, solved] by super-class of the set (row) and of the anomaly
+    (column); by class where there are no super-classes, but few classes. worst_pairs: [class, class, sets, missed], of
+    test and hard sets, whichever of the two is the anomaly.
+    """
+    sets, names = task.test, task.class_names
+    found: dict[str, Any] = {
+        "by_set_class": _by_class(sets.set_label, solved, names),
+        "by_anomaly_class": _by_class(sets.anomaly_label, solved, names),
+    }
+    group_of, groups = np.arange(len(names)), names
+    if task.superclass is not None:
+        group_of, groups = task.superclass, task.store.header["superclass_names"]
+        within = group_of[sets.set_label] == group_of[sets.anomaly_label]
+        found |= {"within_superclass": proportion(solved[within]), "across": proportion(solved[~within])}
+    if len(groups) <= MOST_GROUPS:
+        place = (group_of[sets.set_label], group_of[sets.anomaly_label])
+        counts = np.zeros((2, len(groups), len(groups)), int)
+        np.add.at(counts[0], place, 1)
+        np.add.at(counts[1], place, solved)
+        found |= {"groups": groups, "matrix": counts.transpose(1, 2, 0).tolist()}
+    found["worst_pairs"] = _worst_pairs(task, solved, solved_hard)
+    return found
+
+
+def measure_attention(model: AnomalyTransformer, task: Task) -> dict[str, Any]:
+    """How much of their attention the inliers give to the anomaly: the mean by layer and head, beside 1/S.
+
+    Over the first 1,000 of the test sets, evenly spaced, in view 0.
+    """
+    some = np.linspace(0, len(task.test) - 1, min(ATTENTION_SETS, len(task.test))).astype(int)
+    sets = task.test[some]
+    with torch.inference_mode():
+        maps = model.attention_maps(task.gather(sets.rows))  # (layers, B, heads, query, key)
+    target = torch.from_numpy(sets.target)
+    to_anomaly = maps.gather(-1, target.reshape(1, -1, 1, 1, 1).expand(*maps.shape[:-1], 1)).squeeze(-1)
+    is_inlier = torch.arange(task.set_size) != target[:, None]
+    mass = (to_anomaly * is_inlier[:, None]).sum((1, 3)) / is_inlier.sum()
+    return {"n": len(sets), "uniform": 1 / task.set_size, "mass_on_anomaly": mass.double().numpy().round(4).tolist()}
+
+
+def measure_twins(solved: np.ndarray, task: Task) -> dict[str, Any]:
+    """Top-1 of the test sets (n,) bool without those that hold an image whose pixels are in the training split, too.
+
+    images: [class, index in the test split] of each of these images.
+    """
+    store = task.store
+    digests = np.ascontiguousarray(store.image_sha256).view("V32").ravel()
+    rows = task.test_images.rows
+    twins = rows[np.isin(digests[rows], digests[store.rows_of("train")])]
+    clean = ~np.isin(task.test.rows, twins).any(1)
+    named = [[store.class_names[store.labels[row]], int(store.image_index[row])] for row in twins]
+    return {"images": named, **proportion(solved[clean])}
+
+
+def proportion(solved: np.ndarray) -> dict[str, Any]:
+    """Top-1 of sets (n,) bool with its 95 % interval, and n; only n where there are none."""
+    n, hits = len(solved), int(solved.sum())
+    return {"n": n} | ({"top1": hits / n, "top1_interval": list(wilson_interval(hits, n))} if n else {})
+
+
+def _by_class(labels: np.ndarray, solved: np.ndarray, names: list[str]) -> dict[str, float]:
+    return {names[label]: round(float(solved[labels == label].mean()), 4) for label in np.unique(labels)}
+
+
+def _worst_pairs(task: Task, solved: np.ndarray, solved_hard: np.ndarray | None) -> list[list]:
+    both: list[tuple[Sets, np.ndarray]] = [(task.test, solved)]
+    if task.hard is not None and solved_hard is not None:
+        both.append((task.hard, solved_hard))
+    classes = np.concatenate([np.stack([sets.set_label, sets.anomaly_label], 1) for sets, _ in both])
+    missed = ~np.concatenate([hits for _, hits in both])
+    pairs, which, counts = np.unique(np.sort(classes, 1), axis=0, return_inverse=True, return_counts=True)
+    misses = np.bincount(which.ravel(), missed, len(pairs)).astype(int)
+    worst = np.argsort(-misses, kind="stable")[:WORST_PAIRS]
+    names = task.class_names
+    return [[names[pairs[i][0]], names[pairs[i][1]], int(counts[i]), int(misses[i])] for i in worst if misses[i]]

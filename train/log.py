@@ -1,0 +1,112 @@
+"""The experiment log: reports of runs in, tables and charts out. No number in it is typed.
+
+A log is a Markdown file whose generated parts stand between `<!-- generated: BLOCK PATTERN … -->` and `<!-- end -->`.
+BLOCK is a function of `BLOCKS`; the patterns choose runs by name, "<phase>/<name>" outside the phase's own log.
+"""
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from common.errors import UserError, unknown_name
+from common.files import write_text
+from common.run_folder import RunFolder
+from train.blocks import BLOCKS
+from train.config import Phase
+from train.runs import Group, Run, groups_of, load_run
+
+BLOCK = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.S)
+MEASURED = re.compile(r"^# Measured: .*$", re.M)
+
+
+def collect(runs: Path, experiments: Path) -> Iterator[str]:
+    """Copy the reports of finished runs into the log's folders; yields what was copied.
+
+    Raises UserError for a run whose config is not the one that the phase's plan has for it now.
+    """
+    for config in sorted(experiments.glob("*/config.toml")):
+        folder = config.parent
+        finished = [path for path in sorted((runs / folder.name).glob("*")) if RunFolder(path).is_done]
+        plan = Phase.runs(config) if finished else {}
+        for path in finished:
+            run = load_run(path)
+            planned = plan.get(re.sub(r"@.*(?=-seed)", "", run.name))
+            if planned is None:
+                yield f"left out: {path}, which is not in the plan of {config}"
+                continue
+            if planned != run.config:
+                raise UserError(
+                    f"{path} was made with another config than {config} has for it now: delete it and make it again"
+                )
+            target, text = folder / "runs" / f"{run.name}.json", RunFolder(path).report.read_text(encoding="utf-8")
+            if not target.is_file() or target.read_text(encoding="utf-8") != text:
+                write_text(target, text)
+                yield f"collected: {target}"
+
+
+def rebuild(experiments: Path, readme: Path, check: bool = False) -> list[Path]:
+    """Make every generated part of the logs again → the files that are not what they should be; `check` leaves them so.
+
+    Pictures are drawn, but not compared: other versions draw them a little differently.
+    """
+    groups = {
+        folder.name: groups_of([load_run(path) for path in sorted((folder / "runs").glob("*.json"))])
+        for folder in sorted(experiments.iterdir())
+        if folder.is_dir()
+    }
+    stale = []
+    for path in [*sorted(experiments.glob("*/experiment_log.md")), experiments / "README.md", readme]:
+        if path.is_file():
+            found = path.read_text(encoding="utf-8")
+            made = _made(found, path, groups, check)
+            stale += _write(path, found, made, check)
+    for path in sorted(experiments.glob("*/config.toml")):
+        found = path.read_text(encoding="utf-8")
+        stale += _write(path, found, MEASURED.sub(_measured(groups[path.parent.name]), found), check)
+    return stale
+
+
+def select(groups: dict[str, list[Group]], phase: str, patterns: list[str], where: Path) -> list[Group]:
+    """The groups that the patterns match, in the order of the patterns. Raises UserError where one matches none."""
+    chosen: list[Group] = []
+    for pattern in patterns:
+        name, _, rest = pattern.rpartition("/")
+        matching = [group for group in groups.get(name or phase, []) if fnmatch(group.name, rest)]
+        if not matching:
+            raise UserError(f"{where}: no run matches {pattern}: make it with `train phase`, or change the pattern")
+        chosen += [group for group in matching if group not in chosen]
+    return chosen
+
+
+def _made(text: str, path: Path, groups: dict[str, list[Group]], check: bool) -> str:
+    def block(found: re.Match) -> str:
+        name, *patterns = found[2].split()
+        if name not in BLOCKS:
+            raise unknown_name(f"block in {path}", name, BLOCKS)
+        chosen = select(groups, path.parent.name, patterns, path)
+        return f"{found[1]}{BLOCKS[name](chosen, None if check else path.parent)}\n{found[3]}"
+
+    return BLOCK.sub(block, text)
+
+
+def _write(path: Path, found: str, made: str, check: bool) -> list[Path]:
+    if found == made:
+        return []
+    if not check:
+        write_text(path, made)
+    return [path]
+
+
+def _measured(groups: list[Group]) -> str:
+    """The line in which a phase's config says what came of it."""
+    if not groups:
+        return "# Measured: nothing yet"
+    runs: list[Run] = [run for group in groups for run in group.runs]
+    best = max(groups, key=lambda group: (len(group.runs), group.values("test", "top1").mean()))
+    minutes = sum(run.report["seconds"] for run in runs) / 60
+    hardware = runs[0].report["hardware"]
+    return (
+        f"# Measured: {len(runs)} runs, {minutes:.0f} min of {hardware['threads']} thread(s) of {hardware['cpu']}; "
+        f"{best.name} {100 * best.values('test', 'top1').mean():.2f} % test top-1, mean of {len(best.runs)}"
+    )
