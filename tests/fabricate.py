@@ -1,12 +1,18 @@
-"""What tests are made of: feature stores with a cluster a class, and folders of noisy images."""
+"""What tests are made of: feature stores with a cluster a class, folders of noisy images, and reports of runs."""
 
+import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from common.store import FeatureStore
 from common.store_writer import write_store
+from train.config import Config
+from train.runs import Run, pack_bits
 
 
 def make_store(
@@ -21,8 +27,14 @@ def make_store(
     spread: float = 0.3,
     dtype: str = "<f4",
     thumbnails: bool = True,
+    class_superclass: Sequence[int] = (),
+    layers: Sequence[tuple[str, int]] = (),
 ) -> FeatureStore:
-    """A store of `train` and `test` images a class, whose features lie around one random centre a class."""
+    """A store of `train` and `test` images a class, whose features lie around one random centre a class.
+
+    class_superclass: the super-class of each class, where there are some. layers: names and dimensions that sum to
+    `feature_dim`, where it is made of several.
+    """
     generator = np.random.default_rng(seed)
     centres = generator.normal(size=(classes, feature_dim))
     labels = np.concatenate([np.repeat(np.arange(classes), n) for n in (train, test)])
@@ -38,6 +50,11 @@ def make_store(
     if thumbnails:
         arrays["thumbnails"] = generator.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
     header = make_header(classes, feature_dim, views, seed)
+    if class_superclass:
+        header["superclass_names"] = [f"super{number}" for number in range(max(class_superclass) + 1)]
+        header["class_superclass"] = list(class_superclass)
+    if layers:
+        header["identity"]["backbone"]["layers"] = [list(layer) for layer in layers]
     write_store(path, header, arrays)
     return FeatureStore.open(path)
 
@@ -74,3 +91,42 @@ def make_images(
                 pixels = generator.integers(256, size=(size, size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:03d}.png")
     return root
+
+
+def make_report(
+    solved: Sequence[bool] | np.ndarray,
+    *changes: str,
+    sets: str = "a",
+    hard: Sequence[bool] | np.ndarray | None = None,
+    store: str = "s",
+) -> dict[str, Any]:
+    """What comparisons read of the report of a run that solved these test sets, and hard sets.
+
+    changes: how its config differs from the defaults, "key=value". sets, store: equal for equal ones.
+    """
+    report = {
+        "config": dataclasses.asdict(Config.load(None, changes)),
+        "test": _measured(np.asarray(solved), sets),
+        **({} if hard is None else {"hard": _measured(np.asarray(hard), f"hard {sets}")}),
+        "parameters": 1234,
+        "train_seconds": 60.0,
+        "store": {"identity_sha256": store},
+    }
+    return json.loads(json.dumps(report))
+
+
+def make_run(name: str, solved: Sequence[bool] | np.ndarray, *changes: str, **options: Any) -> Run:
+    """A run with the report that `make_report` makes."""
+    return Run(name, make_report(solved, *changes, **options))
+
+
+def _measured(solved: np.ndarray, sets: str) -> dict[str, Any]:
+    return {
+        "n": len(solved),
+        "top1": float(solved.mean()),
+        "top5": 1.0,
+        "average_precision": 0.75,
+        "auroc": 0.875,
+        "sets_sha256": sets,
+        "solved": pack_bits(solved),
+    }

@@ -22,4 +22,4 @@ class Dummy(Method):
         return cls(input_dim, config.data.set_size)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.position.expand(features.shape[0], -1)
+        return self.position + features.new_zeros(features.shape[0], 1)

@@ -1,0 +1,298 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from fabricate import make_store
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import kstest, multivariate_normal
+from sklearn.covariance import LedoitWolf
+
+from train.config import LEARNED, TRAINING_FREE, Config
+from train.loop import evaluate
+from train.methods import METHODS, build_method
+from train.methods.base import Standardise
+from train.methods.knn import NearestNeighbours
+from train.methods.random import Random
+from train.task import prepare
+
+TINY = [
+    "head.width=16",
+    "head.layers=2",
+    "head.heads=2",
+    "head.feed_forward=16",
+    "head.hidden=32",
+    "head.inducing=3",
+]
+DIM = 12
+ONE_SIZE = ("dummy", "mlp")  # they have weights of each position
+EQUIVARIANT = [name for name in METHODS if name not in ("random", *ONE_SIZE)]
+CLOSED_FORM = {
+    **{
+        f"centroid {metric}, {others}, {scale}": [
+            "method=centroid",
+            f"distance.metric={metric}",
+            f"distance.leave_one_out={others}",
+            f"distance.standardise={scale}",
+        ]
+        for metric in ("l2", "cosine")
+        for others in ("true", "false")
+        for scale in ("true", "false")
+    },
+    "knn l2": ["method=knn", "distance.metric=l2"],
+    "knn cosine": ["method=knn", "distance.standardise=true"],
+    "knn of all": ["method=knn", "distance.neighbours=9"],
+    "mahalanobis": ["method=mahalanobis"],
+    "plda": ["method=plda"],
+}
+
+
+def build(name, *overrides, dim=DIM):
+    return build_method(Config.load(None, [*TINY, f"method={name}", *overrides]), dim)
+
+
+def some(batch=3, size=10, seed=1, dim=DIM):
+    return torch.randn(batch, size, dim, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    """Twelve classes whose features vary little around their centres, but on scales and around a point of their own."""
+    store = make_store(tmp_path_factory.mktemp("store") / "s.h5", classes=12, train=40, test=12, feature_dim=DIM)
+    store.features[...] = (store.features + 1) * np.linspace(0.5, 1.5, DIM)
+    return prepare(store, Config().data)
+
+
+@pytest.fixture(scope="module")
+def fitted(task):
+    found = {}
+    for name in METHODS:
+        found[name] = build(name)
+        found[name].fit(task)
+    return found
+
+
+def test_the_config_knows_the_methods_and_which_of_them_learn():
+    assert set(METHODS) == {*TRAINING_FREE, *LEARNED}
+    assert {name for name in METHODS if build(name).learns} == set(LEARNED)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_scores_are_finite_float32_and_one_an_item(fitted, name):
+    for features in (some(), torch.zeros(2, 10, DIM), torch.ones(1, 10, DIM)):
+        scores = fitted[name].score_sets(features)
+        assert scores.dtype == torch.float32
+        assert scores.shape == features.shape[:2]
+        assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", EQUIVARIANT)
+@settings(max_examples=10, deadline=None)
+@given(order=st.permutations(range(10)), seed=st.integers(0, 100))
+def test_permuting_the_items_permutes_the_scores(fitted, name, order, seed):
+    x = some(seed=seed)
+    scores = fitted[name].score_sets(x)
+    torch.testing.assert_close(fitted[name].score_sets(x[:, order]), scores[:, order], rtol=1e-4, atol=1e-5)
+    assert scores.std(1).min() > 1e-4, "equal scores are equivariant whatever the method does"
+
+
+def test_the_flat_mlp_is_not_equivariant_and_the_dummy_sees_positions_only(fitted):
+    x, order = some(), torch.arange(9, -1, -1)
+    scores, moved = (fitted["mlp"].score_sets(items) for items in (x, x[:, order]))
+    assert (scores[:, order] - moved).abs().max() > 0.1
+    dummy = build("dummy")
+    dummy.load_state_dict({"position": torch.arange(10.0)})
+    assert dummy.score_sets(x).tolist() == [list(range(10))] * 3
+
+
+@pytest.mark.parametrize("name", ONE_SIZE)
+def test_what_has_weights_of_each_position_refuses_another_set_size(name):
+    method = build(name, "data.set_size=5")
+    assert method.set_size == 5
+    assert method.score_sets(some(size=5)).shape == (3, 5)
+    with pytest.raises(ValueError, match=r"\(B, S, D\) with S=5, D=12, got \(3, 10, 12\)"):
+        method.score_sets(some())
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ONE_SIZE])
+def test_all_others_score_sets_of_any_size(fitted, name):
+    assert fitted[name].set_size is None
+    for size in (3, 50):
+        scores = fitted[name].score_sets(some(size=size))
+        assert scores.shape == (3, size)
+        assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_another_feature_dim_is_refused(fitted, name):
+    with pytest.raises(ValueError, match=r"set features must be \(B, S, D\) with .*D=12, got \(3, 10, 11\)"):
+        fitted[name].score_sets(some(dim=11))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "random"])
+def test_the_state_is_all_that_there_is_to_keep(fitted, name):
+    file = io.BytesIO()
+    torch.save(fitted[name].state_dict(), file)
+    file.seek(0)
+    again = build(name, "training.seed=7")
+    again.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(again.score_sets(some()), fitted[name].score_sets(some()))
+
+
+@pytest.mark.parametrize("overrides", CLOSED_FORM.values(), ids=CLOSED_FORM)
+def test_on_an_easy_store_the_anomaly_is_found_without_training(task, overrides):
+    method = build_method(Config.load(None, overrides), DIM)
+    method.fit(task)
+    assert evaluate(method, task, task.test, 100)["top1"] > 0.95
+
+
+@pytest.mark.parametrize("overrides", CLOSED_FORM.values(), ids=CLOSED_FORM)
+def test_an_outlier_has_the_highest_score(overrides):
+    method = build_method(Config.load(None, overrides), DIM)
+    x = 5 + some(batch=10)
+    x[range(10), range(10)] = -5 + some(batch=10, seed=2)[:, 0]
+    assert method.score_sets(x).argmax(1).tolist() == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "sees"),
+    [(name, name != "shared_mlp") for name in EQUIVARIANT],
+)
+def test_an_item_is_judged_by_its_company_but_for_the_shared_mlp(fitted, name, sees):
+    x = some()
+    other = torch.cat([x[:, :1], some(seed=2)[:, 1:]], 1)
+    changes = (fitted[name].score_sets(x)[:, 0] - fitted[name].score_sets(other)[:, 0]).abs()
+    assert changes.min() > 1e-4 if sees else changes.max() == 0
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_every_parameter_learns(name):
+    method = build(name).train()
+    method.seed_dropout(torch.Generator().manual_seed(0))
+    torch.nn.functional.cross_entropy(method(some()), torch.tensor([0, 5, 9])).backward()
+    silent = [key for key, parameter in method.named_parameters() if not parameter.grad.abs().max() > 1e-8]
+    # The softmax over a set does not see what is added to all its logits
+    last = [key for key, parameter in method.named_parameters() if parameter.numel() == 1]
+    assert [key for key in silent if key not in last] == []
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_initial_parameters_come_from_the_seed_alone(name):
+    before = torch.random.get_rng_state()
+    first, again, other = (build(name, f"training.seed={seed}").state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert name == "dummy" or any(not torch.equal(first[key], other[key]) for key in first)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [*((name, "head") for name in LEARNED if name != "dummy"), ("centroid", "distance"), ("knn", "distance")],
+)
+def test_features_are_standardised_by_the_training_images_where_it_is_wanted(task, name, key):
+    plain, scaled = build(name), build(name, f"{key}.standardise=true")
+    mean, std = task.statistics()
+    scaled.fit(task)
+    (scale,) = (module for module in scaled.modules() if isinstance(module, Standardise))
+    assert torch.equal(scale.mean, mean)
+    assert torch.equal(scale.std, std)
+    torch.testing.assert_close(scaled.score_sets(some() * std + mean), plain.score_sets(some()), rtol=1e-4, atol=1e-5)
+
+
+def test_mahalanobis_is_the_distance_in_the_metric_of_the_within_class_covariance(task, fitted):
+    within, _ = naive_covariances(task)
+    inverse = np.linalg.inv(within)
+    x = task.gather(task.test.rows[:20])
+    expected = np.empty(x.shape[:2])
+    for number, items in enumerate(x.double().numpy()):
+        for position, item in enumerate(items):
+            apart = item - items.mean(0)
+            expected[number, position] = np.sqrt(apart @ inverse @ apart)
+    np.testing.assert_allclose(fitted["mahalanobis"].score_sets(x), expected, rtol=1e-4)
+
+
+def test_plda_is_the_density_of_an_item_alone_and_the_others_together(task, fitted):
+    within, between = naive_covariances(task)
+    assert np.linalg.eigvalsh(between).min() > 0
+    mean = np.mean([images.mean(0) for images in training_images(task)], 0)
+    one = multivariate_normal(mean, between + within)
+    nine = multivariate_normal(np.tile(mean, 9), np.kron(np.ones((9, 9)), between) + np.kron(np.eye(9), within))
+    x = task.gather(task.test.rows[:20])
+    scores = fitted["plda"].score_sets(x).double().numpy()
+    expected = np.empty_like(scores)
+    for number, items in enumerate(x.double().numpy()):
+        for position, item in enumerate(items):
+            others = np.delete(items, position, 0).ravel()
+            expected[number, position] = one.logpdf(item) + nine.logpdf(others)
+    np.testing.assert_allclose(
+        scores - scores.mean(1, keepdims=True), expected - expected.mean(1, keepdims=True), rtol=1e-3, atol=1e-2
+    )
+
+
+def training_images(task):
+    return [task.features[0, task.train.rows[a : a + n]].double().numpy() for a, n in zip(*places(task), strict=True)]
+
+
+def places(task):
+    return task.train.starts, task.train.counts
+
+
+def naive_covariances(task):
+    """Within classes, shrunk, and between their true means."""
+    images = training_images(task)
+    residuals = np.concatenate([each - each.mean(0) for each in images])
+    within = LedoitWolf(assume_centered=True).fit(residuals).covariance_
+    means = np.stack([each.mean(0) for each in images])
+    scatter = (means - means.mean(0)).T @ (means - means.mean(0)) / (len(means) - 1)
+    return within, scatter - within * np.mean([1 / len(each) for each in images])
+
+
+def test_leaving_the_item_out_changes_no_ranking_by_l2():
+    with_all, without = (
+        build("centroid", "distance.metric=l2", f"distance.leave_one_out={text}") for text in ("false", "true")
+    )
+    torch.testing.assert_close(without.score_sets(some()), with_all.score_sets(some()) * 10 / 9)
+
+
+def test_leaving_the_item_out_by_cosine_compares_it_with_the_mean_direction_of_the_others():
+    x = torch.nn.functional.normalize(some(), dim=-1)
+    expected = torch.empty(3, 10)
+    for position in range(10):
+        centre = torch.cat([x[:, :position], x[:, position + 1 :]], 1).mean(1)
+        expected[:, position] = 1 - torch.nn.functional.cosine_similarity(x[:, position], centre)
+    torch.testing.assert_close(build("centroid").score_sets(some()), expected)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize("neighbours", [1, 3, 9, 50])
+def test_knn_is_the_mean_distance_to_the_nearest_others(metric, neighbours):
+    x = some().double().numpy()
+    expected = np.empty((3, 10))
+    for number, items in enumerate(x):
+        for position, item in enumerate(items):
+            others = np.delete(items, position, 0)
+            if metric == "l2":
+                distances = np.linalg.norm(others - item, axis=1)
+            else:
+                distances = 1 - others @ item / np.linalg.norm(others, axis=1) / np.linalg.norm(item)
+            expected[number, position] = np.sort(distances)[:neighbours].mean()
+    found = NearestNeighbours(DIM, neighbours, metric, False).score_sets(some())
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_random_scores_are_uniform_repeatable_and_blind():
+    before = torch.random.get_rng_state()
+    scores = Random(DIM, 3).score_sets(some(batch=2000))
+    assert kstest(scores.ravel().numpy(), "uniform").pvalue > 0.001
+    assert torch.equal(Random(DIM, 3).score_sets(some(batch=2000, seed=2)), scores)
+    assert not torch.equal(Random(DIM, 4).score_sets(some(batch=2000)), scores)
+    assert torch.equal(build("random", "training.seed=3").score_sets(some(batch=2000)), scores)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("layers", "blocks"), [(1, 1), (2, 1), (4, 2), (5, 2), (8, 4)])
+def test_a_set_transformer_is_as_deep_as_the_transformer_with_half_as_many_blocks(layers, blocks):
+    method = build("set_transformer", f"head.layers={layers}", "head.inducing=5")
+    assert len(method.blocks) == blocks
+    assert {tuple(block.points.shape) for block in method.blocks} == {(5, 16)}
