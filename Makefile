@@ -7,6 +7,8 @@ ROOT ?=
 WEIGHTS ?= torchvision
 BACKBONE ?= resnet18
 IMAGE_SIZE ?= 224
+VIEWS ?= plain
+LAYERS ?= last
 PRECISION ?= float32
 ENGINE ?= auto
 DEVICE ?= auto
@@ -21,8 +23,8 @@ READY := $(VENV)/.ready
 PY := $(VENV)/bin/python
 
 FEATURES = $(PY) -m extract features --dataset "$(DATASET)" $(if $(ROOT),--root "$(ROOT)") --weights "$(WEIGHTS)" \
-	--backbone "$(BACKBONE)" --image-size "$(IMAGE_SIZE)" --precision "$(PRECISION)" \
-	--engine "$(ENGINE)" --device "$(DEVICE)"
+	--backbone "$(BACKBONE)" --image-size "$(IMAGE_SIZE)" --views "$(VIEWS)" --layers "$(LAYERS)" \
+	--precision "$(PRECISION)" --engine "$(ENGINE)" --device "$(DEVICE)"
 FIT = $(PY) -m train fit $(if $(CONFIG),--config "$(CONFIG)") $(if $(SEED),--seed "$(SEED)") \
 	$(foreach pair,$(SET),--set "$(pair)") $(if $(RUN),--run "$(RUN)") --device "$(DEVICE)"
 
@@ -36,14 +38,15 @@ demo: $(READY)  ## the whole pipeline on bundled digits, offline, in a minute or
 	@store=$$($(PY) -m extract features --dataset digits --weights random --image-size 64) && \
 		$(PY) -m train fit --store "$$store" --config experiments/demo/config.toml
 
-features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBONE= IMAGE_SIZE= PRECISION= ENGINE= DEVICE=)
+features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBONE= IMAGE_SIZE= VIEWS= LAYERS= PRECISION= ENGINE= DEVICE=)
 	@$(FEATURES)
 
 train: $(READY)  ## feature store → trained head, report, plots (CONFIG= SEED= SET= RUN=, and those of features)
 	@store=$$($(FEATURES)) && $(FIT) --store "$$store"
 
 phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG= ONLY=, and those of features)
-	@store=$$($(FEATURES)) && $(PY) -m train phase "$(CONFIG)" --store "$$store" $(if $(ONLY),--only "$(ONLY)")
+	@store=$$($(FEATURES)) && $(PY) -m train phase "$(CONFIG)" --store "$$store" $(if $(ONLY),--only "$(ONLY)") \
+		$(foreach pair,$(SET),--set "$(pair)")
 
 log: $(READY)  ## reports of finished runs → the experiment log, its charts, the README's tables
 	@$(PY) -m train log

@@ -256,7 +256,7 @@ def _steps(task: Task, precision: str = "bfloat16", batch_size: int = BATCH, lay
             for batch in training_batches(task.train, task.set_size, batch_size, generator):
                 if len(batch) < batch_size:
                     break
-                train_step(model, optimizer, task.gather(batch.rows), torch.from_numpy(batch.target), 1e-4, config)
+                train_step(model, optimizer, task.inputs(batch, generator), 1e-4, config)
                 done += len(batch)
                 if done >= STEPS * BATCH:
                     break

@@ -28,12 +28,13 @@ def main(path: str, steps: int) -> None:
     before = resident_mb("RssAnon")
     started = time.perf_counter()
     task = prepare(FeatureStore.open(path), DataConfig())
-    batches = training_batches(task.train, 10, 256, np.random.default_rng(0))
+    generator = np.random.default_rng(0)
+    batches = training_batches(task.train, 10, 256, generator)
     rates, first, peak, mapped = [], 0.0, 0, 0
     model.train()
     for number, batch in enumerate(itertools.islice(batches, steps)):
         begun = time.perf_counter()
-        train_step(model, optimizer, task.gather(batch.rows), torch.from_numpy(batch.target), 1e-4, config)
+        train_step(model, optimizer, task.inputs(batch, generator), 1e-4, config)
         rates.append(len(batch) / (time.perf_counter() - begun))
         first = first or time.perf_counter() - started
         peak, mapped = max(peak, resident_mb("RssAnon")), max(mapped, resident_mb("RssFile"))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from common import config
 from common.errors import UserError
-from train.config import Config, DataConfig, HeadConfig, TrainingConfig, classes_from
+from train.config import Config, Phase, PlanConfig, classes_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +37,28 @@ TABLES = st.builds(
 
 # One value for every field that is not its default. A new field without a value here fails the test below.
 OTHER = {
-    "head.standardise": "true",
+    "method": "knn",
     "data.classes": "apple,bear",
+    "data.class_limit": "20",
+    "data.unseen_classes": "2",
     "data.set_size": "5",
     "data.val_fraction": "0.2",
     "data.split_seed": "1",
     "data.views": "all",
+    "data.layers": "all",
     "data.shuffle_labels": "true",
     "head.width": "128",
     "head.layers": "2",
     "head.heads": "8",
     "head.feed_forward": "64",
     "head.dropout": "0",
+    "head.standardise": "true",
+    "head.hidden": "64",
+    "head.inducing": "8",
+    "distance.metric": "l2",
+    "distance.leave_one_out": "false",
+    "distance.neighbours": "9",
+    "distance.standardise": "true",
     "training.seed": "3",
     "training.epochs": "7",
     "training.batch_size": "32",
@@ -60,11 +70,19 @@ OTHER = {
     "training.evaluation_batch_size": "10",
     "training.device": "cuda:1",
 }
-KEYS = [
-    f"{table.name}.{field.name}"
-    for table in dataclasses.fields(Config)
-    for field in dataclasses.fields(getattr(Config(), table.name))
-]
+
+
+def flat(value, prefix=""):
+    """Every dotted key of a config with its value, in their order."""
+    for field in dataclasses.fields(value):
+        part = getattr(value, field.name)
+        if dataclasses.is_dataclass(part):
+            yield from flat(part, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, part
+
+
+KEYS = [key for key, _ in flat(Config())]
 
 
 def written(folder: Path, text: str) -> Path:
@@ -92,8 +110,13 @@ def test_round_trip_through_a_file(tmp_path):
 
 
 def test_every_field_is_written():
-    tables = tomllib.loads(config.to_toml(Config()))
-    assert [f"{table}.{name}" for table, fields in tables.items() for name in fields] == KEYS
+    written_keys = tomllib.loads(config.to_toml(Config()))
+    dotted = [
+        f"{name}.{key}" if key else name
+        for name, part in written_keys.items()
+        for key in (part if isinstance(part, dict) else [""])
+    ]
+    assert dotted == KEYS
 
 
 def test_no_path_and_empty_file_are_the_defaults(tmp_path):
@@ -103,16 +126,14 @@ def test_no_path_and_empty_file_are_the_defaults(tmp_path):
 
 @pytest.mark.parametrize("key", KEYS)
 def test_every_field_changes_by_one_override(key):
-    table, name = key.split(".")
-    changed = Config.load(None, [f"{key}={OTHER[key]}"])
-    assert getattr(getattr(changed, table), name) != getattr(getattr(Config(), table), name)
-    back = dataclasses.replace(changed, **{table: getattr(Config(), table)})
-    assert back == Config(), "another table changed too"
-    others = {k: v for k, v in dataclasses.asdict(getattr(changed, table)).items() if k != name}
-    assert others.items() <= dataclasses.asdict(getattr(Config(), table)).items()
+    assert key in OTHER, f"give {key} another value in OTHER"
+    before, after = dict(flat(Config())), dict(flat(Config.load(None, [f"{key}={OTHER[key]}"])))
+    assert [name for name in KEYS if before[name] != after[name]] == [key]
 
 
-@pytest.mark.parametrize("table", [DataConfig, HeadConfig, TrainingConfig])
+@pytest.mark.parametrize(
+    "table", [PlanConfig, *(type(part) for part in vars(Config()).values() if dataclasses.is_dataclass(part))]
+)
 def test_every_field_has_its_meaning_in_the_docstring(table):
     for field in dataclasses.fields(table):
         assert f"\n    {field.name}: " in table.__doc__
@@ -227,6 +248,13 @@ def test_broken_and_missing_files(tmp_path):
         ("data.views=both", 'data.views must be one of first, all, got "both"'),
         ("data.classes=a", "data.classes must be at least 2 names, or none for all, got 1"),
         ("data.classes=a,b,a", "data.classes must be distinct names, got a more than once"),
+        ("data.class_limit=1", "data.class_limit must be 0, or at least 2, got 1"),
+        ("data.unseen_classes=-2", "data.unseen_classes must be 0, or at least 2, got -2"),
+        ("data.layers=first", 'data.layers must be one of last, all, got "first"'),
+        ("distance.metric=l1", 'distance.metric must be one of l2, cosine, got "l1"'),
+        ("distance.neighbours=0", "distance.neighbours must be at least 1, got 0"),
+        ("head.inducing=0", "head.inducing must be at least 1, got 0"),
+        ("method=transfomer", 'unknown method "transfomer": did you mean "transformer"?'),
         ("head.layers=0", "head.layers must be at least 1, got 0"),
         ("head.heads=3", "head.width must be a multiple of head.heads (3), got 256"),
         ("head.heads=0", "head.heads must be at least 1, got 0"),
@@ -264,3 +292,67 @@ def test_classes_from_refuses_missing_empty_and_binary_files(tmp_path):
     path.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError, match="cannot read the class names"):
         classes_from(str(path))
+
+
+PLAN = """
+[training]
+epochs = 5
+
+[plan]
+seeds = 3
+runs = ["head: training.epochs=7 head.width=8", "nearest: method=knn", "chance: method=random"]
+once = ["short: training.epochs=1"]
+splits = ["unseen: data.unseen_classes=2", "unseen-nearest: method=knn data.unseen_classes=2"]
+"""
+
+
+def test_the_runs_of_a_phase_have_seeds_where_they_depend_on_one(tmp_path):
+    path = written(tmp_path, PLAN)
+    runs = Phase.runs(path)
+    first = ["head", "nearest", "chance", "short", "unseen", "unseen-nearest"]
+    later = ["head", "chance", "unseen", "unseen-nearest"]
+    expected = [f"{name}-seed0" for name in first] + [f"{name}-seed{seed}" for seed in (1, 2) for name in later]
+    assert list(runs) == expected
+    assert {type(run) for run in runs.values()} == {Config}
+    assert all(run.training.seed == int(name[-1]) for name, run in runs.items())
+
+
+def test_a_run_of_a_phase_is_its_file_changed_by_overrides_then_by_its_own(tmp_path):
+    path = written(tmp_path, PLAN)
+    runs = Phase.runs(path, ["training.epochs=6", "head.width=16", "training.seed=9"])
+    assert runs["head-seed1"] == Config.load(path, ["training.epochs=7", "head.width=8", "training.seed=1"])
+    assert runs["nearest-seed0"] == Config.load(path, ["training.epochs=6", "head.width=16", "method=knn"])
+    assert runs["short-seed0"].training.epochs == 1
+
+
+def test_splits_change_the_split_and_nothing_else_does(tmp_path):
+    runs = Phase.runs(written(tmp_path, PLAN))
+    splits = {name: run.data.split_seed for name, run in runs.items() if run.data.split_seed}
+    assert splits == {f"{name}-seed{seed}": seed for name in ("unseen", "unseen-nearest") for seed in (1, 2)}
+
+
+def test_the_plan_is_no_part_of_a_config(tmp_path):
+    assert Config.load(written(tmp_path, PLAN)) == Config.load(None, ["training.epochs=5"])
+
+
+@pytest.mark.parametrize("text", ["", "[plan]\nseeds = 3"])
+def test_a_file_without_a_plan_is_no_phase(tmp_path, text):
+    path = written(tmp_path, text)
+    with pytest.raises(UserError, match=r"has no plan: list its runs under \[plan\] runs, or use `train fit`"):
+        Phase.runs(path)
+
+
+@pytest.mark.parametrize(
+    ("plan", "part"),
+    [
+        ('runs = ["a:", "b:"]\nonce = ["a: method=knn"]', "plan must be of distinct names, got a more than once"),
+        ("seeds = 0", "plan.seeds must be at least 1, got 0"),
+        ('runs = ["a: method=kn"]', 'unknown method "kn": did you mean "knn"?'),
+        ('runs = ["a: head.widht=3"]', '"head.widht": did you mean "head.width"?'),
+        ('runs = ["a: fast"]', 'needs section.key=value, got "fast"'),
+    ],
+)
+def test_a_mistake_in_a_plan_is_one_sentence(tmp_path, plan, part):
+    with pytest.raises(UserError) as caught:
+        Phase.runs(written(tmp_path, f"[plan]\n{plan}"))
+    assert part in caught.value.message

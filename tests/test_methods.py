@@ -58,8 +58,8 @@ def some(batch=3, size=10, seed=1, dim=DIM):
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
-    """Twelve classes whose features vary little around their centres, but on scales and around a point of their own."""
-    store = make_store(tmp_path_factory.mktemp("store") / "s.h5", classes=12, train=40, test=12, feature_dim=DIM)
+    """Classes whose features vary little around their centres, but on other scales and around another point than 0."""
+    store = make_store(tmp_path_factory.mktemp("store") / "s.h5", classes=30, train=40, test=12, feature_dim=DIM)
     store.features[...] = (store.features + 1) * np.linspace(0.5, 1.5, DIM)
     return prepare(store, Config().data)
 
@@ -230,12 +230,17 @@ def test_plda_is_the_density_of_an_item_alone_and_the_others_together(task, fitt
     )
 
 
+def test_plda_needs_no_more_classes_than_there_are_dimensions(tmp_path):
+    task = prepare(make_store(tmp_path / "s.h5", classes=3, train=40, feature_dim=DIM), Config().data)
+    method = build("plda")
+    method.fit(task)
+    assert method.ratio.min() >= 0
+    assert evaluate(method, task, task.test, 100)["top1"] > 0.95
+
+
 def training_images(task):
-    return [task.features[0, task.train.rows[a : a + n]].double().numpy() for a, n in zip(*places(task), strict=True)]
-
-
-def places(task):
-    return task.train.starts, task.train.counts
+    rows = np.split(task.train.rows, task.train.starts[1:])
+    return [task.features[0, torch.from_numpy(each)].double().numpy() for each in rows]
 
 
 def naive_covariances(task):

@@ -30,7 +30,7 @@ def test_nothing_large_and_no_data_is_tracked():
 
 def test_the_stages_do_not_import_each_other():
     for package, forbidden in (("common", ("extract", "train")), ("extract", ("train",)), ("train", ("extract",))):
-        for file in (ROOT / package).glob("*.py"):
+        for file in (ROOT / package).rglob("*.py"):
             for line in file.read_text().splitlines():
                 words = line.split()
                 if words[:1] in (["from"], ["import"]):

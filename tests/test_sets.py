@@ -4,7 +4,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from train.sets import ClassIndex, draw_distinct, evaluation_sets, sample_sets, split_validation, training_batches
+from train.sets import (
+    ClassIndex,
+    draw_distinct,
+    evaluation_sets,
+    pairs_within,
+    sample_mixed_sets,
+    sample_sets,
+    split_validation,
+    training_batches,
+)
 
 
 def index_of(counts, first_row=100):
@@ -111,6 +120,86 @@ def test_too_few_images_or_classes_are_refused():
     index, _ = index_of([12, 8])
     with pytest.raises(UserError, match="class 3 has 8 images"):
         evaluation_sets(index, 10, 0)
+
+
+PAIRS = np.array([[0, 0.75, 0, 0.25], [0, 0, 1, 0], [0, 0, 0, 0], [0.5, 0.5, 0, 0]])
+
+
+def test_pairs_of_classes_occur_as_often_as_they_should_and_no_others():
+    index, _ = index_of([12, 9, 20, 11])
+    drawn = np.repeat([0, 1, 3], 20_000)
+    anomalies = index.rows[index.starts[drawn]]
+    sets = sample_sets(index, anomalies, index.classes[drawn], 10, np.random.default_rng(5), PAIRS)
+    counts = np.zeros((4, 4))
+    np.add.at(counts, (drawn, np.searchsorted(index.classes, sets.set_label)), 1)
+    np.testing.assert_array_equal(counts > 0, PAIRS > 0)
+    np.testing.assert_allclose(counts / 20_000, PAIRS, atol=0.02)
+
+
+def test_a_set_of_a_pair_is_a_set_like_others():
+    index, label_of = index_of([12, 9, 20, 11])
+    (sets,) = training_batches(index, 10, 1000, np.random.default_rng(0), pairs_within(np.array([0, 1, 0, 1])))
+    labels = np.vectorize(label_of.get)(sets.rows)
+    is_anomaly = labels != sets.set_label[:, None]
+    assert (is_anomaly.sum(1) == 1).all()
+    assert (is_anomaly.argmax(1) == sets.target).all()
+    assert all(len(set(row)) == 10 for row in sets.rows.tolist())
+    assert sorted(sets.rows[is_anomaly]) == sorted(index.rows)
+
+
+@given(groups=st.lists(st.integers(0, 3), min_size=1, max_size=8))
+def test_pairs_within_are_the_other_classes_of_a_group_equally_often(groups):
+    pairs = pairs_within(np.array(groups))
+    for first, row in enumerate(pairs):
+        partners = [second for second, group in enumerate(groups) if group == groups[first] and second != first]
+        expected = np.zeros(len(groups))
+        expected[partners] = 1 / max(1, len(partners))
+        np.testing.assert_allclose(row, expected)
+
+
+def test_evaluation_sets_of_pairs_leave_out_classes_without_a_partner():
+    index, label_of = index_of([10, 12, 14, 9])
+    sets = evaluation_sets(index, 10, 3, pairs_within(np.array([0, 1, 0, 2])))
+    anomalies = sets.rows[np.arange(len(sets)), sets.target]
+    assert sorted(anomalies) == sorted(row for row, label in label_of.items() if label in (0, 6))
+    assert set(zip(sets.set_label.tolist(), sets.anomaly_label.tolist(), strict=True)) == {(0, 6), (6, 0)}
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    counts=st.lists(st.integers(10, 30), min_size=4, max_size=7),
+    anomalies=st.integers(0, 3),
+    set_size=st.integers(4, 10),
+    seed=st.integers(0, 2**32),
+)
+def test_a_mixed_set_has_its_anomalies_each_of_another_class(counts, anomalies, set_size, seed):
+    index, label_of = index_of(counts)
+    rows, is_anomaly = sample_mixed_sets(index, 40, anomalies, set_size, np.random.default_rng(seed))
+    assert rows.shape == is_anomaly.shape == (40, set_size)
+    assert (is_anomaly.sum(1) == anomalies).all()
+    for number, (row, odd) in enumerate(zip(rows, is_anomaly, strict=True)):
+        assert len(set(row)) == set_size
+        same, others = ([label_of[item] for item in row[chosen]] for chosen in (~odd, odd))
+        assert set(same) == {index.classes[number % len(counts)]}
+        assert len({*same, *others}) == 1 + anomalies
+
+
+def test_positions_classes_and_images_of_mixed_sets_are_uniform():
+    index, _ = index_of([10, 10, 10, 10, 10])
+    rows, is_anomaly = sample_mixed_sets(index, 30_000, 2, 10, np.random.default_rng(6))
+    assert_uniform(is_anomaly.sum(0))
+    of_the_first = is_anomaly[::5]
+    assert_uniform(np.unique(rows[::5][of_the_first], return_counts=True)[1])
+    assert_uniform(np.unique(rows[::5][~of_the_first], return_counts=True)[1])
+
+
+def test_mixed_sets_that_cannot_be_are_refused():
+    index, _ = index_of([12, 9, 12])
+    with pytest.raises(UserError, match="sets with 3 anomalies need more than 3 classes, got 3"):
+        sample_mixed_sets(index, 5, 3, 10, np.random.default_rng(0))
+    with pytest.raises(UserError, match="class 3 has 9 images, sets of this size need 10"):
+        sample_mixed_sets(index, 5, 0, 10, np.random.default_rng(0))
+    assert sample_mixed_sets(index, 5, 1, 10, np.random.default_rng(0))[0].shape == (5, 10)
 
 
 def assert_uniform(counts):

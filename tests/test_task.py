@@ -90,3 +90,91 @@ def test_the_split_seed_chooses_the_validation_images_and_leaves_the_test_sets(t
     first, again, other = (prepare(store, DataConfig(split_seed=seed)) for seed in (0, 0, 1))
     assert first.val.digest() == again.val.digest() != other.val.digest()
     assert first.test.digest() == other.test.digest()
+
+
+def test_hard_sets_are_of_one_superclass_and_of_test_images_alone(tmp_path):
+    store = make_store(tmp_path / "s.h5", classes=5, class_superclass=[0, 1, 0, 1, 2])
+    task = prepare(store, DataConfig())
+    assert task.superclass.tolist() == [0, 1, 0, 1, 2]
+    assert images_of(task.hard) <= set(store.rows_of("test").tolist())
+    assert (task.superclass[task.hard.set_label] == task.superclass[task.hard.anomaly_label]).all()
+    assert (task.hard.set_label != task.hard.anomaly_label).all()
+    assert np.unique(task.hard.anomaly_label, return_counts=True)[1].tolist() == [15] * 4
+    assert set(task.hard.anomaly_label.tolist()) == {0, 1, 2, 3}
+
+
+def test_there_are_no_hard_sets_where_no_classes_share_a_superclass(tmp_path):
+    assert prepare(make_store(tmp_path / "plain.h5"), DataConfig()).hard is None
+    store = make_store(tmp_path / "s.h5", classes=5, class_superclass=[0, 1, 0, 1, 2])
+    assert prepare(store, DataConfig(classes=("class0", "class1", "class4"))).hard is None
+    assert prepare(store, DataConfig(shuffle_labels=True)).hard is None
+
+
+def test_more_classes_contain_fewer_and_the_split_seed_draws_others(tmp_path):
+    store = make_store(tmp_path / "s.h5", classes=60, train=20, test=10)
+    chosen = {
+        (limit, seed): set(prepare(store, DataConfig(class_limit=limit, split_seed=seed)).test.anomaly_label.tolist())
+        for limit, seed in ((20, 0), (50, 0), (20, 1), (0, 0))
+    }
+    assert [len(classes) for classes in chosen.values()] == [20, 50, 20, 60]
+    assert chosen[20, 0] < chosen[50, 0] < chosen[0, 0]
+    assert chosen[20, 0] != chosen[20, 1]
+    named = DataConfig(class_limit=2, classes=("class5", "class7", "class9"))
+    assert set(prepare(store, named).train.classes.tolist()) < {5, 7, 9}
+
+
+def test_unseen_classes_are_tested_on_and_never_trained_on(tmp_path):
+    store = make_store(tmp_path / "s.h5", classes=8)
+    task, other = (prepare(store, DataConfig(unseen_classes=3, split_seed=seed)) for seed in (0, 1))
+    unseen, seen = set(task.test_images.classes.tolist()), set(task.train.classes.tolist())
+    assert len(unseen) == 3
+    assert seen == set(range(8)) - unseen
+    assert set(task.val_images.classes.tolist()) == seen
+    assert {*task.test.set_label.tolist(), *task.test.anomaly_label.tolist()} == unseen
+    assert set(store.labels[task.test.rows].ravel().tolist()) == unseen
+    assert set(store.labels[task.train.rows].tolist()) == set(store.labels[task.val.rows].ravel().tolist()) == seen
+    assert set(other.test_images.classes.tolist()) != unseen
+
+
+def test_unseen_classes_are_taken_from_those_of_the_limit(tmp_path):
+    store = make_store(tmp_path / "s.h5", classes=8)
+    limited = set(prepare(store, DataConfig(class_limit=5)).train.classes.tolist())
+    task = prepare(store, DataConfig(class_limit=5, unseen_classes=2))
+    assert {*task.train.classes.tolist(), *task.test_images.classes.tolist()} == limited
+    assert len(task.test_images.classes) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "needed"),
+    [
+        (DataConfig(class_limit=5), 5),
+        (DataConfig(unseen_classes=3), 5),
+        (DataConfig(class_limit=2, unseen_classes=3), 5),
+    ],
+)
+def test_more_classes_than_there_are_are_refused(tmp_path, config, needed):
+    with pytest.raises(UserError, match=rf"there are 4 classes, .* needs {needed}: lower them"):
+        prepare(make_store(tmp_path / "s.h5"), config)
+
+
+def test_a_limit_that_leaves_no_classes_to_train_on_is_refused(tmp_path):
+    store = make_store(tmp_path / "s.h5", classes=8)
+    with pytest.raises(UserError, match="at least 2 classes"):
+        prepare(store, DataConfig(class_limit=4, unseen_classes=3))
+
+
+def test_other_layers_are_used_only_where_they_are_wanted(tmp_path):
+    store = make_store(tmp_path / "s.h5", views=2, layers=[("last", 10), ("layer3", 6)])
+    plain, all_layers = (prepare(store, DataConfig(views="all", layers=layers)) for layers in ("last", "all"))
+    assert (plain.feature_dim, all_layers.feature_dim) == (10, 16)
+    rows, views = plain.test.rows[:7], np.ones((7, 10), np.int64)
+    assert torch.equal(plain.gather(rows, views), all_layers.gather(rows, views)[..., :10])
+    assert (all_layers.gather(rows, views).numpy() == store.features[1][rows]).all()
+    assert torch.equal(plain.statistics()[1], all_layers.statistics()[1][:10])
+    assert plain.features.flatten(0, 1).data_ptr() == plain.features.data_ptr(), "the features are copied"
+
+
+def test_a_store_without_layers_has_the_last_one(tmp_path):
+    store = make_store(tmp_path / "s.h5")
+    assert store.layers == {"last": 16}
+    assert prepare(store, DataConfig(layers="all")).feature_dim == prepare(store, DataConfig()).feature_dim == 16

@@ -14,7 +14,7 @@ from fabricate import make_store
 
 from common.files import exclusive
 from train.cli import main
-from train.config import Config
+from train.config import Config, Phase
 
 TINY = ["head.width=16", "head.layers=1", "head.feed_forward=16", "training.epochs=2", "training.batch_size=32"]
 SET = [part for setting in TINY for part in ("--set", setting)]
@@ -60,7 +60,8 @@ def test_the_config_in_the_run_folder_makes_the_same_run(store, tmp_path):
     fit("--store", store, "--run", tmp_path / "b", "--config", tmp_path / "a/config.toml")
     a, b = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
     assert a["test"] == b["test"]
-    assert a["seed"] == 5
+    assert a["config"] == b["config"]
+    assert a["config"]["training"]["seed"] == 5
 
 
 def test_every_option_reaches_the_config(store, tmp_path):
@@ -116,6 +117,7 @@ def test_a_run_is_not_continued_with_another_store(store, tmp_path):
         (["--classes", "class0,clas1"], 'did you mean "class'),
         (["--config", "missing.toml"], "cannot read the config missing.toml"),
         (["--device", "cuda:77"], 'there is no device "cuda:77"'),
+        (["--set", "method=transfomer"], 'unknown method "transfomer": did you mean "transformer"?'),
     ],
 )
 def test_a_mistake_gets_one_sentence(store, tmp_path, arguments, message):
@@ -186,10 +188,12 @@ def wait_for_epochs(path, epochs, process):
 
 def metrics(run):
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "train_seconds"} for record in records]
+    return [{key: value for key, value in record.items() if "seconds" not in key} for record in records]
 
 
 @pytest.mark.parametrize("config", sorted(Path("experiments").glob("*/config.toml")), ids=str)
 def test_the_configs_of_the_experiments_load(config):
-    assert tomllib.loads(config.read_text())
-    Config.load(config)
+    plan = tomllib.loads(config.read_text()).get("plan")
+    assert Config.load(config)
+    if plan:
+        assert len(Phase.runs(config)) >= len([*plan.get("runs", []), *plan.get("once", []), *plan.get("splits", [])])

@@ -16,7 +16,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")
 # Without gradient steps; a seed changes nothing but in the first
 TRAINING_FREE = ("random", "centroid", "knn", "mahalanobis", "plda")
-LEARNED = ("dummy", "mlp", "shared_mlp", "deepsets", "set_transformer", "transformer")
+LEARNED = ("dummy", "mlp", "shared_mlp", "deepsets", "set_transformer", "posterior", "transformer")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class HeadConfig:
     feed_forward: hidden dimension of each layer's feed-forward part.
     dropout: probability of dropping an activation in training.
     standardise: scale each dimension of the features by the mean and deviation of the training images.
-    hidden: hidden units of mlp and shared_mlp, which have no other dimension.
+    hidden: hidden units of mlp, shared_mlp and posterior, which have no other dimension.
     inducing: learned points through which set_transformer attends.
     """
 
@@ -118,6 +118,10 @@ class TrainingConfig:
     seed: of the initial weights, the training sets and dropout.
     epochs: passes in which every training image is the anomaly once.
     batch_size: sets in a step.
+    images_per_class: 0: the inliers of a set are any training images. Else the sets of a batch share its images, of
+    which there are groups of so many of a class; `batch_size` then is the number of images, too.
+    class_loss: weight of the cross-entropy of the classes beside that of the sets, for methods that know classes.
+    label_smoothing: of the classes.
     learning_rate: the highest one, reached after warm-up; a cosine takes it down to 0 at the last step.
     weight_decay: of AdamW.
     warmup_epochs: epochs, or a part of one, in which the learning rate rises linearly from 0.
@@ -130,6 +134,9 @@ class TrainingConfig:
     seed: int = 0
     epochs: int = 50
     batch_size: int = 256
+    images_per_class: int = 0
+    class_loss: float = 0.0
+    label_smoothing: float = 0.0
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
     warmup_epochs: float = 2.0
@@ -145,7 +152,9 @@ class TrainingConfig:
         for name in ("learning_rate", "gradient_clip"):
             value = getattr(self, name)
             _require(0 < value < math.inf, f"training.{name}", "more than 0 and finite", value)
-        for name in ("weight_decay", "warmup_epochs"):
+        _at_least(0, "training.images_per_class", self.images_per_class)
+        _require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
+        for name in ("weight_decay", "warmup_epochs", "class_loss"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"training.{name}", "at least 0 and finite", value)
         _one_of(PRECISIONS, "training.precision", self.precision)

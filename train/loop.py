@@ -19,8 +19,8 @@ from train.config import Config
 from train.methods import build_method
 from train.methods.base import Method
 from train.metrics import evaluate_scores
-from train.sets import Sets, training_batches
-from train.task import Task
+from train.sets import Sets, shared_batches, shared_steps, training_batches
+from train.task import Inputs, Task
 
 RELEASE_EVERY = 2  # steps; so a large store takes no more memory than the rows that these touch, and their neighbours
 
@@ -48,7 +48,7 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
     """
     settings = config.training
     device = choose_device(settings.device)
-    model = build_method(config, task.feature_dim)
+    model = build_method(config, task.feature_dim, len(task.train.classes))
     model.fit(task)
     if not model.learns:
         progress.best = _copy(model.state_dict())
@@ -70,7 +70,7 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
         progress.history.append(record)
         progress.model, progress.optimizer = model.state_dict(), optimizer.state_dict()
         save(progress)
-    best = build_method(config, task.feature_dim)
+    best = build_method(config, task.feature_dim, len(task.train.classes))
     assert progress.best is not None, "at least one epoch was trained"
     best.load_state_dict(progress.best)
     return best
@@ -100,12 +100,12 @@ def predict(model: Method, task: Task, sets: Sets, batch_size: int) -> Tensor:
 def predict_rows(model: Method, task: Task, rows: np.ndarray, batch_size: int) -> Tensor:
     """As `predict`, for sets of the rows (n, S)."""
     device = next(model.parameters(), torch.empty(0)).device
-    views = range(task.features.shape[0])
     logits = []
     for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        scores = [model.score_sets(task.gather(batch, view).to(device)) for view in views]
-        logits.append(torch.stack(scores).mean(0).cpu())
+        images, places = np.unique(rows[start : start + batch_size], return_inverse=True)
+        index = torch.from_numpy(places.reshape(-1, rows.shape[1])).to(device)
+        views = (task.gather(images, view).to(device) for view in range(task.features.shape[0]))
+        logits.append(torch.stack([model.score_images(features, index) for features in views]).mean(0).cpu())
     return torch.cat(logits)
 
 
@@ -119,22 +119,25 @@ def train_epoch(
     model.seed_dropout(torch.Generator(device).manual_seed(int(for_dropout.integers(1 << 62))))
     model.train()
     n = len(task.train.rows)
-    steps = math.ceil(n / settings.batch_size)
+    sampling = (task.train, config.data.set_size, settings.batch_size)
+    if settings.images_per_class:
+        batches = shared_batches(*sampling, settings.images_per_class, for_sets)
+        steps = shared_steps(n, settings.batch_size)
+    else:
+        batches = training_batches(*sampling, for_sets)
+        steps = math.ceil(n / settings.batch_size)
     warmup_steps = min(round(settings.warmup_epochs * steps), settings.epochs * steps)
     loss_sum, hits = torch.zeros((), device=device), torch.zeros((), device=device)
     rate = 0.0
-    batches = training_batches(task.train, config.data.set_size, settings.batch_size, for_sets)
     bar = tqdm(batches, desc=f"epoch {epoch}/{settings.epochs}", total=steps, unit="step", disable=None, leave=False)
     for number, batch in enumerate(bar, (epoch - 1) * steps + 1):
-        views = for_views.integers(task.features.shape[0], size=batch.rows.shape)
-        features = task.gather(batch.rows, views).to(device)
-        target = torch.from_numpy(batch.target).to(device)
+        inputs = task.inputs(batch, for_views).to(device)
         rate = settings.learning_rate * learning_rate_factor(number, warmup_steps, settings.epochs * steps)
-        logits, loss = train_step(model, optimizer, features, target, rate, config)
+        logits, loss = train_step(model, optimizer, inputs, rate, config)
         if number % RELEASE_EVERY == 0:
             task.store.release()
         loss_sum += loss * len(batch)
-        hits += (logits.argmax(1) == target).sum()
+        hits += (logits.argmax(1) == inputs.target).sum()
     mean_loss = float(loss_sum) / n
     if not math.isfinite(mean_loss):
         raise UserError(
@@ -145,23 +148,25 @@ def train_epoch(
 
 
 def train_step(
-    model: Method,
-    optimizer: torch.optim.Optimizer,
-    features: Tensor,
-    target: Tensor,
-    rate: float,
-    config: Config,
+    model: Method, optimizer: torch.optim.Optimizer, inputs: Inputs, rate: float, config: Config
 ) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer at a learning rate on features (B, S, D), target (B,) → logits (B, S) and the loss."""
+    """One step of the optimizer at a learning rate → logits (B, S) and the mean loss of the sets."""
     settings = config.training
     for group in optimizer.param_groups:
         group["lr"] = rate
-    with torch.autocast(features.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        logits = model(features)
-    check_shape("logits", logits, "head", B=len(target), S=config.data.set_size)
-    loss = functional.cross_entropy(logits.float(), target)
+    with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+        encoded = model.encode(inputs.features)
+        logits = model.compare(encoded[inputs.places])
+        class_logits = model.class_logits(encoded)
+    check_shape("logits", logits, "head", B=len(inputs.target), S=config.data.set_size)
+    loss = functional.cross_entropy(logits.float(), inputs.target)
+    total = loss
+    if settings.class_loss and class_logits is not None:
+        smoothing = settings.label_smoothing
+        of_classes = functional.cross_entropy(class_logits.float(), inputs.labels, label_smoothing=smoothing)
+        total = loss + settings.class_loss * of_classes
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    total.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
     optimizer.step()
     return logits.detach(), loss.detach()

@@ -131,6 +131,41 @@ def training_batches(
             yield sets[first : first + batch_size]
 
 
+def shared_batches(
+    index: ClassIndex,
+    set_size: int,
+    batch_size: int,
+    images_per_class: int,
+    generator: np.random.Generator,
+    pairs: np.ndarray | None = None,
+) -> Iterator[Sets]:
+    """An epoch as of `training_batches`, but the inliers of a batch are images of that batch, too.
+
+    So a batch has as many images as sets, about `batch_size`, in groups of at least `images_per_class` of a class, that
+    are spread evenly over the epoch. What is computed of an image serves all the sets that it is in, S of them.
+    Raises UserError where a class has fewer than S - 1 images, or a batch has a single class.
+    """
+    _require_images(index.classes, index.counts, set_size - 1)
+    groups, labels, places = [], [], []
+    for label, start, count in zip(index.classes, index.starts, index.counts, strict=True):
+        number = max(1, count // images_per_class)
+        groups += np.array_split(index.rows[start : start + count][generator.permutation(count)], number)
+        labels += [label] * number
+        places.append((np.arange(number) + generator.random(number)) / number)
+    order = np.argsort(np.concatenate(places))
+    for chosen in np.array_split(order, shared_steps(len(index.rows), batch_size)):
+        rows = np.concatenate([groups[i] for i in chosen])
+        row_labels = np.concatenate([np.full(len(groups[i]), labels[i]) for i in chosen])
+        batch = ClassIndex.build(rows, row_labels)
+        among = None if pairs is None else pairs[np.ix_(*[np.searchsorted(index.classes, batch.classes)] * 2)]
+        yield sample_sets(batch, batch.rows, _labels(batch), set_size, generator, among)
+
+
+def shared_steps(images: int, batch_size: int) -> int:
+    """The number of batches that `shared_batches` makes of so many images."""
+    return max(1, round(images / batch_size))
+
+
 def evaluation_sets(index: ClassIndex, set_size: int, seed: int, pairs: np.ndarray | None = None) -> Sets:
     """Every row of the index once as the anomaly, in the order of the index; `seed` fixes the rest.
 

@@ -16,6 +16,24 @@ ROWS_AT_A_TIME = 1 << 16
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What a training step sees of a batch of B sets, each of its n images once.
+
+    features (n, D) float32, in one view each; labels (n,) int64, the number of their class among those of the training;
+    places (B, S) int64, the items of the sets in `features`; target (B,) int64.
+    """
+
+    features: Tensor
+    labels: Tensor
+    places: Tensor
+    target: Tensor
+
+    def to(self, device: torch.device) -> "Inputs":
+        """The same on a device."""
+        return Inputs(*(tensor.to(device) for tensor in vars(self).values()))
+
+
+@dataclass(frozen=True)
 class Task:
     """What a method is trained and measured on.
 
@@ -49,6 +67,18 @@ class Task:
         flat = self.features.flatten(0, 1)
         index = torch.from_numpy(rows + np.int64(self.features.shape[1]) * views)
         return flat.index_select(0, index.reshape(-1)).reshape(*rows.shape, -1).float()
+
+    def inputs(self, sets: Sets, generator: np.random.Generator) -> Inputs:
+        """The images of training sets, each in a view drawn for it."""
+        rows, first, places = np.unique(sets.rows, return_index=True, return_inverse=True)
+        is_anomaly = np.arange(sets.rows.shape[1]) == sets.target[:, None]
+        labels = np.where(is_anomaly, sets.anomaly_label[:, None], sets.set_label[:, None]).ravel()[first]
+        return Inputs(
+            self.gather(rows, generator.integers(self.features.shape[0], size=len(rows))),
+            torch.from_numpy(np.searchsorted(self.train.classes, labels)),
+            torch.from_numpy(places.reshape(sets.rows.shape)),
+            torch.from_numpy(sets.target),
+        )
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (D,) float32 of the training images over all views; 1 where nothing varies."""

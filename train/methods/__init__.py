@@ -11,6 +11,7 @@ from train.methods.knn import NearestNeighbours
 from train.methods.mahalanobis import Mahalanobis
 from train.methods.mlp import FlatMLP
 from train.methods.plda import PLDA
+from train.methods.posterior import ClassPosterior
 from train.methods.random import Random
 from train.methods.set_transformer import SetTransformer
 from train.methods.shared_mlp import SharedMLP
@@ -27,12 +28,16 @@ METHODS: dict[str, type[Method]] = {
     "shared_mlp": SharedMLP,
     "deepsets": DeepSets,
     "set_transformer": SetTransformer,
+    "posterior": ClassPosterior,
     "transformer": AnomalyTransformer,
 }
 
 
-def build_method(config: Config, input_dim: int) -> Method:
-    """The method of a config for features of `input_dim`, initialised from `training.seed`, on the CPU; not fitted."""
-    method = METHODS[config.method].from_config(config, input_dim)
+def build_method(config: Config, input_dim: int, classes: int = 0) -> Method:
+    """The method of a config, initialised from `training.seed`, on the CPU; not fitted.
+
+    It is for features of `input_dim`; `classes`, the number of training classes, matters to `posterior` only.
+    """
+    method = METHODS[config.method].from_config(config, input_dim, classes)
     method.initialise(torch.Generator().manual_seed(config.training.seed))
     return method

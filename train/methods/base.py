@@ -13,8 +13,10 @@ from train.task import Task
 class Method(nn.Module):
     """Features (B, S, D) float32 → scores (B, S) float32, larger = more anomalous.
 
-    `from_config` builds it; `fit` learns what has a closed form; parameters, where a method has some, are then trained
-    by `train.loop`. What `fit` finds lies in buffers: the state dict is all that there is to keep.
+    In two steps: `encode`, what can be found out of each image alone, done once an image however many sets it is in;
+    and `compare`, what needs the set. `from_config` builds a method; `fit` learns what has a closed form; parameters,
+    where it has some, are then trained by `train.loop`. What `fit` finds lies in buffers: the state dict is all that
+    there is to keep.
     set_size: the only S that the method can score; None: any.
     """
 
@@ -25,9 +27,28 @@ class Method(nn.Module):
         self.input_dim = input_dim
 
     @classmethod
-    def from_config(cls, config: Config, input_dim: int) -> Self:
-        """The method as a config wants it. Its parameters are not set before `initialise` or `load_state_dict`."""
+    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
+        """The method as a config wants it, for features of `input_dim` and a number of training classes.
+
+        Its parameters are not set before `initialise` or `load_state_dict`.
+        """
         raise NotImplementedError
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Features (n, D) of images → (n, E), what `compare` needs of each; here: the features."""
+        return features
+
+    def compare(self, encoded: Tensor) -> Tensor:
+        """What `encode` gave for the items of sets, (B, S, E) → scores (B, S)."""
+        raise NotImplementedError
+
+    def class_logits(self, encoded: Tensor) -> Tensor | None:
+        """What `encode` gave for images, (n, E) → logits of the training classes (n, C); None without such."""
+        return None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores (B, S) of set features (B, S, D)."""
+        return self.compare(self.encode(features))
 
     def fit(self, task: Task) -> None:
         """Learn from the training images what needs no gradients; here: the scale of the features."""
@@ -45,12 +66,18 @@ class Method(nn.Module):
 
         Raises ValueError for another D, or an S that the method was not made for.
         """
+        check_shape("set features", features, type(self).__name__, D=self.input_dim)
+        places = torch.arange(features.shape[0] * features.shape[1], device=features.device)
+        return self.score_images(features.flatten(0, 1), places.view(features.shape[:2]))
+
+    def score_images(self, features: Tensor, places: Tensor) -> Tensor:
+        """As `score_sets`, of sets whose items are `places` (B, S) int64 in features (n, D): each is encoded once."""
         sizes = {} if self.set_size is None else {"S": self.set_size}
-        check_shape("set features", features, type(self).__name__, D=self.input_dim, **sizes)
+        check_shape("rows", places, type(self).__name__, **sizes)
         self.eval()
         with torch.inference_mode():
-            scores = self(features)
-        check_shape("scores", scores, type(self).__name__, B=features.shape[0], S=features.shape[1])
+            scores = self.compare(self.encode(features)[places])
+        check_shape("scores", scores, type(self).__name__, B=places.shape[0], S=places.shape[1])
         return scores
 
     def initialise(self, generator: torch.Generator) -> None:

@@ -23,16 +23,20 @@ class Centroid(Method):
         self.standardise = standardise_or_not(input_dim, standardise)
 
     @classmethod
-    def from_config(cls, config: Config, input_dim: int) -> Self:
+    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
         settings = config.distance
         return cls(input_dim, settings.metric, settings.leave_one_out, settings.standardise)
 
-    def forward(self, features: Tensor) -> Tensor:
-        x = self.standardise(features)
-        if self.metric == "cosine":
-            x = functional.normalize(x, dim=-1)
-        total = x.sum(1, keepdim=True)
-        centre = (total - x) / (x.shape[1] - 1) if self.leave_one_out else total / x.shape[1]
-        if self.metric == "cosine":
-            return 1 - functional.cosine_similarity(x, centre, dim=-1)
-        return (x - centre).norm(dim=-1)
+    def compare(self, encoded: Tensor) -> Tensor:
+        return distance_from_centre(self.standardise(encoded), self.metric, self.leave_one_out)
+
+
+def distance_from_centre(x: Tensor, metric: str, leave_one_out: bool = True) -> Tensor:
+    """The distance of each item of x (B, S, D) from the mean of its set, or of the other items → (B, S)."""
+    if metric == "cosine":
+        x = functional.normalize(x, dim=-1)
+    total = x.sum(1, keepdim=True)
+    centre = (total - x) / (x.shape[1] - 1) if leave_one_out else total / x.shape[1]
+    if metric == "cosine":
+        return 1 - functional.cosine_similarity(x, centre, dim=-1)
+    return (x - centre).norm(dim=-1)

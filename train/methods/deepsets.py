@@ -21,12 +21,12 @@ class DeepSets(Method):
         self.classifier = linear(width, 1)
 
     @classmethod
-    def from_config(cls, config: Config, input_dim: int) -> Self:
+    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
         head = config.head
         return cls(input_dim, head.width, head.layers, head.feed_forward, head.dropout, head.standardise)
 
-    def forward(self, features: Tensor) -> Tensor:
-        x = self.layers(self.embed(self.standardise(features)))
+    def compare(self, encoded: Tensor) -> Tensor:
+        x = self.layers(self.embed(self.standardise(encoded)))
         return self.classifier(self.norm(x)).squeeze(-1).float()
 
 

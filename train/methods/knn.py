@@ -22,12 +22,12 @@ class NearestNeighbours(Method):
         self.standardise = standardise_or_not(input_dim, standardise)
 
     @classmethod
-    def from_config(cls, config: Config, input_dim: int) -> Self:
+    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
         settings = config.distance
         return cls(input_dim, settings.neighbours, settings.metric, settings.standardise)
 
-    def forward(self, features: Tensor) -> Tensor:
-        x = self.standardise(features)
+    def compare(self, encoded: Tensor) -> Tensor:
+        x = self.standardise(encoded)
         if self.metric == "cosine":
             x = functional.normalize(x, dim=-1)
             distances = 1 - x @ x.transpose(1, 2)

@@ -8,32 +8,41 @@ from torch import Tensor
 
 from train.config import Config
 from train.methods.base import Method
+from train.methods.centroid import distance_from_centre
 from train.task import Task
 
 
 class Mahalanobis(Method):
-    """√((x - mean)ᵀ Σ⁻¹ (x - mean)) with the within-class covariance Σ of the training images, shrunk.
+    """The distance of each item from the mean of the others, whitened by the within-class covariance Σ of the training.
 
-    The shrinkage is Ledoit and Wolf's (*A well-conditioned estimator for large-dimensional covariance matrices*, 2004).
+    metric: "l2", √((x - mean)ᵀ Σ⁻¹ (x - mean)), the distance of the name; or "cosine", of the whitened features from
+    the mean of all training images. All of the whitened dimensions are equally noisy, so that the distance is mostly
+    noise where there are many; the direction is less so.
+    The shrinkage of Σ is Ledoit and Wolf's (*A well-conditioned estimator for large-dimensional covariance matrices*,
+    2004).
     """
 
+    mean: Tensor
     whitening: Tensor
 
-    def __init__(self, input_dim: int):
+    def __init__(self, input_dim: int, metric: str):
         super().__init__(input_dim)
+        self.metric = metric
+        self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("whitening", torch.eye(input_dim))
 
     @classmethod
-    def from_config(cls, config: Config, input_dim: int) -> Self:
-        return cls(input_dim)
+    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
+        return cls(input_dim, config.distance.metric)
 
     def fit(self, task: Task) -> None:
-        variances, directions = np.linalg.eigh(within_class_covariance(task)[0])
+        within, means = within_class_covariance(task)
+        variances, directions = np.linalg.eigh(within)
+        self.mean = torch.from_numpy(means.mean(0)).float()
         self.whitening = torch.from_numpy(directions / np.sqrt(variances)).float()
 
-    def forward(self, features: Tensor) -> Tensor:
-        x = features @ self.whitening
-        return (x - x.mean(1, keepdim=True)).norm(dim=-1)
+    def compare(self, encoded: Tensor) -> Tensor:
+        return distance_from_centre((encoded - self.mean) @ self.whitening, self.metric)
 
 
 def within_class_covariance(task: Task) -> tuple[np.ndarray, np.ndarray]:

@@ -21,9 +21,9 @@ class FlatMLP(Method):
         )
 
     @classmethod
-    def from_config(cls, config: Config, input_dim: int) -> Self:
+    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
         head = config.head
         return cls(input_dim, config.data.set_size, head.hidden, head.dropout, head.standardise)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.layers(self.standardise(features).flatten(1)).float()
+    def compare(self, encoded: Tensor) -> Tensor:
+        return self.layers(self.standardise(encoded).flatten(1)).float()

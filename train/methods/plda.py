@@ -32,7 +32,7 @@ class PLDA(Method):
         self.register_buffer("ratio", torch.ones(input_dim))
 
     @classmethod
-    def from_config(cls, config: Config, input_dim: int) -> Self:
+    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
         return cls(input_dim)
 
     def fit(self, task: Task) -> None:
@@ -46,8 +46,8 @@ class PLDA(Method):
         self.projection = torch.from_numpy(projection).float()
         self.ratio = torch.from_numpy(ratio.clip(min=0)).float()
 
-    def forward(self, features: Tensor) -> Tensor:
-        x = (features - self.mean) @ self.projection
+    def compare(self, encoded: Tensor) -> Tensor:
+        x = (encoded - self.mean) @ self.projection
         others = x.sum(1, keepdim=True) - x
         alone = self.ratio / (1 + self.ratio)
         together = self.ratio / (1 + (x.shape[1] - 1) * self.ratio)

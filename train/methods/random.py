@@ -17,8 +17,8 @@ class Random(Method):
         self.generator = torch.Generator().manual_seed(seed)
 
     @classmethod
-    def from_config(cls, config: Config, input_dim: int) -> Self:
+    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
         return cls(input_dim, config.training.seed)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return torch.rand(features.shape[:2], generator=self.generator).to(features.device)
+    def compare(self, encoded: Tensor) -> Tensor:
+        return torch.rand(encoded.shape[:2], generator=self.generator).to(encoded.device)

@@ -38,7 +38,7 @@ class SetTransformer(Method):
         self.classifier = linear(width, 1)
 
     @classmethod
-    def from_config(cls, config: Config, input_dim: int) -> Self:
+    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
         head = config.head
         blocks = max(1, head.layers // 2)
         return cls(
@@ -58,8 +58,8 @@ class SetTransformer(Method):
             assert isinstance(block, InducedSetAttention)
             nn.init.xavier_uniform_(block.points, generator=generator)
 
-    def forward(self, features: Tensor) -> Tensor:
-        x = self.blocks(self.embed(self.standardise(features)))
+    def compare(self, encoded: Tensor) -> Tensor:
+        x = self.blocks(self.embed(self.standardise(encoded)))
         return self.classifier(self.norm(x)).squeeze(-1).float()
 
 

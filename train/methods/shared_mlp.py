@@ -17,9 +17,9 @@ class SharedMLP(Method):
         self.layers = nn.Sequential(linear(input_dim, hidden), nn.GELU(), Dropout(dropout), linear(hidden, 1))
 
     @classmethod
-    def from_config(cls, config: Config, input_dim: int) -> Self:
+    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
         head = config.head
         return cls(input_dim, head.hidden, head.dropout, head.standardise)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.layers(self.standardise(features)).squeeze(-1).float()
+    def compare(self, encoded: Tensor) -> Tensor:
+        return self.layers(self.standardise(encoded)).squeeze(-1).float()

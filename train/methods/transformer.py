@@ -37,14 +37,14 @@ class AnomalyTransformer(Method):
         self.classifier = linear(width, 1)
 
     @classmethod
-    def from_config(cls, config: Config, input_dim: int) -> Self:
+    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
         head = config.head
         return cls(input_dim, head.width, head.layers, head.heads, head.feed_forward, head.dropout, head.standardise)
 
-    def forward(self, features: Tensor) -> Tensor:
+    def compare(self, encoded: Tensor) -> Tensor:
         """Logits (B, S) float32 of features (B, S, D). Raises ValueError for another D."""
-        check_shape("set features", features, "head", D=self.input_dim)
-        x = self.layers(self.embed(self.standardise(features)))
+        check_shape("set features", encoded, "head", D=self.input_dim)
+        x = self.layers(self.embed(self.standardise(encoded)))
         return self.classifier(self.norm(x)).squeeze(-1).float()
 
     def attention_maps(self, features: Tensor) -> Tensor:
