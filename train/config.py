@@ -120,7 +120,8 @@ class TrainingConfig:
     batch_size: sets in a step.
     images_per_class: 0: the inliers of a set are any training images. Else the sets of a batch share its images, of
     which there are groups of so many of a class; `batch_size` then is the number of images, too.
-    class_loss: weight of the cross-entropy of the classes beside that of the sets, for methods that know classes.
+    set_loss, class_loss: weights of the cross-entropy over the positions of sets, and over the classes of images; the
+    latter for methods that know classes.
     label_smoothing: of the classes.
     learning_rate: the highest one, reached after warm-up; a cosine takes it down to 0 at the last step.
     weight_decay: of AdamW.
@@ -135,6 +136,7 @@ class TrainingConfig:
     epochs: int = 50
     batch_size: int = 256
     images_per_class: int = 0
+    set_loss: float = 1.0
     class_loss: float = 0.0
     label_smoothing: float = 0.0
     learning_rate: float = 5e-4
@@ -154,7 +156,7 @@ class TrainingConfig:
             _require(0 < value < math.inf, f"training.{name}", "more than 0 and finite", value)
         _at_least(0, "training.images_per_class", self.images_per_class)
         _require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
-        for name in ("weight_decay", "warmup_epochs", "class_loss"):
+        for name in ("weight_decay", "warmup_epochs", "set_loss", "class_loss"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"training.{name}", "at least 0 and finite", value)
         _one_of(PRECISIONS, "training.precision", self.precision)

@@ -160,11 +160,11 @@ def train_step(
         class_logits = model.class_logits(encoded)
     check_shape("logits", logits, "head", B=len(inputs.target), S=config.data.set_size)
     loss = functional.cross_entropy(logits.float(), inputs.target)
-    total = loss
+    total = settings.set_loss * loss
     if settings.class_loss and class_logits is not None:
         smoothing = settings.label_smoothing
         of_classes = functional.cross_entropy(class_logits.float(), inputs.labels, label_smoothing=smoothing)
-        total = loss + settings.class_loss * of_classes
+        total = total + settings.class_loss * of_classes
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)

@@ -1,0 +1,288 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from fabricate import make_store
+from PIL import Image
+
+from common.errors import UserError
+from train.blocks import BLOCKS
+from train.cli import main
+from train.log import collect, rebuild
+from train.runs import groups_of, load_run
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """# A tiny phase.
+#
+# Expected: seconds.
+# Measured: nothing yet
+
+[head]
+width = 16
+layers = 1
+feed_forward = 16
+
+[training]
+epochs = 3
+batch_size = 64
+
+[plan]
+seeds = 2
+runs = ["head:", "chance: method=random"]
+once = ["nearest: method=knn"]
+"""
+ONLY = {"attention": "head", "failures": "head chance"}
+BLOCK = re.compile(r"<!-- generated: (.*?) -->\n(.*?)<!-- end -->", re.S)
+LOG = "# Tiny\n\nProse before.\n" + "".join(
+    f"\n## {name}\n<!-- generated: {name} {ONLY.get(name, '*')} -->\n<!-- end -->\n" for name in BLOCKS
+)
+README = "# It\n<!-- generated: summary tiny/nearest tiny/he* -->\nold\n<!-- end -->\nThe end.\n"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A phase with its log to be, and its finished runs."""
+    folder = tmp_path_factory.mktemp("made")
+    phase = folder / "experiments/tiny"
+    phase.mkdir(parents=True)
+    (phase / "config.toml").write_text(CONFIG, encoding="utf-8")
+    (phase / "experiment_log.md").write_text(LOG, encoding="utf-8")
+    (folder / "README.md").write_text(README, encoding="utf-8")
+    (folder / "experiments/README.md").write_text("<!-- generated: timeline tiny/* -->\n<!-- end -->\n")
+    superclasses = [0, 0, 0, 1, 1, 1]
+    store = make_store(
+        folder / "s.h5", classes=6, train=100, spread=1.0, thumbnails=False, class_superclass=superclasses
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.report._draw", lambda *_: None)
+        arguments = ["phase", phase / "config.toml", "--store", store.path, "--runs", folder / "runs"]
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path, monkeypatch):
+    """A copy to work on, without charts, which take long."""
+    monkeypatch.setattr("train.charts.save_figure", lambda *_: None)
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def logged(made, tmp_path_factory):
+    """The same after `train log`, with charts, and what that said. Not to be changed."""
+    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("logged") / "copy"))
+    return folder, log(folder)
+
+
+def log(folder, *options, code=0):
+    places = {"--runs": "runs", "--experiments": "experiments", "--readme": "README.md"}
+    arguments = [part for option, name in places.items() for part in (option, str(folder / name))]
+    result = CliRunner().invoke(main, ["log", *arguments, *options])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def texts(folder):
+    return {path: path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".md", ".toml")}
+
+
+def report(folder, name):
+    return json.loads((folder / f"runs/tiny/{name}/report.json").read_text(encoding="utf-8"))
+
+
+def test_every_block_is_filled_and_the_prose_is_left(logged):
+    folder, result = logged
+    text = (folder / "experiments/tiny/experiment_log.md").read_text(encoding="utf-8")
+    blocks = {header.split()[0]: content for header, content in BLOCK.findall(text)}
+    assert list(blocks) == list(BLOCKS)
+    assert [name for name, content in blocks.items() if len(content) < 40] == []
+    assert BLOCK.sub(r"<!-- generated: \1 -->\n<!-- end -->", text) == LOG
+    assert result.stderr.count("collected: ") == 5
+    assert {path.name for path in (folder / "experiments/tiny/runs").iterdir()} == {
+        f"{name}.json" for name in ("head-seed0", "head-seed1", "chance-seed0", "chance-seed1", "nearest-seed0")
+    }
+
+
+def test_the_numbers_are_those_of_the_reports(logged):
+    folder, _ = logged
+    blocks = dict(BLOCK.findall((folder / "experiments/tiny/experiment_log.md").read_text(encoding="utf-8")))
+    heads = [report(folder, f"head-seed{seed}") for seed in (0, 1)]
+    mean = sum(100 * each["test"]["top1"] for each in heads) / 2
+    for name in ("comparison *", "ranking *", "summary *"):
+        assert f"**{mean:.2f} ± " in blocks[name]
+    nearest = report(folder, "nearest-seed0")
+    assert f"**{100 * nearest['hard']['top1']:.2f}**" in blocks["hard *"]
+    assert f"| {100 * nearest['beyond']['set_size']['5']['top1']:.2f} |" in blocks["sizes *"]
+    assert f"| {nearest['beyond']['anomalies']['2']['auroc_within_sets']:.4f} |" in blocks["anomalies *"]
+    assert f"| across super-classes | {heads[0]['failures']['across']['n']} |" in blocks["failures head chance"]
+    first, second, n, missed = heads[0]["failures"]["worst_pairs"][0]
+    assert f"| {first} | {second} | {n} | {missed} |" in blocks["failures head chance"]
+    mass = [each["attention"]["mass_on_anomaly"][0][0] for each in heads]
+    assert f"| 1 | {sum(mass) / 2:.3f} |" in blocks["attention head"]
+    assert f"| test `{nearest['test']['sets_sha256'][:12]}` | 90 |" in blocks["positions *"]
+    assert f"| head | 6 | 3 | {3 * heads[0]['train_images']:,} | 2 |" in blocks["scaling *"]
+    assert "0 test images are pixel for pixel" in blocks["twins *"]
+    assert "5 runs" in blocks["timeline *"]
+    assert nearest["versions"]["torch"] in blocks["provenance *"]
+    seconds = sum(each["train_seconds"] for each in heads) / 2
+    assert re.search(rf"\| head \| 2 \|.*\| {seconds:.0f} \|", blocks["pace *"])
+
+
+def test_charts_are_drawn_beside_the_log(logged):
+    folder, _ = logged
+    charts = {path.name for path in (folder / "experiments/tiny").glob("*.png")}
+    assert charts == {"comparison.png", "curves.png", "pace.png", "failures.png"}
+    text = (folder / "experiments/tiny/experiment_log.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"!\[.*?\]\((.*?)\)", text)) == charts
+    for name in charts:
+        with Image.open(folder / "experiments/tiny" / name) as picture:
+            assert len(picture.convert("RGB").getcolors(2**24)) > 10, f"{name} is empty"
+
+
+def test_the_config_says_what_was_measured_and_still_loads(logged):
+    folder, _ = logged
+    text = (folder / "experiments/tiny/config.toml").read_text(encoding="utf-8")
+    assert re.sub(r"^# Measured: .*$", "# Measured: nothing yet", text, flags=re.M) == CONFIG
+    mean = (
+        sum(100 * report(folder, f"{name}-seed{seed}")["test"]["top1"] for name, seed in (("head", 0), ("head", 1))) / 2
+    )
+    assert re.search(rf"^# Measured: 5 runs, \d+ min of .*; head {mean:.2f} % test top-1, mean of 2$", text, re.M)
+
+
+def test_a_readme_may_have_blocks_of_any_phase(logged):
+    folder, _ = logged
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| (\w+) \|", text, re.M) == ["method", "nearest", "head"], "the order of the patterns"
+    assert text.startswith("# It\n")
+    assert text.endswith("\n<!-- end -->\nThe end.\n")
+    assert "old" not in text
+    assert "5 runs" in (folder / "experiments/README.md").read_text(encoding="utf-8")
+
+
+def test_a_second_time_nothing_changes_and_the_check_is_content(folder):
+    assert log(folder).stderr.count("rewritten: ") == 4
+    before = texts(folder)
+    assert log(folder).stderr == ""
+    assert log(folder, "--check").stderr == ""
+    assert texts(folder) == before
+
+
+@pytest.mark.parametrize("name", ["experiments/tiny/experiment_log.md", "README.md", "experiments/tiny/config.toml"])
+def test_a_number_that_was_changed_by_hand_is_noticed_and_left(folder, name):
+    log(folder)
+    path = folder / name
+    number = re.search(r"\d\d\.\d\d", path.read_text(encoding="utf-8"))[0]
+    path.write_text(path.read_text(encoding="utf-8").replace(number, "99.99"), encoding="utf-8")
+    before = texts(folder)
+    assert log(folder, "--check", code=1).stderr == f"stale: {path}\n"
+    assert texts(folder) == before
+    assert log(folder).stderr == f"rewritten: {path}\n"
+    assert number in path.read_text(encoding="utf-8")
+
+
+def test_the_check_needs_the_collected_reports_alone(folder):
+    log(folder)
+    shutil.rmtree(folder / "runs")
+    log(folder, "--check")
+    (folder / "experiments/tiny/runs/head-seed1.json").unlink()
+    assert "stale: " in log(folder, "--check", code=1).stderr
+
+
+@pytest.mark.parametrize(
+    ("block", "sentence"),
+    [
+        ("rankin *", 'unknown block in {path} "rankin": did you mean "ranking"?'),
+        ("ranking head heed", "{path}: no run matches heed: make it with `train phase`, or change the pattern"),
+        ("ranking other/*", "{path}: no run matches other/*"),
+        ("hard tiny/*", None),
+    ],
+)
+def test_a_block_that_cannot_be_made_is_one_sentence(folder, block, sentence):
+    path = folder / "experiments/tiny/experiment_log.md"
+    path.write_text(f"<!-- generated: {block} -->\nas it was\n<!-- end -->\n", encoding="utf-8")
+    result = log(folder, code=2 if sentence else 0)
+    if sentence:
+        assert sentence.format(path=path) in result.output
+        assert "as it was" in path.read_text(encoding="utf-8")
+    else:
+        assert "as it was" not in path.read_text(encoding="utf-8")
+
+
+def test_a_run_that_is_not_in_the_plan_is_left_out(folder):
+    runs = folder / "runs/tiny"
+    shutil.copytree(runs / "nearest-seed0", runs / "tried-seed0")
+    shutil.copytree(runs / "nearest-seed0", runs / "nearest-seed7")
+    shutil.copytree(runs / "nearest-seed0", runs / "begun-seed0")
+    (runs / "begun-seed0/DONE").unlink()
+    lines = log(folder).stderr.splitlines()
+    left_out = [line for line in lines if line.startswith("left out: ")]
+    assert len(left_out) == 2
+    assert f"{runs / 'tried-seed0'}, which is not in the plan of" in "".join(left_out)
+    assert len(list((folder / "experiments/tiny/runs").iterdir())) == 5
+
+
+def test_a_run_from_one_of_several_stores_is_the_one_of_the_plan(folder):
+    runs = folder / "runs/tiny"
+    shutil.copytree(runs / "nearest-seed0", runs / "nearest@other-store-seed0")
+    collected = list(collect(folder / "runs", folder / "experiments"))
+    assert f"collected: {folder / 'experiments/tiny/runs/nearest@other-store-seed0.json'}" in collected
+    assert not any("left out" in line for line in collected)
+
+
+def test_a_run_of_another_config_than_the_plan_has_now_is_refused(folder):
+    path = folder / "experiments/tiny/config.toml"
+    path.write_text(CONFIG.replace("epochs = 3", "epochs = 4"), encoding="utf-8")
+    result = log(folder, code=2)
+    assert f"was made with another config than {path} has for it now: delete it and make it again" in result.output
+
+
+def test_a_report_that_was_made_again_replaces_the_old_one(folder):
+    log(folder)
+    path = folder / "runs/tiny/nearest-seed0/report.json"
+    changed = json.loads(path.read_text(encoding="utf-8"))
+    changed["seconds"] += 60
+    path.write_text(json.dumps(changed), encoding="utf-8")
+    target = folder / "experiments/tiny/runs/nearest-seed0.json"
+    assert list(collect(folder / "runs", folder / "experiments")) == [f"collected: {target}"]
+    assert target.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+
+
+def test_failures_can_be_told_where_no_two_classes_share_a_superclass(tmp_path, logged):
+    folder, _ = logged
+    run = load_run(folder / "runs/tiny/head-seed0")
+    run.report["failures"]["within_superclass"] = {"n": 0}  # one class of each: phase 2
+    text = BLOCKS["failures"](groups_of([run]), tmp_path)
+    assert f"| across super-classes | {run.report['failures']['across']['n']} |" in text
+
+
+def test_a_missing_folder_of_logs_is_one_sentence(tmp_path):
+    (tmp_path / "experiments/tiny").mkdir(parents=True)
+    assert rebuild(tmp_path / "experiments", tmp_path / "README.md") == []
+    with pytest.raises(UserError, match="nowhere"):
+        rebuild(tmp_path / "nowhere", tmp_path / "README.md")
+
+
+def has_runs():
+    return any(ROOT.glob("experiments/*/runs/*.json"))
+
+
+@pytest.mark.skipif(not has_runs(), reason="experiments/*/runs are empty: the log is not made yet")
+def test_the_log_of_this_project_is_what_its_reports_say(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert rebuild(Path("experiments"), Path("README.md"), check=True) == []
+
+
+@pytest.mark.skipif(not has_runs(), reason="experiments/*/runs are empty: the log is not made yet")
+def test_every_measured_percentage_in_the_prose_of_the_logs_is_in_a_generated_block():
+    typed = {}
+    for path in sorted(ROOT.glob("experiments/*/experiment_log.md")):
+        text = path.read_text(encoding="utf-8")
+        generated = set(re.findall(r"\d+\.\d+", " ".join(content for _, content in BLOCK.findall(text))))
+        named = re.findall(r"(\d+\.\d+) %", BLOCK.sub("", text))
+        typed[path.parent.name] = [number for number in named if number not in generated]
+    assert {phase: numbers for phase, numbers in typed.items() if numbers} == {}
