@@ -6,7 +6,7 @@ import torch
 import torchvision
 
 from common.errors import UserError
-from extract.backbones import load_backbone
+from extract.backbones import PooledLayers, load_backbone, parse_layers
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,62 @@ def test_the_features_are_what_the_classifier_gets(resnet):
     with torch.inference_mode():
         reference.eval()(images())
     torch.testing.assert_close(resnet.features(images()), seen[0], rtol=1e-4, atol=1e-4)
+
+
+def test_other_layers_stand_behind_the_last_as_their_means_over_space(resnet):
+    backbone = load_backbone("resnet18", "random", 0, 32, ("last", "layer3", "layer1"))
+    assert backbone.layers == {"last": 512, "layer3": 256, "layer1": 64}
+    assert backbone.feature_dim == 832
+    seen = {}
+    hooks = [
+        resnet.module.get_submodule(name).register_forward_hook(
+            lambda module, inputs, output, name=name: seen.update({name: output.mean((2, 3))})
+        )
+        for name in ("layer3", "layer1")
+    ]
+    plain, found = resnet.features(images()), backbone.features(images())
+    for hook in hooks:
+        hook.remove()
+    expected = torch.cat([plain, seen["layer3"], seen["layer1"]], 1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert backbone.weights_sha256 == resnet.weights_sha256
+    assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
+    assert not any(module.training for module in backbone.module.modules())
+
+
+def test_layers_are_named_once_last_first():
+    assert parse_layers("last") == ("last",)
+    assert parse_layers("last, layer3") == ("last", "layer3")
+    for text in ("layer3", "layer3,last", "last,last", "last,layer3,layer3", ""):
+        with pytest.raises(UserError, match='must begin with "last" and name each layer once'):
+            parse_layers(text)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ("layr3", 'unknown layer of resnet18 "layr3": did you mean "layer3"'),
+        ("layer3.0", 'unknown layer of resnet18 "layer3.0": did you mean "layer3"'),
+        ("fc", "not all of the layers last, fc of resnet18 are maps of pixels: choose others"),
+    ],
+)
+def test_a_layer_that_cannot_be_cached_is_an_error(layer, message):
+    with pytest.raises(UserError) as caught:
+        load_backbone("resnet18", "random", 0, 32, ("last", layer))
+    assert message in caught.value.message
+
+
+def test_the_layers_of_a_network_that_cannot_be_traced_are_left_out():
+    class Branching(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Identity()
+
+        def forward(self, x):
+            return self.first(x) if x.sum() > 0 else -x
+
+    with pytest.raises(UserError, match=r"the layers of branching cannot be told apart .*: leave --layers out"):
+        PooledLayers(Branching(), "branching", ("first",))
 
 
 def test_frozen_means_frozen(resnet):

@@ -44,6 +44,16 @@ def test_openvino_in_float32_equals_the_reference_whatever_the_batch(resnet, ima
 
 
 @pytest.mark.parametrize("kind", ["torch", pytest.param("openvino", marks=needs_openvino)])
+def test_features_of_several_layers_are_those_of_the_reference(images, kind):
+    backbone = load_backbone("resnet18", "random", 0, 32, ("last", "layer3"))
+    engine = TorchEngine(float32(backbone), CPU) if kind == "torch" else OpenVinoEngine(float32(backbone), 32)
+    expected = backbone.features(images).numpy()
+    assert expected.shape == (21, 768)
+    for part in (slice(0, 512), slice(512, 768)):
+        assert relative_error(run(engine, images)[:, part], expected[:, part]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["torch", pytest.param("openvino", marks=needs_openvino)])
 def test_first_layers_in_float32_bring_bfloat16_nearer(resnet, images, kind):
     expected = resnet.features(images).numpy()
     errors = []

@@ -59,6 +59,36 @@ def test_the_name_of_a_store_tells_what_was_asked_for(root, tmp_path, monkeypatc
     assert result.stdout.strip() == "data/features/imagefolder-images-resnet18-random0-32-plain+mirror.h5"
 
 
+def test_other_layers_are_cached_behind_the_last(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["features", "--dataset", "imagefolder", "--root", root, *SMALL, "--engine", "torch"]
+    plain, both = (
+        FeatureStore.open(run(*command, "--layers", text).stdout.strip()) for text in ("last", "last, layer3")
+    )
+    assert plain.path.name == "imagefolder-images-resnet18-random0-32.h5"
+    assert both.path.name == "imagefolder-images-resnet18-random0-32-last+layer3.h5"
+    assert both.layers == {"last": 512, "layer3": 256}
+    assert both.identity["backbone"] == {
+        "name": "resnet18",
+        "feature_dim": 768,
+        "layers": [["last", 512], ["layer3", 256]],
+    }
+    assert both.features.shape == (1, 66, 768)
+    error = abs(both.features[..., :512] - plain.features).max()
+    assert error < 1e-5 * abs(plain.features).max()
+    assert "up to date" in run(*command, "--layers", "last,layer3").stderr
+    other = run(*command, "--store", plain.path, "--layers", "last,layer3", code=2)
+    assert "holds features of something else (other backbone)" in other.output
+
+
+def test_a_store_of_the_last_layer_is_what_it_was_before_there_were_layers(root, tmp_path):
+    features(root, tmp_path / "s.h5")
+    store = FeatureStore.open(tmp_path / "s.h5")
+    assert store.identity["backbone"] == {"name": "resnet18", "feature_dim": 512}
+    assert "layers" not in store.header["provenance"]["request"]
+    assert store.layers == {"last": 512}
+
+
 def test_every_option_reaches_the_store(root, tmp_path):
     weights = tmp_path / "w.pth"
     import torchvision
@@ -112,6 +142,10 @@ def test_a_changed_image_is_noticed(root, tmp_path):
         (["--dataset", "imagefolder", "--root", "nowhere"], "there is no image folder at nowhere"),
         (["--dataset", "digits", "--backbone", "resnet81"], "did you mean"),
         (["--dataset", "digits", "--views", "mirror"], 'must begin with "plain"'),
+        (["--dataset", "digits", "--views", "plain,zom"], 'unknown view "zom": did you mean "zoom"'),
+        (["--dataset", "digits", "--layers", "layer3,last"], 'must begin with "last"'),
+        (["--dataset", "digits", "--layers", "last,layr3"], 'unknown layer of resnet18 "layr3": did you mean "layer3"'),
+        (["--dataset", "digits", "--layers", "last,fc"], "are maps of pixels: choose others"),
         (["--dataset", "digits", "--weights", "missing.pth"], "there are no weights at missing.pth"),
         (["--dataset", "digits", "--device", "cuda:77"], 'there is no device "cuda:77"'),
         (["--dataset", "digits", "--store", "/proc/x/s.h5"], "cannot write /proc/x"),

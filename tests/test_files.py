@@ -1,10 +1,28 @@
+import json
 import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.errors import UserError
-from common.files import atomic_path, canonical_json, exclusive, sha256_file, sha256_text, write_text
+from common.files import (
+    Busy,
+    atomic_path,
+    canonical_json,
+    exclusive,
+    readable_json,
+    sha256_file,
+    sha256_text,
+    write_text,
+)
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text('ab [],:{}"\\\n'),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("a[ ]\n"), inner, max_size=4),
+    max_leaves=12,
+)
 
 
 def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path):
@@ -41,8 +59,19 @@ def test_equal_values_have_one_text():
         canonical_json(float("nan"))
 
 
+@given(VALUES)
+def test_what_people_read_is_the_same_value(value):
+    assert json.loads(readable_json(value)) == value
+
+
+def test_people_read_a_list_of_numbers_on_one_line():
+    matrix = {"a": {"b": [[1, 2], [3, 4]], "c": ["x", "y"]}}
+    lines = [line.strip() for line in readable_json(matrix).splitlines()]
+    assert {"[ 1, 2 ],", "[ 3, 4 ]", '"c": [ "x", "y" ]'} <= set(lines)
+
+
 def test_a_folder_is_held_by_one_at_a_time(tmp_path):
-    with exclusive(tmp_path / "x", "busy"), pytest.raises(UserError, match="busy"), exclusive(tmp_path / "x", "busy"):
+    with exclusive(tmp_path / "x", "busy"), pytest.raises(Busy, match="busy"), exclusive(tmp_path / "x", "busy"):
         pass
     with exclusive(tmp_path / "x", "busy"):
         pass

@@ -4,7 +4,7 @@ import torch
 from torchvision import transforms
 
 from common.errors import UserError
-from extract.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, parse_views
+from extract.preprocessing import IMAGENET_MEAN, IMAGENET_STD, VIEWS, Preprocessing, parse_views
 
 
 def image(height, width, seed=0):
@@ -42,6 +42,34 @@ def test_the_mirror_view_is_that_of_the_mirrored_image():
     torch.testing.assert_close(mirrored, plain.flip(-1), rtol=1e-4, atol=1e-4)
 
 
+# Where each crop lies in an image of 32 × 32 pixels, and of 40 × 64
+CROPS = {
+    "zoom": ((slice(2, 30), slice(2, 30)), (slice(2, 37), slice(4, 60))),
+    "upper-left": ((slice(0, 28), slice(0, 28)), (slice(0, 35), slice(0, 56))),
+    "upper-right": ((slice(0, 28), slice(4, 32)), (slice(0, 35), slice(8, 64))),
+    "lower-left": ((slice(4, 32), slice(0, 28)), (slice(5, 40), slice(0, 56))),
+    "lower-right": ((slice(4, 32), slice(4, 32)), (slice(5, 40), slice(8, 64))),
+}
+
+
+@pytest.mark.parametrize("name", CROPS)
+def test_a_crop_takes_seven_eighths_of_the_image_at_its_place(name):
+    preprocessing = Preprocessing(24, ("plain", name, f"{name}-mirror"))
+    for picture, place in zip((image(32, 32), image(40, 64)), CROPS[name], strict=True):
+        _, crop, mirrored = preprocessing([picture])[:, 0]
+        torch.testing.assert_close(crop, Preprocessing(24)([picture[place]])[0, 0])
+        torch.testing.assert_close(mirrored, Preprocessing(24)([picture[place][:, ::-1].copy()])[0, 0])
+
+
+def test_the_views_are_the_crops_and_the_mirror_images_of_all():
+    named = ["plain", *CROPS]
+    assert set(VIEWS) == {*named, "mirror", *(f"{name}-mirror" for name in CROPS)}
+    pixels = torch.arange(2 * 3 * 16 * 24, dtype=torch.int16).reshape(2, 3, 16, 24)
+    for name in named:
+        mirrored = "mirror" if name == "plain" else f"{name}-mirror"
+        assert torch.equal(VIEWS[mirrored](pixels), VIEWS[name](pixels).flip(-1))
+
+
 def test_large_images_are_stacked_a_few_at_a_time(monkeypatch):
     pictures = [image(20, 20, seed) for seed in range(5)]
     whole = Preprocessing(16)(pictures)
@@ -51,6 +79,7 @@ def test_large_images_are_stacked_a_few_at_a_time(monkeypatch):
 
 def test_views_are_named_once_plain_first():
     assert parse_views("plain,mirror") == ("plain", "mirror")
+    assert parse_views("plain, lower-right-mirror") == ("plain", "lower-right-mirror")
     with pytest.raises(UserError, match='unknown view "miror": did you mean "mirror"'):
         parse_views("plain,miror")
     for text in ("mirror", "plain,plain", "mirror,plain"):

@@ -38,6 +38,11 @@ def test_a_run_is_loaded_from_its_folder_and_from_its_report(tmp_path):
     assert folder.solved("test").tolist() == SOLVED.tolist()
 
 
+def test_a_report_in_a_run_folder_has_the_name_of_the_folder(tmp_path):
+    path = written(tmp_path / "knn-seed0/report.json", make_report(SOLVED))
+    assert load_run(path).name == "knn-seed0"
+
+
 def test_keys_that_a_report_is_too_old_to_have_get_their_defaults(tmp_path):
     report = make_report(SOLVED)
     del report["config"]["distance"], report["config"]["head"]["inducing"]

@@ -16,7 +16,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")
 # Without gradient steps; a seed changes nothing but in the first
 TRAINING_FREE = ("random", "centroid", "knn", "mahalanobis", "plda")
-LEARNED = ("dummy", "mlp", "shared_mlp", "deepsets", "set_transformer", "posterior", "transformer")
+LEARNED = ("dummy", "mlp", "shared_mlp", "deepsets", "set_transformer", "deep_plda", "posterior", "transformer")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class HeadConfig:
     feed_forward: hidden dimension of each layer's feed-forward part.
     dropout: probability of dropping an activation in training.
     standardise: scale each dimension of the features by the mean and deviation of the training images.
-    hidden: hidden units of mlp, shared_mlp and posterior, which have no other dimension.
+    hidden: hidden units of mlp, shared_mlp, posterior and deep_plda.
     inducing: learned points through which set_transformer attends.
     """
 

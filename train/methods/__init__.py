@@ -5,6 +5,7 @@ import torch
 from train.config import Config
 from train.methods.base import Method
 from train.methods.centroid import Centroid
+from train.methods.deep_plda import DeepPLDA
 from train.methods.deepsets import DeepSets
 from train.methods.dummy import Dummy
 from train.methods.knn import NearestNeighbours
@@ -28,6 +29,7 @@ METHODS: dict[str, type[Method]] = {
     "shared_mlp": SharedMLP,
     "deepsets": DeepSets,
     "set_transformer": SetTransformer,
+    "deep_plda": DeepPLDA,
     "posterior": ClassPosterior,
     "transformer": AnomalyTransformer,
 }
@@ -36,7 +38,7 @@ METHODS: dict[str, type[Method]] = {
 def build_method(config: Config, input_dim: int, classes: int = 0) -> Method:
     """The method of a config, initialised from `training.seed`, on the CPU; not fitted.
 
-    It is for features of `input_dim`; `classes`, the number of training classes, matters to `posterior` only.
+    It is for features of `input_dim`; `classes`, the number of training classes, matters to methods that know classes.
     """
     method = METHODS[config.method].from_config(config, input_dim, classes)
     method.initialise(torch.Generator().manual_seed(config.training.seed))

@@ -47,8 +47,12 @@ class PLDA(Method):
         self.ratio = torch.from_numpy(ratio.clip(min=0)).float()
 
     def compare(self, encoded: Tensor) -> Tensor:
-        x = (encoded - self.mean) @ self.projection
-        others = x.sum(1, keepdim=True) - x
-        alone = self.ratio / (1 + self.ratio)
-        together = self.ratio / (1 + (x.shape[1] - 1) * self.ratio)
-        return 0.5 * (alone * x.square() + together * others.square()).sum(-1)
+        return log_density_ratio((encoded - self.mean) @ self.projection, self.ratio)
+
+
+def log_density_ratio(x: Tensor, ratio: Tensor) -> Tensor:
+    """log p(item alone, the others of one class) up to a constant of the set, where W = 1: (B, S, D), λ (D,) → (B, S)."""
+    others = x.sum(1, keepdim=True) - x
+    alone = ratio / (1 + ratio)
+    together = ratio / (1 + (x.shape[1] - 1) * ratio)
+    return 0.5 * (alone * x.square() + together * others.square()).sum(-1)

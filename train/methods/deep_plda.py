@@ -1,0 +1,44 @@
+"""PLDA on a learned embedding: trained on some classes, made for classes that were never seen."""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from train.config import Config
+from train.methods.base import Dropout, Method, linear, standardise_or_not
+from train.methods.plda import log_density_ratio
+
+
+class DeepPLDA(Method):
+    """The score of `train.methods.plda` on an embedding by an MLP: Linear(D → hidden), LayerNorm, GELU, dropout,
+    Linear(hidden → width).
+
+    The within-class covariance of the embedding is 1 by decree; the between-class variance of each dimension is learnt,
+    as is the embedding. A class is known by the other items of its set alone, so new ones are no special case. The
+    classes of the training are told apart by one more linear layer, for the loss on classes.
+    """
+
+    def __init__(self, input_dim: int, classes: int, width: int, hidden: int, dropout: float, standardise: bool):
+        super().__init__(input_dim)
+        self.standardise = standardise_or_not(input_dim, standardise)
+        self.layers = nn.Sequential(
+            linear(input_dim, hidden), nn.LayerNorm(hidden), nn.GELU(), Dropout(dropout), linear(hidden, width)
+        )
+        self.log_ratio = nn.Parameter(torch.zeros(width))
+        self.classifier = linear(width, classes)
+
+    @classmethod
+    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
+        head = config.head
+        return cls(input_dim, classes, head.width, head.hidden, head.dropout, head.standardise)
+
+    def encode(self, features: Tensor) -> Tensor:
+        """Features (…, D) → embedding (…, width)."""
+        return self.layers(self.standardise(features)).float()
+
+    def class_logits(self, encoded: Tensor) -> Tensor:
+        return self.classifier(encoded)
+
+    def compare(self, encoded: Tensor) -> Tensor:
+        return log_density_ratio(encoded, self.log_ratio.exp())
