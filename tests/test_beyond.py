@@ -18,8 +18,8 @@ DIM = 16
 class Oracle(Method):
     """The fewer items of a set have its features, the more anomalous an item is: right where classes are points."""
 
-    def forward(self, features):
-        return -(features[:, :, None] == features[:, None]).all(-1).sum(-1).float()
+    def compare(self, encoded):
+        return -(encoded[:, :, None] == encoded[:, None]).all(-1).sum(-1).float()
 
 
 def task_of(folder, *, classes=8, train=200, test=60, set_size=10):
@@ -109,9 +109,9 @@ def test_a_large_store_is_measured_on_some_of_its_images(task, monkeypatch):
     seen = []
 
     class Watching(Oracle):
-        def forward(self, features):
-            seen.append(features[:, :, 0].unique().numel())
-            return super().forward(features)
+        def compare(self, encoded):
+            seen.append(encoded[:, :, 0].unique().numel())
+            return super().compare(encoded)
 
     found = measure_beyond(Watching(DIM), task, 1000)
     assert {each["n"] for each in (*found["set_size"].values(), *found["anomalies"].values(), found["none"])} == {50}
@@ -163,9 +163,9 @@ def test_views_are_averaged(tmp_path):
     calls = []
 
     class Counting(Oracle):
-        def forward(self, features):
-            calls.append(len(features))
-            return super().forward(features)
+        def compare(self, encoded):
+            calls.append(len(encoded))
+            return super().compare(encoded)
 
     measure_beyond(Counting(DIM), task, 1000)
     assert len(calls) == 2 * (3 + 4 + 2)  # views of: 3, 5 and 10 items; 0 to 3 anomalies; 0 and 1 in validation

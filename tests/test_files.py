@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
@@ -59,6 +59,7 @@ def test_equal_values_have_one_text():
         canonical_json(float("nan"))
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_what_people_read_is_the_same_value(value):
     assert json.loads(readable_json(value)) == value

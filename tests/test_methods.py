@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest, multivariate_normal
 from sklearn.covariance import LedoitWolf
+from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from train.config import LEARNED, TRAINING_FREE, Config
 from train.loop import evaluate
@@ -25,7 +26,7 @@ TINY = [
     "head.hidden=32",
     "head.inducing=3",
 ]
-DIM = 12
+DIM, CLASSES = 12, 7
 ONE_SIZE = ("dummy", "mlp")  # they have weights of each position
 EQUIVARIANT = [name for name in METHODS if name not in ("random", *ONE_SIZE)]
 CLOSED_FORM = {
@@ -43,13 +44,14 @@ CLOSED_FORM = {
     "knn l2": ["method=knn", "distance.metric=l2"],
     "knn cosine": ["method=knn", "distance.standardise=true"],
     "knn of all": ["method=knn", "distance.neighbours=9"],
-    "mahalanobis": ["method=mahalanobis"],
+    "mahalanobis l2": ["method=mahalanobis", "distance.metric=l2"],
+    "mahalanobis cosine": ["method=mahalanobis"],
     "plda": ["method=plda"],
 }
 
 
-def build(name, *overrides, dim=DIM):
-    return build_method(Config.load(None, [*TINY, f"method={name}", *overrides]), dim)
+def build(name, *overrides):
+    return build_method(Config.load(None, [*TINY, f"method={name}", *overrides]), DIM, CLASSES)
 
 
 def some(batch=3, size=10, seed=1, dim=DIM):
@@ -111,7 +113,7 @@ def test_what_has_weights_of_each_position_refuses_another_set_size(name):
     method = build(name, "data.set_size=5")
     assert method.set_size == 5
     assert method.score_sets(some(size=5)).shape == (3, 5)
-    with pytest.raises(ValueError, match=r"\(B, S, D\) with S=5, D=12, got \(3, 10, 12\)"):
+    with pytest.raises(ValueError, match=r"with S=5.*, got \(3, 10"):
         method.score_sets(some())
 
 
@@ -128,6 +130,13 @@ def test_all_others_score_sets_of_any_size(fitted, name):
 def test_another_feature_dim_is_refused(fitted, name):
     with pytest.raises(ValueError, match=r"set features must be \(B, S, D\) with .*D=12, got \(3, 10, 11\)"):
         fitted[name].score_sets(some(dim=11))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "random"])
+def test_images_that_sets_share_are_scored_as_if_each_set_had_its_own(fitted, name):
+    features, places = some(batch=1, size=25)[0], torch.arange(40).remainder(25).view(4, 10)
+    expected = fitted[name].score_sets(features[places])
+    torch.testing.assert_close(fitted[name].score_images(features, places), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "random"])
@@ -170,7 +179,12 @@ def test_an_item_is_judged_by_its_company_but_for_the_shared_mlp(fitted, name, s
 def test_every_parameter_learns(name):
     method = build(name).train()
     method.seed_dropout(torch.Generator().manual_seed(0))
-    torch.nn.functional.cross_entropy(method(some()), torch.tensor([0, 5, 9])).backward()
+    encoded = method.encode(some())
+    loss = cross_entropy(method.compare(encoded), torch.tensor([0, 5, 9]))
+    of_classes = method.class_logits(encoded.flatten(0, 1))
+    if of_classes is not None:
+        loss = loss + cross_entropy(of_classes, torch.arange(30) % CLASSES)
+    loss.backward()
     silent = [key for key, parameter in method.named_parameters() if not parameter.grad.abs().max() > 1e-8]
     # The softmax over a set does not see what is added to all its logits
     last = [key for key, parameter in method.named_parameters() if parameter.numel() == 1]
@@ -200,16 +214,25 @@ def test_features_are_standardised_by_the_training_images_where_it_is_wanted(tas
     torch.testing.assert_close(scaled.score_sets(some() * std + mean), plain.score_sets(some()), rtol=1e-4, atol=1e-5)
 
 
-def test_mahalanobis_is_the_distance_in_the_metric_of_the_within_class_covariance(task, fitted):
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_mahalanobis_measures_from_the_others_in_the_metric_of_the_within_class_covariance(task, metric):
+    method = build("mahalanobis", f"distance.metric={metric}")
+    method.fit(task)
     within, _ = naive_covariances(task)
     inverse = np.linalg.inv(within)
+    mean = np.mean([images.mean(0) for images in training_images(task)], 0)
     x = task.gather(task.test.rows[:20])
     expected = np.empty(x.shape[:2])
-    for number, items in enumerate(x.double().numpy()):
+    for number, items in enumerate(x.double().numpy() - mean):
+        if metric == "cosine":
+            items = items / np.sqrt(np.einsum("sd,de,se->s", items, inverse, items))[:, None]
         for position, item in enumerate(items):
-            apart = item - items.mean(0)
-            expected[number, position] = np.sqrt(apart @ inverse @ apart)
-    np.testing.assert_allclose(fitted["mahalanobis"].score_sets(x), expected, rtol=1e-4)
+            centre = np.delete(items, position, 0).mean(0)
+            if metric == "l2":
+                expected[number, position] = np.sqrt((item - centre) @ inverse @ (item - centre))
+            else:
+                expected[number, position] = 1 - item @ inverse @ centre / np.sqrt(centre @ inverse @ centre)
+    np.testing.assert_allclose(method.score_sets(x), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_plda_is_the_density_of_an_item_alone_and_the_others_together(task, fitted):
@@ -238,6 +261,28 @@ def test_plda_needs_no_more_classes_than_there_are_dimensions(tmp_path):
     assert evaluate(method, task, task.test, 100)["top1"] > 0.95
 
 
+def test_the_posterior_is_bayes_rule_over_the_classes_of_the_set():
+    method = build("posterior")
+    x = 3 * some()
+    q = method.encode(x).double().softmax(-1).detach().numpy()
+    likelihood = np.zeros((3, 10))
+    for position in range(10):
+        others = np.delete(q, position, 1).prod(1)
+        likelihood[:, position] = ((1 - q[:, position]) * others).sum(-1)
+    expected = likelihood / likelihood.sum(1, keepdims=True)
+    np.testing.assert_allclose(method.score_sets(x).softmax(1), expected, rtol=1e-3)
+    assert expected.max() > 0.2
+
+
+def test_the_posterior_stays_finite_where_it_is_certain():
+    method = build("posterior")
+    certain = torch.full((1, 10, CLASSES), -200.0)
+    certain[0, :, 3] = 200
+    assert method.compare(certain).isfinite().all()
+    certain[0, 4] = certain[0, 4].flip(0).roll(1)
+    assert method.compare(certain).argmax() == 4
+
+
 def training_images(task):
     rows = np.split(task.train.rows, task.train.starts[1:])
     return [task.features[0, torch.from_numpy(each)].double().numpy() for each in rows]
@@ -261,11 +306,11 @@ def test_leaving_the_item_out_changes_no_ranking_by_l2():
 
 
 def test_leaving_the_item_out_by_cosine_compares_it_with_the_mean_direction_of_the_others():
-    x = torch.nn.functional.normalize(some(), dim=-1)
+    x = normalize(some(), dim=-1)
     expected = torch.empty(3, 10)
     for position in range(10):
         centre = torch.cat([x[:, :position], x[:, position + 1 :]], 1).mean(1)
-        expected[:, position] = 1 - torch.nn.functional.cosine_similarity(x[:, position], centre)
+        expected[:, position] = 1 - cosine_similarity(x[:, position], centre)
     torch.testing.assert_close(build("centroid").score_sets(some()), expected)
 
 

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 from fabricate import make_report, make_run
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
@@ -19,6 +19,7 @@ def written(path, report):
     return path
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_packed_bits_come_back(solved):
     digits = pack_bits(np.array(solved))

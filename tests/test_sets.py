@@ -11,6 +11,8 @@ from train.sets import (
     pairs_within,
     sample_mixed_sets,
     sample_sets,
+    shared_batches,
+    shared_steps,
     split_validation,
     training_batches,
 )
@@ -23,6 +25,7 @@ def index_of(counts, first_row=100):
 
 
 @settings(max_examples=50, deadline=None)
+@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(9, 30), min_size=2, max_size=6),
     set_size=st.integers(3, 10),
@@ -66,6 +69,7 @@ def test_draw_distinct_gives_every_ordered_choice_equally_often():
     assert_uniform(counts)
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 12), data=st.data())
 def test_draw_distinct_never_repeats_nor_leaves_the_range(count, data):
     k = data.draw(st.integers(1, count))
@@ -147,6 +151,7 @@ def test_a_set_of_a_pair_is_a_set_like_others():
     assert sorted(sets.rows[is_anomaly]) == sorted(index.rows)
 
 
+@settings(deadline=None)
 @given(groups=st.lists(st.integers(0, 3), min_size=1, max_size=8))
 def test_pairs_within_are_the_other_classes_of_a_group_equally_often(groups):
     pairs = pairs_within(np.array(groups))
@@ -166,6 +171,7 @@ def test_evaluation_sets_of_pairs_leave_out_classes_without_a_partner():
 
 
 @settings(max_examples=50, deadline=None)
+@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(10, 30), min_size=4, max_size=7),
     anomalies=st.integers(0, 3),
@@ -191,6 +197,27 @@ def test_positions_classes_and_images_of_mixed_sets_are_uniform():
     of_the_first = is_anomaly[::5]
     assert_uniform(np.unique(rows[::5][of_the_first], return_counts=True)[1])
     assert_uniform(np.unique(rows[::5][~of_the_first], return_counts=True)[1])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    counts=st.lists(st.integers(30, 80), min_size=4, max_size=8),
+    images_per_class=st.integers(10, 25),
+    seed=st.integers(0, 2**32),
+)
+def test_batches_that_share_images_have_each_once_as_the_anomaly_and_no_others(counts, images_per_class, seed):
+    index, label_of = index_of(counts)
+    batches = list(shared_batches(index, 6, 120, images_per_class, np.random.default_rng(seed)))
+    assert len(batches) == shared_steps(sum(counts), 120)
+    anomalies = [batch.rows[np.arange(len(batch)), batch.target] for batch in batches]
+    assert sorted(np.concatenate(anomalies)) == sorted(index.rows)
+    for batch, own in zip(batches, anomalies, strict=True):
+        assert set(batch.rows.ravel().tolist()) == set(own.tolist())
+        labels = np.vectorize(label_of.get)(batch.rows)
+        is_anomaly = labels != batch.set_label[:, None]
+        assert (is_anomaly.sum(1) == 1).all()
+        assert (is_anomaly.argmax(1) == batch.target).all()
+        assert all(len(set(row)) == 6 for row in batch.rows.tolist())
 
 
 def test_mixed_sets_that_cannot_be_are_refused():

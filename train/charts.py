@@ -76,6 +76,7 @@ def draw_pace(groups: Sequence[Group], path: Path) -> None:
             ha="center",
         )
     axes.set(xlabel="seconds of training", ylabel="validation top-1 (%)", xscale="log", ylim=(80, 100))
+    axes.xaxis.set_major_formatter("{x:g}")
     _finish(figure, axes, path)
 
 

@@ -51,7 +51,7 @@ class PLDA(Method):
 
 
 def log_density_ratio(x: Tensor, ratio: Tensor) -> Tensor:
-    """log p(item alone, the others of one class) up to a constant of the set, where W = 1: (B, S, D), λ (D,) → (B, S)."""
+    """log p(item alone, the others of one class), up to a constant of the set, where W = 1: x (B, S, D), λ (D,)."""
     others = x.sum(1, keepdim=True) - x
     alone = ratio / (1 + ratio)
     together = ratio / (1 + (x.shape[1] - 1) * ratio)
