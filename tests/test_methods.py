@@ -261,28 +261,6 @@ def test_plda_needs_no_more_classes_than_there_are_dimensions(tmp_path):
     assert evaluate(method, task, task.test, 100)["top1"] > 0.95
 
 
-def test_the_posterior_is_bayes_rule_over_the_classes_of_the_set():
-    method = build("posterior")
-    x = 3 * some()
-    q = method.encode(x).double().softmax(-1).detach().numpy()
-    likelihood = np.zeros((3, 10))
-    for position in range(10):
-        others = np.delete(q, position, 1).prod(1)
-        likelihood[:, position] = ((1 - q[:, position]) * others).sum(-1)
-    expected = likelihood / likelihood.sum(1, keepdims=True)
-    np.testing.assert_allclose(method.score_sets(x).softmax(1), expected, rtol=1e-3)
-    assert expected.max() > 0.2
-
-
-def test_the_posterior_stays_finite_where_it_is_certain():
-    method = build("posterior")
-    certain = torch.full((1, 10, CLASSES), -200.0)
-    certain[0, :, 3] = 200
-    assert method.compare(certain).isfinite().all()
-    certain[0, 4] = certain[0, 4].flip(0).roll(1)
-    assert method.compare(certain).argmax() == 4
-
-
 def training_images(task):
     rows = np.split(task.train.rows, task.train.starts[1:])
     return [task.features[0, torch.from_numpy(each)].double().numpy() for each in rows]

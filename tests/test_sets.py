@@ -25,7 +25,6 @@ def index_of(counts, first_row=100):
 
 
 @settings(max_examples=50, deadline=None)
-@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(9, 30), min_size=2, max_size=6),
     set_size=st.integers(3, 10),
@@ -171,7 +170,6 @@ def test_evaluation_sets_of_pairs_leave_out_classes_without_a_partner():
 
 
 @settings(max_examples=50, deadline=None)
-@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(10, 30), min_size=4, max_size=7),
     anomalies=st.integers(0, 3),
