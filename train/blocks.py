@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.intervals import wilson_interval
 from train import charts
-from train.comparison import duration, mean_and_std, table
+from train.comparison import duration, interval, mean_and_std, table
 from train.runs import Group
 
 Groups = Sequence[Group]
@@ -64,54 +63,33 @@ def pace(groups: Groups, folder: Path | None) -> str:
 
 def summary(groups: Groups, folder: Path | None) -> str:
     """One row a group, also of different test sets."""
-    head = [
-        "method",
-        "classes",
-        "seeds",
-        "top-1 %",
-        "95 % interval",
-        "top-5 %",
-        "average precision",
-        "sets n",
-        "training",
+    rows = [
+        [
+            "method",
+            "classes",
+            "training sets",
+            "seeds",
+            "top-1 %",
+            "95 % interval",
+            "top-5 %",
+            "average precision",
+            "test sets n",
+            "training",
+        ]
     ]
-    rows = [head]
     for group in groups:
-        top1, n = group.values("test", "top1"), group.first["test"]["n"]
-        low, high = wilson_interval(top1.mean() * n, n)
         rows.append(
             [
                 group.name,
                 str(group.first["classes"]),
-                str(len(top1)),
-                f"**{mean_and_std(top1)}**",
-                f"{100 * low:.2f} – {100 * high:.2f}",
+                f"{len(group.first['history']) * group.first['train_images']:,}",
+                str(len(group.runs)),
+                f"**{mean_and_std(group.values('test', 'top1'))}**",
+                interval(group),
                 f"{100 * group.values('test', 'top5').mean():.2f}",
                 f"{group.values('test', 'average_precision').mean():.4f}",
-                f"{n:,}",
+                f"{group.first['test']['n']:,}",
                 duration(group.values("train_seconds").mean()),
-            ]
-        )
-    return markdown(rows)
-
-
-def scaling(groups: Groups, folder: Path | None) -> str:
-    """Top-1 by the number of classes and of training sets."""
-    rows = [["run", "classes", "epochs", "training sets", "seeds", "top-1 %", "95 % interval", "test sets n"]]
-    for group in groups:
-        top1, n = group.values("test", "top1"), group.first["test"]["n"]
-        low, high = wilson_interval(top1.mean() * n, n)
-        epochs = len(group.first["history"])
-        rows.append(
-            [
-                group.name,
-                str(group.first["classes"]),
-                str(epochs),
-                f"{epochs * group.first['train_images']:,}",
-                str(len(top1)),
-                mean_and_std(top1),
-                f"{100 * low:.2f} – {100 * high:.2f}",
-                f"{n:,}",
             ]
         )
     return markdown(rows)
@@ -297,7 +275,6 @@ BLOCKS: dict[str, Callable[[Groups, Path | None], str]] = {
         curves,
         pace,
         summary,
-        scaling,
         sizes,
         anomalies,
         failures,

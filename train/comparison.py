@@ -103,14 +103,12 @@ def table(groups: Sequence[Group], sets: str = "test") -> str:
     order = ranked(groups, sets)
     for group, gap in order:
         top1 = group.values(sets, "top1")
-        n = group.first[sets]["n"]
-        low, high = wilson_interval(top1.mean() * n, n)
         cells = [
             group.name,
             f"{group.first['parameters']:,}",
             str(len(top1)),
             f"**{mean_and_std(top1)}**",
-            f"{100 * low:.2f} – {100 * high:.2f}",
+            interval(group, sets),
             f"{100 * group.values(sets, 'top5').mean():.2f}",
             f"{group.values(sets, 'average_precision').mean():.4f}",
             f"{group.values(sets, 'auroc').mean():.4f}",
@@ -132,6 +130,13 @@ def table(groups: Sequence[Group], sets: str = "test") -> str:
         f"pair with the highest p; “not told apart”: p above 5 % after Holm's correction. {verdict}"
     )
     return "\n".join([*rows, "", about])
+
+
+def interval(group: Group, sets: str = "test") -> str:
+    """The 95 % interval of a group's mean top-1, in percent."""
+    n = group.first[sets]["n"]
+    low, high = wilson_interval(group.values(sets, "top1").mean() * n, n)
+    return f"{100 * low:.2f} – {100 * high:.2f}"
 
 
 def mean_and_std(fractions: np.ndarray) -> str:
