@@ -125,7 +125,7 @@ def test_the_numbers_are_those_of_the_reports(logged):
     mass = [each["attention"]["mass_on_anomaly"][0][0] for each in heads]
     assert f"| 1 | {sum(mass) / 2:.3f} |" in blocks["attention head"]
     assert f"| test `{nearest['test']['sets_sha256'][:12]}` | 90 |" in blocks["positions *"]
-    assert f"| head | 6 | 3 | {3 * heads[0]['train_images']:,} | 2 |" in blocks["scaling *"]
+    assert f"| head | 6 | {3 * heads[0]['train_images']:,} | 2 |" in blocks["summary *"]
     assert "0 test images are pixel for pixel" in blocks["twins *"]
     assert "5 runs" in blocks["timeline *"]
     assert nearest["versions"]["torch"] in blocks["provenance *"]

@@ -24,20 +24,22 @@ def measure_beyond(model: Method, task: Task, batch_size: int) -> dict[str, Any]
 
     set_size: top-1 for each S that the method and the classes allow. anomalies: by their number k in a set of the
     protocol's size, AUROC over items within their set, and the precision of the k highest scores. none: whether "there
-    is no anomaly" can be told; see `measure_detection`.
+    is no anomaly" can be told, see `measure_detection`; None where classes are too small for sets without an anomaly.
     """
-    found: dict[str, Any] = {"set_size": {}, "anomalies": {}}
+    found: dict[str, Any] = {"set_size": {}, "anomalies": {}, "none": None}
     for size in SIZES:
         fits = size - 1 <= task.test_images.counts.min()
         if fits and model.set_size in (None, size):
             found["set_size"][str(size)] = _measure_size(model, task, size, batch_size)
-    most = min(max(ANOMALIES), len(task.test_images.classes) - 1, task.set_size - 1)
-    mixed = {k: _scores(model, task, task.test_images, k, batch_size) for k in ANOMALIES if k <= most}
+    mixed = {
+        k: _scores(model, task, task.test_images, k, batch_size) for k in ANOMALIES if _fits(task.test_images, task, k)
+    }
     for k, (scores, is_anomaly) in mixed.items():
         if k:
             found["anomalies"][str(k)] = _measure_ranking(scores, is_anomaly, k)
-    calibration = {k: _scores(model, task, task.val_images, k, batch_size)[0] for k in (0, 1)}
-    found["none"] = measure_detection(calibration, {k: scores for k, (scores, _) in mixed.items()})
+    if 0 in mixed and _fits(task.val_images, task, 0):
+        calibration = {k: _scores(model, task, task.val_images, k, batch_size)[0] for k in (0, 1)}
+        found["none"] = measure_detection(calibration, {k: scores for k, (scores, _) in mixed.items()})
     return found
 
 
@@ -77,6 +79,7 @@ def _best_accuracy(
     """Of the threshold that is best on validation, where half of the sets have one anomaly: its test accuracy."""
     truth = np.repeat([0, 1], [len(val_without), len(val_with)])
     false_alarms, detected, thresholds = roc_curve(truth, np.concatenate([val_without, val_with]))
+    thresholds[0] = np.nextafter(thresholds[1], np.inf)  # infinity, where no set is to be called anomalous
     threshold = float(thresholds[(detected - false_alarms).argmax()])
     return {
         "threshold": threshold,
@@ -98,6 +101,12 @@ def _measure_size(model: Method, task: Task, size: int, batch_size: int) -> dict
     scores = predict_rows(model, task, sets.rows, batch_size).numpy()
     solved = float(top_k(scores, sets.target, 1).sum())
     return {"n": len(sets), "top1": solved / len(sets), "top1_interval": list(wilson_interval(solved, len(sets)))}
+
+
+def _fits(images: ClassIndex, task: Task, k: int) -> bool:
+    """Whether the classes are many and large enough for sets with k anomalies, and inliers."""
+    inliers = task.set_size - k
+    return 0 < inliers <= images.counts.min() and k < len(images.classes)
 
 
 def _scores(model: Method, task: Task, images: ClassIndex, k: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

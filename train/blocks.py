@@ -129,19 +129,15 @@ def anomalies(groups: Groups, folder: Path | None) -> str:
         ]
     ]
     for group in groups:
-        none = "beyond", "none"
         rows.append(
             [
                 group.name,
                 *(f"{group.values('beyond', 'anomalies', k, 'auroc_within_sets').mean():.4f}" for k in ks),
                 *(f"{group.values('beyond', 'anomalies', k, 'precision_at_k').mean():.4f}" for k in ks),
-                f"{100 * group.values(*none, 'false_alarms').mean():.1f}",
-                *(f"{100 * group.values(*none, 'detected', k).mean():.1f}" for k in ks),
-                f"{group.values(*none, 'auroc', '1').mean():.4f}",
-                f"{100 * group.values(*none, 'best_accuracy', 'accuracy').mean():.1f}",
+                *_detection(group, ks),
             ]
         )
-    n = groups[0].first["beyond"]["none"]["n"]
+    n = groups[0].first["beyond"]["anomalies"]["1"]["n"]
     return (
         markdown(rows)
         + f"\n\nk anomalies in a set, n = {n:,} sets each: AUROC of items within their set, precision of k highest. "
@@ -149,6 +145,18 @@ def anomalies(groups: Groups, folder: Path | None) -> str:
         "the clean validation sets pass; false alarms and sets noticed are of test sets. The last column takes the "
         "threshold that is best on validation, where half of the sets are clean."
     )
+
+
+def _detection(group: Group, ks: Sequence[str]) -> list[str]:
+    none = "beyond", "none"
+    if group.first["beyond"]["none"] is None:  # classes too small for sets without an anomaly
+        return ["–"] * (len(ks) + 3)
+    return [
+        f"{100 * group.values(*none, 'false_alarms').mean():.1f}",
+        *(f"{100 * group.values(*none, 'detected', k).mean():.1f}" for k in ks),
+        f"{group.values(*none, 'auroc', '1').mean():.4f}",
+        f"{100 * group.values(*none, 'best_accuracy', 'accuracy').mean():.1f}",
+    ]
 
 
 def failures(groups: Groups, folder: Path | None) -> str:
@@ -160,6 +168,8 @@ def failures(groups: Groups, folder: Path | None) -> str:
     if "across" in found:
         rows = [["test sets", "n", "top-1 %", "95 % interval"]]
         for key, name in (("within_superclass", "within a super-class"), ("across", "across super-classes")):
+            if not found[key]["n"]:
+                continue
             low, high = found[key]["top1_interval"]
             top1 = group.values("failures", key, "top1")
             rows.append([name, f"{found[key]['n']:,}", mean_and_std(top1), f"{100 * low:.2f} – {100 * high:.2f}"])

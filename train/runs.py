@@ -1,6 +1,6 @@
 """Reports of finished runs, and the groups that they form."""
 
-import copy
+import dataclasses
 import json
 import re
 from collections.abc import Iterable
@@ -49,11 +49,11 @@ def load_run(path: Path) -> Run:
         report = RunFolder(path).report
     try:
         content = json.loads(report.read_text(encoding="utf-8"))
-        run = Run(path.name if path.is_dir() else path.stem, content)
+        run = Run(report.parent.name if report.name == "report.json" else report.stem, content)
         run.config, content["test"]["sets_sha256"], run.solved("test")
     except OSError as error:
         raise UserError(f"there is no run at {path}: give a run folder, or its report.json") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{report} is not a report of this version ({type(error).__name__}: {error}): make the run again"
         ) from error
@@ -91,10 +91,9 @@ def groups_of(runs: Iterable[Run]) -> list[Group]:
     """Group runs of one store and one config but for its seeds, in the order of their first appearance."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        config: dict[str, Any] = copy.deepcopy(run.report["config"])
-        for table, key in SEEDED:
-            config[table].pop(key)
-        config["training"].pop("device", None)
+        config = dataclasses.asdict(run.config)
+        for table, key in (*SEEDED, ("training", "device")):
+            del config[table][key]
         found.setdefault(canonical_json([config, run.report["store"]["identity_sha256"]]), []).append(run)
     return [
         Group(re.sub(r"-seed\d+", "", members[0].name), tuple(sorted(members, key=_seeds)))
@@ -117,4 +116,4 @@ def unpack_bits(digits: str, n: int) -> np.ndarray:
 
 
 def _seeds(run: Run) -> tuple[int, ...]:
-    return tuple(run.report["config"][table][key] for table, key in SEEDED)
+    return tuple(getattr(getattr(run.config, table), key) for table, key in SEEDED)
