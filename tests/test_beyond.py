@@ -102,6 +102,7 @@ def test_classes_that_are_just_large_enough_for_the_protocol_are_no_mistake(tmp_
     found = measure_beyond(Oracle(DIM), task, 100)
     assert found["set_size"]["10"]["top1"] == 1
     assert found["anomalies"]["1"]["auroc_within_sets"] == 1
+    assert found["none"] is None
 
 
 def test_a_large_store_is_measured_on_some_of_its_images(task, monkeypatch):

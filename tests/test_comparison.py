@@ -100,6 +100,10 @@ def test_runs_of_a_split_meet_those_of_the_same_split():
         )[0]
     gap = difference(runs["head"], runs["knn"])
     assert (gap.only_first, gap.only_second) == (80, 0)
+    changes = ["method=knn", "training.seed=1", "data.split_seed=1"]
+    (second_only,) = groups_of([make_run("knn-seed1", solving(0.85), *changes, sets="of split 1")])
+    gap = difference(runs["head"], second_only)  # of one run, but it meets only the one on the same sets
+    assert (gap.only_first, gap.only_second) == (0, 20)
 
 
 def test_runs_on_different_sets_are_not_compared():

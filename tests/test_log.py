@@ -260,6 +260,16 @@ def test_failures_can_be_told_where_no_two_classes_share_a_superclass(tmp_path, 
     assert f"| across super-classes | {run.report['failures']['across']['n']} |" in text
 
 
+def test_a_dash_stands_for_what_small_classes_do_not_allow(logged):
+    folder, _ = logged
+    small, large = (load_run(folder / "runs/tiny" / name) for name in ("head-seed0", "nearest-seed0"))
+    small.report["beyond"]["none"] = None
+    _, _, of_small, of_large = BLOCKS["anomalies"](groups_of([small, large]), None).splitlines()[:4]
+    assert of_small.count(" – |") == 6
+    assert "–" not in of_large
+    assert len(of_small.split("|")) == len(of_large.split("|"))
+
+
 def test_a_missing_folder_of_logs_is_one_sentence(tmp_path):
     (tmp_path / "experiments/tiny").mkdir(parents=True)
     assert rebuild(tmp_path / "experiments", tmp_path / "README.md") == []

@@ -16,6 +16,11 @@ LOSSES = {"train_loss": 1.0, "val_loss": 1.0, "train_top1": 0.5, "train_seconds"
 HISTORY = [{"epoch": epoch, "val_top1": top1, **LOSSES} for epoch, top1 in ((1, 0.4), (2, 0.6), (3, 0.6))]
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    monkeypatch.setattr("train.report._draw", lambda *_: None)
+
+
 def reported(folder, store, config, history):
     task = prepare(store, config.data)
     model = build_method(config, task.feature_dim)
@@ -48,6 +53,7 @@ def test_a_report_says_what_was_measured_on_which_sets(tmp_path):
     assert "RANDOM" in summary(report)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_report_has_what_is_measured_beyond_the_plain_test(tmp_path):
     store = make_store(tmp_path / "s.h5", train=100, class_superclass=[0, 0, 1, 1])
     report, task, _ = reported(tmp_path, store, Config(), HISTORY)
@@ -72,6 +78,7 @@ def test_a_method_that_is_not_trained_has_no_history_and_no_curves(tmp_path):
     assert "best epoch" not in summary(report)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("method", ["dummy", "random", "centroid"])
 def test_a_report_is_json_to_every_reader(tmp_path, method):
     def refuse(constant):
@@ -81,6 +88,7 @@ def test_a_report_is_json_to_every_reader(tmp_path, method):
     json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize(("layers", "said"), [("last", ["last"]), ("all", ["last", "layer3"])])
 def test_a_report_says_which_layers_were_used(tmp_path, layers, said):
     store = make_store(tmp_path / "s.h5", train=100, layers=[("last", 10), ("layer3", 6)])

@@ -27,12 +27,18 @@ def fit(*arguments, code=0):
     return result
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr("train.report._draw", lambda *_: None)
+
+
 @pytest.fixture
 def store(tmp_path):
     return make_store(tmp_path / "s.h5").path
 
 
-def test_a_run_folder_holds_all_that_was_promised(store, tmp_path):
+def test_a_run_folder_holds_all_that_was_promised(store, tmp_path, monkeypatch):
+    monkeypatch.undo()  # with pictures
     run = tmp_path / "run"
     result = fit("--store", store, "--run", run, *SET)
     assert result.stdout.strip() == str(run)
