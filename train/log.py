@@ -70,11 +70,18 @@ def rebuild(experiments: Path, readme: Path, check: bool = False) -> list[Path]:
 
 
 def select(groups: dict[str, list[Group]], phase: str, patterns: list[str], where: Path) -> list[Group]:
-    """The groups that the patterns match, in the order of the patterns. Raises UserError where one matches none."""
+    """The groups that the patterns match, in their order; those of another phase are named with it.
+
+    Raises UserError where a pattern matches none.
+    """
     chosen: list[Group] = []
     for pattern in patterns:
         name, _, rest = pattern.rpartition("/")
-        matching = [group for group in groups.get(name or phase, []) if fnmatch(group.name, rest)]
+        matching = [
+            Group(f"{name}/{group.name}" if name else group.name, group.runs)
+            for group in groups.get(name or phase, [])
+            if fnmatch(group.name, rest)
+        ]
         if not matching:
             raise UserError(f"{where}: no run matches {pattern}: make it with `train phase`, or change the pattern")
         chosen += [group for group in matching if group not in chosen]
