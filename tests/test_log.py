@@ -157,7 +157,7 @@ def test_the_config_says_what_was_measured_and_still_loads(logged):
 def test_a_readme_may_have_blocks_of_any_phase(logged):
     folder, _ = logged
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| (\w+) \|", text, re.M) == ["method", "nearest", "head"], "the order of the patterns"
+    assert re.findall(r"^\| ([\w/]+) \|", text, re.M) == ["method", "tiny/nearest", "tiny/head"], "in their order"
     assert text.startswith("# It\n")
     assert text.endswith("\n<!-- end -->\nThe end.\n")
     assert "old" not in text
