@@ -248,12 +248,12 @@ def timeline(groups: Groups, folder: Path | None) -> str:
 def provenance(groups: Groups, folder: Path | None) -> str:
     """The weights, the machine and the versions behind the runs."""
 
-    def all_of(table: str, key: str) -> str:
-        return ", ".join(sorted({str(run.report[table][key])[:40] for group in groups for run in group.runs}))
+    def all_of(table: str, key: str, digits: int | None = None) -> str:
+        return ", ".join(sorted({str(run.report[table][key])[:digits] for group in groups for run in group.runs}))
 
     return (
         f"{all_of('store', 'backbone')} at {all_of('store', 'image_size')} pixels, weights of SHA-256 "
-        f"{all_of('store', 'weights_sha256')}…; {all_of('hardware', 'cpu')}, {all_of('hardware', 'device')}, "
+        f"{all_of('store', 'weights_sha256', 8)}…; {all_of('hardware', 'cpu')}, {all_of('hardware', 'device')}, "
         f"{all_of('hardware', 'threads')} thread(s) a run; torch {all_of('versions', 'torch')}, torchvision "
         f"{all_of('versions', 'torchvision')}, numpy {all_of('versions', 'numpy')}, "
         f"Python {all_of('versions', 'python')}."
