@@ -70,7 +70,7 @@ def phase(config_path: Path, store_paths: tuple[Path, ...], overrides: tuple[str
     """Make all runs of a phase: the [plan] of CONFIG. Complete runs stay, an interrupted one goes on.
 
     Each is `train fit` into RUNS/<the config's folder>/<name>-seed<seed>. Several processes may work on one phase:
-    each takes the next run that is free. With OMP_NUM_THREADS=1, one for each core is faster than one for all.
+    each takes the next run that is free.
     """
     folder = root / config_path.resolve().parent.name
     stores = [FeatureStore.open(path) for path in store_paths]
