@@ -80,7 +80,7 @@ def load_backbone(name: str, weights: str, seed: int, image_size: int, layers: t
     module.eval().requires_grad_(False)
     if layers != (LAST,):
         module = PooledLayers(module, name, layers[1:])
-    module.to(memory_format=torch.channels_last)
+    module.eval().to(memory_format=torch.channels_last)
     dims = _find_dims(module, name, layers, image_size)
     return Backbone(name, module, dims, weights, digest, random_seed)
 

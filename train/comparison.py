@@ -124,12 +124,13 @@ def table(groups: Sequence[Group], sets: str = "test") -> str:
     digests = ", ".join(f"`{digest[:12]}`" for digest in hashes)
     same = [f"{a.name} and {b.name}" for (a, gap), (b, _) in itertools.pairwise(order) if gap and not gap.real]
     verdict = f"Not told apart from each other: {'; '.join(same)}." if same else "Each is really above the next."
+    verdict = verdict if len(order) > 1 else ""
     about = (
         f"n = {n:,} {sets} sets each (sets {digests}); mean ± standard deviation over the seeds; Wilson's interval of "
         "the mean. The last columns compare each row with the next on the same sets: McNemar's exact test, the seed "
         f"pair with the highest p; “not told apart”: p above 5 % after Holm's correction. {verdict}"
     )
-    return "\n".join([*rows, "", about])
+    return "\n".join([*rows, "", about.rstrip()])
 
 
 def interval(group: Group, sets: str = "test") -> str:

@@ -230,7 +230,10 @@ class Phase(Config):
             for run in (*plan.runs, *plan.once, *plan.splits):
                 name, _, changes = (part.strip() for part in run.partition(":"))
                 keys = [f"training.seed={seed}"] + [f"data.split_seed={seed}"] * (run in plan.splits)
-                made = Config.load(path, [*overrides, *changes.split(), *keys])
+                try:
+                    made = Config.load(path, [*overrides, *changes.split(), *keys])
+                except UserError as error:
+                    raise UserError(f'{path}, the run "{name}" of its plan: {error.message}') from error
                 seeded = run not in plan.once and made.method in (*LEARNED, "random")
                 if seed == 0 or seeded or run in plan.splits:
                     runs[f"{name}-seed{seed}"] = made

@@ -49,7 +49,7 @@ def load_run(path: Path) -> Run:
         report = RunFolder(path).report
     try:
         content = json.loads(report.read_text(encoding="utf-8"))
-        run = Run(report.parent.name if report.name == "report.json" else report.stem, content)
+        run = Run(report.resolve().parent.name if report.name == "report.json" else report.stem, content)
         run.config, content["test"]["sets_sha256"], run.solved("test")
     except OSError as error:
         raise UserError(f"there is no run at {path}: give a run folder, or its report.json") from error

@@ -139,7 +139,8 @@ def _class_labels(store: FeatureStore, config: DataConfig) -> tuple[np.ndarray, 
             raise unknown_name(f"class of {store.path}", name, store.class_names)
     labels = np.array([store.class_names.index(name) for name in config.classes or store.class_names])
     needed = max(config.class_limit, config.unseen_classes + 2 if config.unseen_classes else 0)
-    if len(labels) < needed:
+    available = min(len(labels), config.class_limit or len(labels))
+    if available < needed:
         raise UserError(
             f"there are {len(labels)} classes, data.class_limit={config.class_limit} with "
             f"data.unseen_classes={config.unseen_classes} needs {needed}: lower them"
