@@ -35,9 +35,19 @@ def canonical_json(value: Any) -> str:
 
 
 def readable_json(value: Any) -> str:
-    """JSON for people: indented, but a list of numbers or words on one line."""
+    """JSON for people: indented, but a list of numbers or words, and a list of such lists, on one line.
+
+    >>> print(readable_json({"a": [1, 2], "b": [[1], [2]]}), end="")
+    {
+      "a": [ 1, 2 ],
+      "b": [ [ 1 ], [ 2 ] ]
+    }
+    """
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    return re.sub(r"\[[^][{}]*\]", lambda found: re.sub(r"\n\s*", " ", found[0]), text) + "\n"
+    inner = r"\[[^][{}]*\]"
+    for pattern in (inner, rf"\[(?:[^][{{}}]|{inner})*\]"):
+        text = re.sub(pattern, lambda found: re.sub(r"\n\s*", " ", found[0]), text)
+    return text + "\n"
 
 
 def sha256_text(text: str) -> str:

@@ -66,9 +66,9 @@ def test_what_people_read_is_the_same_value(value):
 
 
 def test_people_read_a_list_of_numbers_on_one_line():
-    matrix = {"a": {"b": [[1, 2], [3, 4]], "c": ["x", "y"]}}
+    matrix = {"a": {"b": [[1, 2], [3, 4]], "c": ["x", "y"], "d": [{"e": [5, 6]}]}}
     lines = [line.strip() for line in readable_json(matrix).splitlines()]
-    assert {"[ 1, 2 ],", "[ 3, 4 ]", '"c": [ "x", "y" ]'} <= set(lines)
+    assert {'"b": [ [ 1, 2 ], [ 3, 4 ] ],', '"c": [ "x", "y" ],', '"e": [ 5, 6 ]'} <= set(lines)
 
 
 def test_a_folder_is_held_by_one_at_a_time(tmp_path):
