@@ -159,7 +159,7 @@ def test_more_classes_than_there_are_are_refused(tmp_path, config, needed):
 
 def test_a_limit_that_leaves_no_classes_to_train_on_is_refused(tmp_path):
     store = make_store(tmp_path / "s.h5", classes=8)
-    with pytest.raises(UserError, match="at least 2 classes"):
+    with pytest.raises(UserError, match="needs 5: lower them"):
         prepare(store, DataConfig(class_limit=4, unseen_classes=3))
 
 

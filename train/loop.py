@@ -156,7 +156,8 @@ def train_step(
         group["lr"] = rate
     with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         encoded = model.encode(inputs.features)
-        logits = model.compare(encoded[inputs.places])
+        # Not encoded[places]: threads would add its gradients up in no fixed order
+        logits = model.compare(functional.embedding(inputs.places, encoded))
         class_logits = model.class_logits(encoded)
     check_shape("logits", logits, "head", B=len(inputs.target), S=config.data.set_size)
     loss = functional.cross_entropy(logits.float(), inputs.target)
