@@ -130,7 +130,7 @@ def test_the_numbers_are_those_of_the_reports(logged):
     assert "5 runs" in blocks["timeline *"]
     assert nearest["versions"]["torch"] in blocks["provenance *"]
     seconds = sum(each["train_seconds"] for each in heads) / 2
-    assert re.search(rf"\| head \| 2 \|.*\| {seconds:.0f} \|", blocks["pace *"])
+    assert re.search(rf"\| head \| 2 \|.*\| {seconds:.1f} \|", blocks["pace *"])
 
 
 def test_charts_are_drawn_beside_the_log(logged):

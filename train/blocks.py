@@ -44,8 +44,8 @@ def pace(groups: Groups, folder: Path | None) -> str:
     rows = [["method", "seeds", *(f"seconds to {100 * level:.0f} %" for level in levels), "seconds in all"]]
     for group in groups:
         reached = [[_seconds_to(run.report["history"], level) for run in group.runs] for level in levels]
-        cells = [f"{np.mean(s):.0f}" if all(s) else "not reached" for s in reached]  # type: ignore[arg-type]
-        rows.append([group.name, str(len(group.runs)), *cells, f"{group.values('train_seconds').mean():.0f}"])
+        cells = [f"{np.mean(s):.1f}" if all(s) else "not reached" for s in reached]  # type: ignore[arg-type]
+        rows.append([group.name, str(len(group.runs)), *cells, f"{group.values('train_seconds').mean():.1f}"])
     return "\n\n".join(
         [
             "![Validation top-1 over the seconds of training](pace.png)",
