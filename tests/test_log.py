@@ -126,6 +126,13 @@ def test_the_numbers_are_those_of_the_reports(logged):
     assert f"| 1 | {sum(mass) / 2:.3f} |" in blocks["attention head"]
     assert f"| test `{nearest['test']['sets_sha256'][:12]}` | 90 |" in blocks["positions *"]
     assert f"| head | 6 | {3 * heads[0]['train_images']:,} | 2 |" in blocks["summary *"]
+    first, *changed = re.findall(
+        r"^\| (\w+) \| \d \| \*\*([\d.]+).*?\*\* \| *([+-][\d.]+)?", blocks["ablation *"], re.M
+    )
+    assert first[2] == "", "the first row is what the others are compared with"
+    assert [name for name, *_ in changed] == [row for row in ("chance", "head", "nearest") if row != first[0]]
+    for _, top1, gap in changed:
+        assert float(gap) == pytest.approx(float(top1) - float(first[1]), abs=0.011)
     assert "0 test images are pixel for pixel" in blocks["twins *"]
     assert "5 runs" in blocks["timeline *"]
     assert nearest["versions"]["torch"] in blocks["provenance *"]

@@ -9,7 +9,7 @@ from common.errors import UserError
 from train.config import Config
 from train.loop import Progress, evaluate, learning_rate_factor, predict, train
 from train.methods import build_method
-from train.task import prepare
+from train.task import Task, prepare
 
 TINY = [
     "head.width=16",
@@ -131,3 +131,25 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert (np.diff(factors[9:]) < 0).all()
     assert learning_rate_factor(1, 0, 1) == pytest.approx(0)
     assert learning_rate_factor(5, 5, 5) == 1
+
+
+@pytest.mark.parametrize("shared", [0, 5])
+def test_so_many_training_sets_are_hard(tmp_path, monkeypatch, shared):
+    superclasses = [0, 0, 1, 1, 2, 2]
+    store = make_store(tmp_path / "s.h5", classes=6, train=60, class_superclass=superclasses)
+    batches = []
+    inputs = Task.inputs
+    monkeypatch.setattr(Task, "inputs", lambda self, sets, views: batches.append(sets) or inputs(self, sets, views))
+    run(store, "training.hard_pairs=0.5", f"training.images_per_class={shared}", "training.batch_size=60")
+    within = [
+        superclasses[own] == superclasses[other]
+        for batch in batches
+        for own, other in zip(batch.set_label, batch.anomaly_label, strict=True)
+    ]
+    assert len(within) > 500
+    assert np.mean(within) == pytest.approx(0.5 + 0.5 / 5, abs=0.1)
+
+
+def test_hard_pairs_without_superclasses_are_refused(store):
+    with pytest.raises(UserError, match=r"training.hard_pairs=0.5 needs super-classes, and .*s.h5 has none: set it to"):
+        run(store, "training.hard_pairs=0.5")

@@ -8,6 +8,7 @@ from train.sets import (
     ClassIndex,
     draw_distinct,
     evaluation_sets,
+    pairs_mostly_within,
     pairs_within,
     sample_mixed_sets,
     sample_sets,
@@ -159,6 +160,20 @@ def test_pairs_within_are_the_other_classes_of_a_group_equally_often(groups):
         expected = np.zeros(len(groups))
         expected[partners] = 1 / max(1, len(partners))
         np.testing.assert_allclose(row, expected)
+
+
+@settings(deadline=None)
+@given(groups=st.lists(st.integers(0, 3), min_size=2, max_size=8), part=st.floats(0, 0.99))
+def test_pairs_mostly_within_are_of_a_group_for_a_part_and_of_any_two_classes_for_the_rest(groups, part):
+    pairs = pairs_mostly_within(np.array(groups), part)
+    np.testing.assert_allclose(pairs.sum(1), 1)
+    assert (pairs.diagonal() == 0).all()
+    for first, row in enumerate(pairs):
+        partners = [second for second, group in enumerate(groups) if group == groups[first] and second != first]
+        strangers = [second for second, group in enumerate(groups) if group != groups[first]]
+        share = part if partners else 0
+        np.testing.assert_allclose(row[partners], (1 - share) / (len(groups) - 1) + share / max(1, len(partners)))
+        np.testing.assert_allclose(row[strangers], (1 - share) / (len(groups) - 1))
 
 
 def test_evaluation_sets_of_pairs_leave_out_classes_without_a_partner():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from train import charts
-from train.comparison import duration, interval, mean_and_std, table
+from train.comparison import difference, duration, holm, interval, mean_and_std, require_same_sets, table
 from train.runs import Group
 
 Groups = Sequence[Group]
@@ -27,6 +27,28 @@ def ranking(groups: Groups, folder: Path | None) -> str:
 def hard(groups: Groups, folder: Path | None) -> str:
     """The ranking on the hard sets."""
     return table(groups, "hard")
+
+
+def ablation(groups: Groups, folder: Path | None) -> str:
+    """What each change makes of the first of the groups, on the test sets and on the hard ones."""
+    base, *changed = groups
+    require_same_sets(groups)
+    rows = [["run", "seeds", "top-1 %", "change, points", "discordant sets", "p", "hard sets, top-1 %", "training"]]
+    found = [difference(group, base) for group in changed]
+    real = [True, *holm([each.p for each in found])]
+    for group, gap, is_real in zip(groups, [None, *found], real, strict=True):
+        cells = ["", "", ""]
+        if gap:
+            note = "" if is_real else " (not told apart)"
+            cells = [f"{100 * gap.gained:+.2f}{note}", f"{gap.only_first} : {gap.only_second}", f"{gap.p:.2g}"]
+        hard_top1 = mean_and_std(group.values("hard", "top1")) if "hard" in group.first else "–"
+        seconds = duration(group.values("train_seconds").mean())
+        top1 = f"**{mean_and_std(group.values('test', 'top1'))}**"
+        rows.append([group.name, str(len(group.runs)), top1, *cells, hard_top1, seconds])
+    return markdown(rows) + (
+        f"\n\nEach row against {base.name}, on the same n = {base.first['test']['n']:,} sets: McNemar's exact test, "
+        "the seed pair with the highest p; “not told apart”: p above 5 % after Holm's correction over the rows."
+    )
 
 
 def curves(groups: Groups, folder: Path | None) -> str:
@@ -282,6 +304,7 @@ BLOCKS: dict[str, Callable[[Groups, Path | None], str]] = {
         comparison,
         ranking,
         hard,
+        ablation,
         curves,
         pace,
         summary,

@@ -123,6 +123,7 @@ class TrainingConfig:
     set_loss, class_loss: weights of the cross-entropy over the positions of sets, and over the classes of images; the
     latter for methods that know classes.
     label_smoothing: of the classes.
+    hard_pairs: part of the training sets whose anomaly is sure to be of the set's super-class, where that has others.
     learning_rate: the highest one, reached after warm-up; a cosine takes it down to 0 at the last step.
     weight_decay: of AdamW.
     warmup_epochs: epochs, or a part of one, in which the learning rate rises linearly from 0.
@@ -139,6 +140,7 @@ class TrainingConfig:
     set_loss: float = 1.0
     class_loss: float = 0.0
     label_smoothing: float = 0.0
+    hard_pairs: float = 0.0
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
     warmup_epochs: float = 2.0
@@ -156,6 +158,7 @@ class TrainingConfig:
             _require(0 < value < math.inf, f"training.{name}", "more than 0 and finite", value)
         _at_least(0, "training.images_per_class", self.images_per_class)
         _require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
+        _require(0 <= self.hard_pairs < 1, "training.hard_pairs", "in [0, 1)", self.hard_pairs)
         for name in ("weight_decay", "warmup_epochs", "set_loss", "class_loss"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"training.{name}", "at least 0 and finite", value)

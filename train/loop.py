@@ -19,7 +19,7 @@ from train.config import Config
 from train.methods import build_method
 from train.methods.base import Method
 from train.metrics import evaluate_scores
-from train.sets import Sets, shared_batches, shared_steps, training_batches
+from train.sets import Sets, pairs_mostly_within, shared_batches, shared_steps, training_batches
 from train.task import Inputs, Task
 
 RELEASE_EVERY = 2  # steps; so a large store takes no more memory than the rows that these touch, and their neighbours
@@ -120,11 +120,12 @@ def train_epoch(
     model.train()
     n = len(task.train.rows)
     sampling = (task.train, config.data.set_size, settings.batch_size)
+    pairs = _pairs(task, settings.hard_pairs)
     if settings.images_per_class:
-        batches = shared_batches(*sampling, settings.images_per_class, for_sets)
+        batches = shared_batches(*sampling, settings.images_per_class, for_sets, pairs)
         steps = shared_steps(n, settings.batch_size)
     else:
-        batches = training_batches(*sampling, for_sets)
+        batches = training_batches(*sampling, for_sets, pairs)
         steps = math.ceil(n / settings.batch_size)
     warmup_steps = min(round(settings.warmup_epochs * steps), settings.epochs * steps)
     loss_sum, hits = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -177,6 +178,14 @@ def build_optimizer(model: Method, config: Config) -> torch.optim.Optimizer:
     """AdamW on all parameters, in one kernel."""
     settings = config.training
     return torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+
+
+def _pairs(task: Task, hard: float) -> np.ndarray | None:
+    if not hard:
+        return None
+    if task.superclass is None:
+        raise UserError(f"training.hard_pairs={hard} needs super-classes, and {task.store.path} has none: set it to 0")
+    return pairs_mostly_within(task.superclass[task.train.classes], hard)
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:

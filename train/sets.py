@@ -210,6 +210,16 @@ def pairs_within(groups: np.ndarray) -> np.ndarray:
     return same / np.maximum(same.sum(1, keepdims=True), 1)
 
 
+def pairs_mostly_within(groups: np.ndarray, part: float) -> np.ndarray:
+    """For `sample_sets`: `part` of the pairs as of `pairs_within`, the rest of any two classes → (C, C) float64.
+
+    >>> pairs_mostly_within(np.array([0, 0, 1]), 0.5).tolist()
+    [[0.0, 0.75, 0.25], [0.75, 0.0, 0.25], [0.5, 0.5, 0.0]]
+    """
+    within, any_two = pairs_within(groups), pairs_within(np.zeros_like(groups))
+    return np.where(within.any(1, keepdims=True), part * within + (1 - part) * any_two, any_two)
+
+
 def split_validation(
     rows: np.ndarray, labels: np.ndarray, fraction: float, set_size: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
