@@ -68,6 +68,7 @@ OTHER = {
     "training.class_loss": "1",
     "training.label_smoothing": "0.1",
     "training.hard_pairs": "0.5",
+    "training.mixed_classes": "9",
     "training.learning_rate": "1e-3",
     "training.weight_decay": "0",
     "training.warmup_epochs": "1",

@@ -151,5 +151,29 @@ def test_so_many_training_sets_are_hard(tmp_path, monkeypatch, shared):
 
 
 def test_hard_pairs_without_superclasses_are_refused(store):
-    with pytest.raises(UserError, match=r"training.hard_pairs=0.5 needs super-classes, and .*s.h5 has none: set it to"):
+    with pytest.raises(UserError, match=r"training.hard_pairs=0.5 needs super-classes, .*s.h5 has none: set it to"):
         run(store, "training.hard_pairs=0.5")
+
+
+@pytest.mark.parametrize("method", ["deepsets", "deep_plda"])
+def test_mixed_classes_join_the_training_and_a_resumed_run_mixes_the_same(store, method):
+    settings = (f"method={method}", "head.hidden=16", "training.images_per_class=10", "training.mixed_classes=4")
+    settings = (*settings, "training.class_loss=1", "training.batch_size=60")
+    model, task, whole = run(store, *settings)
+    progress = Progress()
+    with pytest.raises(Stopped):
+        run(store, *settings, progress=progress, stop_after=1)
+    _, _, resumed = run(store, *settings, progress=progress)
+    assert without_times(resumed.history) == without_times(whole.history)
+    assert evaluate(model, task, task.test, 100)["top1"] > 0.3
+    _, _, unmixed = run(store, *settings, "training.mixed_classes=0")
+    assert without_times(unmixed.history) != without_times(whole.history)
+
+
+def test_mixed_classes_need_shared_images_and_no_hard_pairs(store):
+    with pytest.raises(
+        UserError, match=r"training.mixed_classes=4 needs training.images_per_class above 0 \(it is 0\)"
+    ):
+        run(store, "training.mixed_classes=4")
+    with pytest.raises(UserError, match=r"and training.hard_pairs 0 \(it is 0.5\)"):
+        run(store, "training.mixed_classes=4", "training.images_per_class=9", "training.hard_pairs=0.5")

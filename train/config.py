@@ -124,6 +124,8 @@ class TrainingConfig:
     latter for methods that know classes.
     label_smoothing: of the classes.
     hard_pairs: part of the training sets whose anomaly is sure to be of the set's super-class, where that has others.
+    mixed_classes: mixtures of two classes that join each batch as classes of their own (`train.mixing`); with
+    images_per_class.
     learning_rate: the highest one, reached after warm-up; a cosine takes it down to 0 at the last step.
     weight_decay: of AdamW.
     warmup_epochs: epochs, or a part of one, in which the learning rate rises linearly from 0.
@@ -141,6 +143,7 @@ class TrainingConfig:
     class_loss: float = 0.0
     label_smoothing: float = 0.0
     hard_pairs: float = 0.0
+    mixed_classes: int = 0
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
     warmup_epochs: float = 2.0
@@ -156,7 +159,8 @@ class TrainingConfig:
         for name in ("learning_rate", "gradient_clip"):
             value = getattr(self, name)
             _require(0 < value < math.inf, f"training.{name}", "more than 0 and finite", value)
-        _at_least(0, "training.images_per_class", self.images_per_class)
+        for name in ("images_per_class", "mixed_classes"):
+            _at_least(0, f"training.{name}", getattr(self, name))
         _require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
         _require(0 <= self.hard_pairs < 1, "training.hard_pairs", "in [0, 1)", self.hard_pairs)
         for name in ("weight_decay", "warmup_epochs", "set_loss", "class_loss"):

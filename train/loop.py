@@ -19,8 +19,9 @@ from train.config import Config
 from train.methods import build_method
 from train.methods.base import Method
 from train.metrics import evaluate_scores
+from train.mixing import add_mixed_classes
 from train.sets import Sets, pairs_mostly_within, shared_batches, shared_steps, training_batches
-from train.task import Inputs, Task
+from train.task import NO_CLASS, Inputs, Task
 
 RELEASE_EVERY = 2  # steps; so a large store takes no more memory than the rows that these touch, and their neighbours
 
@@ -44,9 +45,10 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
 
     `save` is called after each epoch. Every epoch draws its sets, views and dropout from generators of its own, seeded
     by (seed, epoch): a resumed run needs no generator's state to equal one that was not interrupted. Raises UserError
-    when the loss is not finite.
+    when the loss is not finite, and for settings that the store or each other rule out.
     """
     settings = config.training
+    _require_possible(config, task)
     device = choose_device(settings.device)
     model = build_method(config, task.feature_dim, len(task.train.classes))
     model.fit(task)
@@ -115,7 +117,7 @@ def train_epoch(
     """One pass over fresh sets → train_loss, train_top1 and the last learning_rate."""
     settings = config.training
     device = next(model.parameters()).device
-    for_sets, for_views, for_dropout = np.random.default_rng([settings.seed, epoch]).spawn(3)
+    for_sets, for_views, for_dropout, for_mixing = np.random.default_rng([settings.seed, epoch]).spawn(4)
     model.seed_dropout(torch.Generator(device).manual_seed(int(for_dropout.integers(1 << 62))))
     model.train()
     n = len(task.train.rows)
@@ -129,23 +131,27 @@ def train_epoch(
         steps = math.ceil(n / settings.batch_size)
     warmup_steps = min(round(settings.warmup_epochs * steps), settings.epochs * steps)
     loss_sum, hits = torch.zeros((), device=device), torch.zeros((), device=device)
-    rate = 0.0
+    sets, rate = 0, 0.0
     bar = tqdm(batches, desc=f"epoch {epoch}/{settings.epochs}", total=steps, unit="step", disable=None, leave=False)
     for number, batch in enumerate(bar, (epoch - 1) * steps + 1):
-        inputs = task.inputs(batch, for_views).to(device)
+        inputs = task.inputs(batch, for_views)
+        if settings.mixed_classes:
+            inputs = add_mixed_classes(inputs, settings.mixed_classes, for_mixing)
+        inputs = inputs.to(device)
         rate = settings.learning_rate * learning_rate_factor(number, warmup_steps, settings.epochs * steps)
         logits, loss = train_step(model, optimizer, inputs, rate, config)
         if number % RELEASE_EVERY == 0:
             task.store.release()
-        loss_sum += loss * len(batch)
+        loss_sum += loss * len(logits)
         hits += (logits.argmax(1) == inputs.target).sum()
-    mean_loss = float(loss_sum) / n
+        sets += len(logits)
+    mean_loss = float(loss_sum) / sets
     if not math.isfinite(mean_loss):
         raise UserError(
             f"the training loss is not finite in epoch {epoch}: lower training.learning_rate "
             f"(now {settings.learning_rate}) or use training.precision=float32"
         )
-    return {"train_loss": mean_loss, "train_top1": float(hits) / n, "learning_rate": rate}
+    return {"train_loss": mean_loss, "train_top1": float(hits) / sets, "learning_rate": rate}
 
 
 def train_step(
@@ -165,7 +171,9 @@ def train_step(
     total = settings.set_loss * loss
     if settings.class_loss and class_logits is not None:
         smoothing = settings.label_smoothing
-        of_classes = functional.cross_entropy(class_logits.float(), inputs.labels, label_smoothing=smoothing)
+        of_classes = functional.cross_entropy(
+            class_logits.float(), inputs.labels, label_smoothing=smoothing, ignore_index=NO_CLASS
+        )
         total = total + settings.class_loss * of_classes
     optimizer.zero_grad(set_to_none=True)
     total.backward()
@@ -180,11 +188,22 @@ def build_optimizer(model: Method, config: Config) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
+def _require_possible(config: Config, task: Task) -> None:
+    settings = config.training
+    if settings.mixed_classes and (settings.hard_pairs or not settings.images_per_class):
+        raise UserError(
+            f"training.mixed_classes={settings.mixed_classes} needs training.images_per_class above 0 (it is "
+            f"{settings.images_per_class}) and training.hard_pairs 0 (it is {settings.hard_pairs})"
+        )
+    if settings.hard_pairs and task.superclass is None:
+        raise UserError(
+            f"training.hard_pairs={settings.hard_pairs} needs super-classes, {task.store.path} has none: set it to 0"
+        )
+
+
 def _pairs(task: Task, hard: float) -> np.ndarray | None:
-    if not hard:
+    if not hard or task.superclass is None:
         return None
-    if task.superclass is None:
-        raise UserError(f"training.hard_pairs={hard} needs super-classes, and {task.store.path} has none: set it to 0")
     return pairs_mostly_within(task.superclass[task.train.classes], hard)
 
 

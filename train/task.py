@@ -13,14 +13,15 @@ from train.sets import ClassIndex, Sets, evaluation_sets, pairs_within, split_va
 
 EVALUATION_SEEDS = {"val": 1, "test": 2, "hard": 3}
 ROWS_AT_A_TIME = 1 << 16
+NO_CLASS = -1  # the label of images that the loss on classes leaves out
 
 
 @dataclass(frozen=True)
 class Inputs:
     """What a training step sees of a batch of B sets, each of its n images once.
 
-    features (n, D) float32, in one view each; labels (n,) int64, the number of their class among those of the training;
-    places (B, S) int64, the items of the sets in `features`; target (B,) int64.
+    features (n, D) float32, in one view each; labels (n,) int64, the number of their class among those of the training,
+    or `NO_CLASS`; places (B, S) int64, the items of the sets in `features`; target (B,) int64.
     """
 
     features: Tensor
