@@ -48,13 +48,13 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
     when the loss is not finite, and for settings that the store or each other rule out.
     """
     settings = config.training
-    _require_possible(config, task)
     device = choose_device(settings.device)
     model = build_method(config, task.feature_dim, len(task.train.classes))
     model.fit(task)
     if not model.learns:
         progress.best = _copy(model.state_dict())
         return model
+    _require_possible(config, task)
     model.to(device)
     optimizer = build_optimizer(model, config)
     if progress.model and progress.optimizer:
