@@ -35,7 +35,7 @@ def draw_comparison(groups: Sequence[Group], path: Path) -> None:
     axes.set(xlabel="test top-1 (%), 95 % interval; dots: seeds", xlim=(0, 107), ylim=(-0.6, len(order)))
     axes.barh(0, 0, color=BLUE, label="trained")
     axes.barh(0, 0, color=ORANGE, label="not trained by gradients")
-    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
 
