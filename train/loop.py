@@ -15,7 +15,7 @@ from tqdm import tqdm
 from common.checks import check_shape
 from common.errors import UserError
 from common.machine import choose_device
-from train.config import Config
+from train.config import Config, TrainingConfig
 from train.methods import build_method
 from train.methods.base import Method
 from train.metrics import evaluate_scores
@@ -54,7 +54,7 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
     if not model.learns:
         progress.best = _copy(model.state_dict())
         return model
-    _require_possible(config, task)
+    _require_mixable(settings)
     model.to(device)
     optimizer = build_optimizer(model, config)
     if progress.model and progress.optimizer:
@@ -188,22 +188,19 @@ def build_optimizer(model: Method, config: Config) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
-def _require_possible(config: Config, task: Task) -> None:
-    settings = config.training
+def _require_mixable(settings: TrainingConfig) -> None:
     if settings.mixed_classes and (settings.hard_pairs or not settings.images_per_class):
         raise UserError(
             f"training.mixed_classes={settings.mixed_classes} needs training.images_per_class above 0 (it is "
             f"{settings.images_per_class}) and training.hard_pairs 0 (it is {settings.hard_pairs})"
         )
-    if settings.hard_pairs and task.superclass is None:
-        raise UserError(
-            f"training.hard_pairs={settings.hard_pairs} needs super-classes, {task.store.path} has none: set it to 0"
-        )
 
 
 def _pairs(task: Task, hard: float) -> np.ndarray | None:
-    if not hard or task.superclass is None:
+    if not hard:
         return None
+    if task.superclass is None:
+        raise UserError(f"training.hard_pairs={hard} needs super-classes, {task.store.path} has none: set it to 0")
     return pairs_mostly_within(task.superclass[task.train.classes], hard)
 
 
