@@ -47,7 +47,7 @@ def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarr
     pieces = {start: memory.read_at(start, stop - start) for start, stop in gaps(places, size)}
     rest_sha256 = hashlib.sha256(b"".join(pieces.values())).hexdigest()
     first = seal_block((header_offset, len(text.encode())), places, size, rest_sha256)
-    by_offset = {0: first, **pieces} | {places[name].offset: _bytes_of(array) for name, array in arrays.items()}
+    by_offset = {0: first, **pieces} | {places[name].offset: array for name, array in arrays.items()}
     with atomic_path(target) as temporary:
         _write(temporary, [by_offset[offset] for offset in sorted(by_offset)])
         _read_back(temporary, target, first)
@@ -80,13 +80,18 @@ def _bytes_of(array: np.ndarray) -> memoryview:
     return memoryview(array.reshape(-1).view(np.uint8).data)
 
 
-def _write(path: Path, pieces: list[bytes | memoryview]) -> None:
+def write_all(file: io.FileIO, data: Any) -> None:
+    """Write all bytes of a C-contiguous array or a bytes-like object, however few the system takes at a time."""
+    left = _bytes_of(data) if isinstance(data, np.ndarray) else memoryview(data)
+    while left:
+        left = left[file.write(left[:BLOCK_BYTES]) :]
+
+
+def _write(path: Path, pieces: list[bytes | np.ndarray]) -> None:
     """Write the pieces one behind the other, and ask the system to put them on the disk."""
     with path.open("wb", buffering=0) as file:
         for piece in pieces:
-            left = memoryview(piece)
-            while left:
-                left = left[file.write(left[:BLOCK_BYTES]) :]
+            write_all(file, piece)
         os.fsync(file.fileno())
         if hasattr(os, "posix_fadvise"):  # what is read back comes from the disk, where the system can do that
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
