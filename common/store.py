@@ -75,8 +75,8 @@ class FeatureStore:
     def open(cls, path: Path | str) -> "FeatureStore":
         """Open a store: milliseconds, whatever its size. Its arrays are not read.
 
-        Raises MissingStore, UnreadableStore, ForeignStore, NewerStore, or DamagedStore when the file is truncated, a byte
-        outside its arrays has changed, or the header or an array is not as the specification says.
+        Raises MissingStore, UnreadableStore, ForeignStore, NewerStore, or DamagedStore when the file is truncated, a
+        byte outside its arrays has changed, or the header or an array is not as the specification says.
         """
         path = Path(path)
         layout = read_layout(path)
@@ -174,7 +174,7 @@ class FeatureStore:
     def name(self, row: int) -> str | None:
         """The file of one row, as `names` has it."""
         names = self.names([row])
-        return names and names[0]
+        return names[0] if names else None
 
     def verify(self, names: Sequence[str] | None = None) -> None:
         """Compare every block of the arrays `names` with its digest, and see whether labels and the like are possible.

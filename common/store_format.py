@@ -1,7 +1,7 @@
-"""Where everything is in a feature store's file, found without the HDF5 library: one flipped bit can hang that for ever.
+"""Where everything is in a feature store's file, found without the HDF5 library: one flipped bit can hang that.
 
-The first `BLOCK` bytes, which HDF5 leaves to the user, say where each array and the header are and hold the digest of every
-byte that is not an array's. `docs/feature-store.md` is the specification.
+The first `BLOCK` bytes, which HDF5 leaves to the user, say where each array and the header are and hold the digest of
+every byte that is not an array's. `docs/feature-store.md` is the specification.
 """
 
 import contextlib
@@ -85,9 +85,9 @@ class Layout:
 
 @contextlib.contextmanager
 def reading(path: Path, stamp: tuple[int, ...] | None = None) -> Iterator[FileIO]:
-    """Open a regular file, its errors in a sentence: MissingStore, ForeignStore for a folder or a pipe, UnreadableStore.
+    """Open a regular file; stamp: of the file that is expected there.
 
-    stamp: of the file that is expected there.
+    Raises MissingStore, ForeignStore for a folder or a pipe, or UnreadableStore with what the system said.
     """
     try:
         with open(path, "rb", buffering=0, opener=_open_at_once) as file:
@@ -141,7 +141,7 @@ def read_layout(path: Path) -> Layout:
                 raise ForeignStore(
                     f"{path} is not an HDF5 file, so not a feature store: give the path of a .h5 that extract wrote"
                 )
-            elif FORMAT.encode() not in head:
+            elif FORMAT.encode() not in head and b"header_sha256" not in head:  # one of them may be what is damaged
                 raise ForeignStore(f'{path} is HDF5, but its "format" is not "{FORMAT}": give a feature store')
             else:
                 version = 1
@@ -153,7 +153,7 @@ def read_layout(path: Path) -> Layout:
             raise DamagedStore(f"{path} is damaged: {error}; extract it again") from error
 
 
-class Damage(Exception):
+class Damage(ValueError):
     """What is wrong with the bytes of a store, without the name of the file."""
 
 

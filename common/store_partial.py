@@ -78,14 +78,13 @@ class StoreWriter:
         self.folder = partial_folder(target)
         self._journal = self.folder / "journal.jsonl"
         self._layout = layout
-        self._content = {"version": VERSION, "plan": plan, "layout": layout, "source": source}
+        self._content: dict[str, Any] = {"version": VERSION, "plan": plan, "layout": layout, "source": source}
         with writing_to(target):
             begun = _read_content(self.folder)
             self.discarded = self._why_unusable(begun)
             if self.discarded is not None:
                 self._begin()
-                begun = self._content
-            self.moved = begun["source"] != source
+            self.moved = self.discarded is None and begun["source"] != source
             self._files = {name: (self.folder / name).open("r+b", buffering=0) for name in layout}
             journal = _read_journal(self._journal, plan["n"], plan["batch_size"])
             self._digests = {
@@ -125,7 +124,9 @@ class StoreWriter:
         parts = {name: np.ascontiguousarray(batch[name], dtype) for name, (dtype, _) in self._layout.items()}
         with writing_to(self.target):
             for name, part in parts.items():
-                for offset, rows in zip(self._offsets(name, start), part if name == "features" else [part], strict=True):
+                for offset, rows in zip(
+                    self._offsets(name, start), part if name == "features" else [part], strict=True
+                ):
                     self._files[name].seek(offset)
                     write_all(self._files[name], rows)
             digest = self._digest({name: part.tobytes() for name, part in parts.items()})

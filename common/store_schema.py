@@ -1,4 +1,4 @@
-"""What `docs/feature-store.md` asks of a header and of its arrays: each violation is one sentence that names the key."""
+"""What `docs/feature-store.md` asks of a header and its arrays: each violation is one sentence that names the key."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -92,7 +92,7 @@ def _check_names(header: dict[str, Any]) -> None:
     supers, of_class = _strings(header, "superclass_names"), _of_type(header, "class_superclass", list)
     _require(
         len(of_class) == (len(classes) if supers else 0),
-        f'header "class_superclass" must have {len(classes) if supers else 0} entries',
+        'header "class_superclass" must have an entry for each of "class_names" where there are "superclass_names"',
         of_class,
     )
     _require(
@@ -119,7 +119,7 @@ def _check_identity(version: int, header: dict[str, Any], features: ArrayPlace) 
     if version > 1:
         _require(
             STORED_AS[precision] == features.dtype,
-            f'header "identity.precision" {precision} needs /features of {STORED_AS[precision]}',
+            f'/features must be {STORED_AS[precision]} where header "identity.precision" is {precision}',
             features.dtype,
         )
     for key, found, expected in (
@@ -200,7 +200,7 @@ def _strings(header: dict[str, Any], key: str) -> list[str]:
 
 
 def _of_type(header: dict[str, Any], key: str, kind: type, parent: str = "") -> Any:
-    name = {dict: "a JSON object", list: "a list"}[kind]
+    name = "a list" if kind is list else "a JSON object"
     _require(isinstance(header.get(key), kind), f'header "{parent}{key}" must be {name}', header.get(key))
     return header[key]
 
@@ -213,5 +213,9 @@ def _require(holds: bool, rule: str, *found: Any) -> None:
 def _short(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"{value.min()} … {value.max()}"
-    text = ", ".join(map(str, value)) if isinstance(value, Iterable) and not isinstance(value, str | dict) else f"{value!r}"
+    text = (
+        ", ".join(map(str, value))
+        if isinstance(value, Iterable) and not isinstance(value, str | dict)
+        else f"{value!r}"
+    )
     return text if len(text) < 100 else text[:100] + " …"

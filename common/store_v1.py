@@ -1,7 +1,7 @@
 """Feature stores of format version 1: just as much of HDF5 as they consist of, read strictly and within bounds.
 
-After the *HDF5 File Format Specification Version 3.0*: a superblock of version 2, object headers of version 2 with links and
-attributes in them, strings in a global heap, contiguous data sets. Anything else is damage.
+After the *HDF5 File Format Specification Version 3.0*: a superblock of version 2, object headers of version 2 with
+links and attributes in them, strings in a global heap, contiguous data sets. Anything else is damage.
 """
 
 import hashlib

@@ -1,12 +1,12 @@
-"""Writing a feature store: HDF5 draws up the file in memory, and plain writes, whose errors are seen, put it on the disk.
+"""Writing a feature store: HDF5 draws up the file in memory, plain writes, whose errors are seen, put it on the disk.
 
-The HDF5 library may report a write error where nobody hears it, when it frees its objects. So it never touches the disk.
+The HDF5 library may report a write error where nobody hears it, when it frees its objects. It never touches the disk.
 """
 
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ ALIGNMENT = 64
 def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write one feature store atomically. The digests of the identity and of the blocks are added to `header`.
 
-    What is on the disk is read back and compared before it takes its place. Raises UserError when the disk is full or not
-    to be written, or does not give back what it was given; then `target` is as it was.
+    What is on the disk is read back and compared before it takes its place. Raises UserError when the disk is full,
+    cannot be written, or does not give back what it was given; then `target` is as it was. Raises ValueError, naming
+    the key, when header or arrays are not as the specification says.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     blocks = {name: block_digests(array) for name, array in arrays.items()}
@@ -51,6 +52,19 @@ def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarr
     with atomic_path(target) as temporary:
         _write(temporary, [by_offset[offset] for offset in sorted(by_offset)])
         _read_back(temporary, target, first)
+
+
+def name_arrays(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The file names of N images as the arrays of a store: their bytes one behind the other, and N + 1 offsets.
+
+    >>> {name: array.tolist() for name, array in name_arrays(["a/b", "é"]).items()}
+    {'name_bytes': [97, 47, 98, 195, 169], 'name_offsets': [0, 3, 5]}
+    """
+    encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+    return {
+        "name_bytes": np.frombuffer(b"".join(encoded), np.uint8),
+        "name_offsets": np.cumsum([0, *map(len, encoded)], dtype=np.int64),
+    }
 
 
 def _draw_up(text: str, arrays: dict[str, np.ndarray]) -> tuple["_SparseFile", int, dict[str, ArrayPlace]]:
@@ -111,7 +125,7 @@ def _read_back(temporary: Path, target: Path, first: bytes) -> None:
 
 
 class _SparseFile(io.RawIOBase):
-    """A file in memory that holds the pages which were written to; what lies between them is zeros and takes no room."""
+    """A file in memory that holds the pages which were written to; between them are zeros, which take no room."""
 
     PAGE = 4096
 
