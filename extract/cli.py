@@ -176,7 +176,7 @@ def verify(store: Path) -> None:
 
 def store_status(store: Path) -> tuple[str, str]:
     """One word for what is at a path, and a sentence."""
-    from common.store_writer import read_progress
+    from common.store_partial import read_progress
 
     try:
         opened = FeatureStore.open(store)
