@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from common.run_folder import RunFolder
+from train.run_folder import RunFolder
 
 
 def test_a_run_is_done_when_it_says_so(tmp_path):
