@@ -9,6 +9,7 @@ from typing import Any
 
 from common import config
 from common.errors import UserError, unknown_name
+from train.methods import METHODS, depends_on_seed
 
 VIEWS = ("first", "all")
 LAYERS = ("last", "all")
@@ -16,9 +17,6 @@ PRECISIONS = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")
 ROW_NAME = re.compile(r"[^\W_][\w.+=-]*")
-# Without gradient steps; a seed changes nothing but in the first
-TRAINING_FREE = ("random", "centroid", "knn", "mahalanobis", "plda")
-LEARNED = ("dummy", "mlp", "shared_mlp", "deepsets", "set_transformer", "deep_plda", "posterior", "transformer")
 
 
 @dataclass(frozen=True)
@@ -185,9 +183,8 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        known = (*TRAINING_FREE, *LEARNED)
-        if self.method not in known:
-            raise unknown_name("method", self.method, known)
+        if self.method not in METHODS:
+            raise unknown_name("method", self.method, METHODS)
 
     @classmethod
     def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "Config":
@@ -250,7 +247,7 @@ class Phase(Config):
                     made = Config.load(path, [*changes.split(), *overrides, *keys])
                 except UserError as error:
                     raise UserError(f'{path}, the run "{name}" of its plan: {error.message}') from error
-                seeded = run not in plan.once and made.method in (*LEARNED, "random")
+                seeded = run not in plan.once and depends_on_seed(made.method)
                 if seed == 0 or seeded or run in plan.splits:
                     runs[f"{name}-seed{seed}"] = made
         if not runs:
