@@ -10,7 +10,7 @@ from fabricate import make_store
 from common.config import to_toml
 from common.errors import UserError
 from common.store import FeatureStore
-from train.checkpoint import load_checkpoint, progress_of, require_fitting, save_checkpoint, sealed
+from train.checkpoint import load_checkpoint, load_head, progress_of, require_fitting, save_checkpoint, sealed
 from train.config import Config
 from train.fit import fit
 from train.loop import Progress, build_optimizer
@@ -30,7 +30,6 @@ def states():
     """The states of a method that was trained for one step."""
     model = build_method(CONFIG, 16, 4)
     optimizer = build_optimizer(model, CONFIG)
-    model.encode(torch.ones(3, 16)).sum().backward()
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -226,3 +225,13 @@ def test_a_flipped_bit_in_a_checkpoint_of_format_1_is_seen(tmp_path):
         except UserError:
             continue
         assert str(found) == str(sound), f"byte {place}"  # padding, or a name that nobody reads
+
+
+@pytest.mark.parametrize("method", ["transformer", "posterior", "deep_plda", "mahalanobis", "centroid", "dummy"])
+def test_the_head_of_any_method_comes_back(tmp_path, method):
+    config = Config.load(None, [f"method={method}", "head.width=8", "head.heads=2", "head.hidden=5", "head.layers=1"])
+    trained = build_method(config, 16, 7)
+    save_checkpoint(tmp_path / "c.pt", config, 16, STORE, Progress([], trained.state_dict()))
+    head = load_head(tmp_path / "c.pt")
+    features = torch.randn(3, 10, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(head.score_sets(features), trained.score_sets(features))

@@ -24,6 +24,7 @@ from train.config import Config
 from train.experiment import require_same
 from train.loop import Progress, build_optimizer
 from train.methods import build_method
+from train.methods.base import Method
 from train.run_folder import RunFolder
 
 FORMAT = 2
@@ -36,7 +37,7 @@ KINDS = {
     "config": str,
     "input_dim": int,
     "store_identity": str,
-    "head": dict | None,
+    "head": dict,
     "history": list,
     "model": dict | None,
     "optimizer": dict | None,
@@ -78,7 +79,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise _damaged(path, "its bytes do not match its digest")
     try:
         content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
-        said = content["format"]
+        said = dict(content)["format"]
     except Exception as error:  # whatever torch raises for a file that is not its own
         raise _damaged(path, str(error).split("\n", 1)[0]) from error
     if type(said) is int and said > FORMAT:
@@ -89,6 +90,23 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if wrong:
         raise _damaged(path, wrong)
     return content
+
+
+def load_head(path: Path | str) -> Method:
+    """The trained method of a checkpoint, at its best epoch, on the CPU, ready for `score_sets`.
+
+    Raises UserError as `load_checkpoint`, and for a method that this version builds otherwise.
+    """
+    path = Path(path)
+    content = load_checkpoint(path)
+    config, head = config_of(content, path), content["head"]
+    # The number of training classes is no setting. Methods that know classes have it as a dimension of their state.
+    for classes in reversed([len(value) for value in head.values() if value.ndim] or [0]):
+        method = build_method(config, content["input_dim"], classes)
+        if _layout(method.state_dict()) == _layout(head):
+            method.load_state_dict(head)
+            return method.eval()
+    raise _foreign(path)
 
 
 def progress_of(path: Path, config: Config, store_identity: str) -> Progress:
@@ -124,10 +142,7 @@ def require_fitting(path: Path, progress: Progress, config: Config, input_dim: i
         wanted = build_optimizer(method, config).state_dict()["param_groups"]
         fits = _optimizer_fits(progress.optimizer, wanted, [tuple(p.shape) for p in method.parameters()])
     if not fits:
-        raise UserError(
-            f"{path} is of a method that this version builds otherwise: choose another --run, or go on with the "
-            "version that began it"
-        )
+        raise _foreign(path)
 
 
 def config_of(content: dict[str, Any], path: Path) -> Config:
@@ -163,10 +178,8 @@ def unsealed(data: bytes) -> bytes | None:
 def _wrong(content: Any) -> str:
     """What is wrong with the content of a checkpoint, or nothing."""
     for key, kind in KINDS.items():
-        if not isinstance(content.get(key), kind):
+        if key not in content or not isinstance(content[key], kind):
             return f'its "{key}" is not what it should be'
-    if content["history"] and content["head"] is None:
-        return "it has epochs but no head"
     for number, record in enumerate(content["history"], 1):
         if not isinstance(record, dict) or any(not isinstance(record.get(k), kind) for k, kind in RECORD.items()):
             return f"its record of epoch {number} is not what it should be"
@@ -206,3 +219,10 @@ def _damaged(path: Path, reason: str) -> UserError:
     if RunFolder(path.parent).is_done:
         advice = "the report beside it is sound; put back a copy, or choose another --run to train the same head again"
     return UserError(f"{path} is not a sound checkpoint ({reason}): {advice}")
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(
+        f"{path} is of a method that this version builds otherwise: choose another --run, or go on with the version "
+        "that began it"
+    )
