@@ -12,6 +12,7 @@ from common.errors import UserError
 from train.blocks import BLOCKS
 from train.cli import main
 from train.log import collect, rebuild
+from train.run_folder import RunFolder
 from train.runs import groups_of, load_run
 
 ROOT = Path(__file__).parents[1]
@@ -254,6 +255,7 @@ def test_a_report_that_was_made_again_replaces_the_old_one(folder):
     changed = json.loads(path.read_text(encoding="utf-8"))
     changed["seconds"] += 60
     path.write_text(json.dumps(changed), encoding="utf-8")
+    RunFolder(path.parent).mark_done()
     target = folder / "experiments/tiny/runs/nearest-seed0.json"
     assert list(collect(folder / "runs", folder / "experiments")) == [f"collected: {target}"]
     assert target.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")

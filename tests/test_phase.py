@@ -10,9 +10,9 @@ from click.testing import CliRunner
 from fabricate import make_store
 
 from common.files import exclusive
-from common.run_folder import RunFolder
 from train.cli import main
 from train.config import Config, Phase
+from train.run_folder import RunFolder
 from train.runs import groups_of, load_run
 
 PLAN = """

@@ -4,6 +4,7 @@ import torch
 from fabricate import make_store
 
 from common.errors import UserError
+from common.store import FeatureStore
 from train.config import DataConfig
 from train.task import prepare
 
@@ -28,6 +29,14 @@ def test_labels_of_sets_are_those_of_the_store(tmp_path):
     labels = store.labels[sets.rows]
     assert (labels[np.arange(len(sets)), sets.target] == sets.anomaly_label).all()
     assert ((labels == sets.set_label[:, None]).sum(1) == 9).all()
+
+
+def test_the_features_are_read_once(tmp_path, monkeypatch):
+    store, read = make_store(tmp_path / "s.h5"), []
+    blocks = FeatureStore.blocks
+    monkeypatch.setattr(FeatureStore, "blocks", lambda self, name: read.append(name) or blocks(self, name))
+    prepare(store, DataConfig())
+    assert sorted(read) == ["features", "labels", "split"]
 
 
 def test_classes_select_a_subset_without_another_extraction(tmp_path):

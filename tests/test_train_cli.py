@@ -83,6 +83,12 @@ def test_every_option_reaches_the_config(store, tmp_path):
     assert used.training.device == "cpu"
 
 
+def test_a_class_may_have_a_comma_in_its_name(store, tmp_path):
+    (tmp_path / "classes.txt").write_text("tench, Tinca tinca\nclass0\n")
+    result = fit("--store", store, "--classes", tmp_path / "classes.txt", code=2)
+    assert '"tench, Tinca tinca"' in result.output
+
+
 def test_a_complete_run_is_reported_not_repeated(store, tmp_path):
     fit("--store", store, "--run", tmp_path / "run", *SET)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
@@ -95,6 +101,7 @@ def test_each_experiment_gets_a_folder_of_its_own(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = {fit("--store", store, *SET, "--seed", seed).stdout for seed in (0, 1, 1)}
     assert len(runs) == 2
+    assert fit("--store", store, *SET, "--seed", 1, "--device", "cpu").stdout in runs, "a device is no experiment"
 
 
 @pytest.mark.parametrize(
@@ -145,9 +152,9 @@ def test_a_damaged_checkpoint_is_named(store, tmp_path):
     fit("--store", store, "--run", tmp_path / "run", *SET)
     checkpoint = tmp_path / "run/checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert (
-        f"{checkpoint} is not a readable checkpoint" in fit("--store", store, "--run", tmp_path / "run", code=2).output
-    )
+    result = fit("--store", store, "--run", tmp_path / "run", *SET, code=2)
+    assert f"{checkpoint} is not what DONE declares" in result.output
+    assert "delete" not in result.output
 
 
 def test_a_run_that_cannot_be_written_is_refused(store, tmp_path):
@@ -157,7 +164,7 @@ def test_a_run_that_cannot_be_written_is_refused(store, tmp_path):
 
 def test_two_processes_do_not_write_one_run(store, tmp_path):
     with exclusive(tmp_path / "run", "held"):
-        assert "another process is writing" in fit("--store", store, "--run", tmp_path / "run", *SET, code=2).output
+        assert "another process is at work" in fit("--store", store, "--run", tmp_path / "run", *SET, code=2).output
 
 
 def test_help_answers_without_torch():

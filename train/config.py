@@ -1,6 +1,7 @@
 """Everything that can be chosen about a training run; nothing is chosen anywhere else."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,6 +16,7 @@ LAYERS = ("last", "all")
 PRECISIONS = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")
+ROW_NAME = re.compile(r"[^\W_][\w.+=-]*")
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,9 @@ class PlanConfig:
         names = [run.partition(":")[0].strip() for run in (*self.runs, *self.once, *self.splits)]
         repeated = sorted({name for name in names if names.count(name) > 1})
         _require(not repeated, "plan", "of distinct names", f"{', '.join(repeated)} more than once")
+        for name in names:
+            rule = "of names that a folder may have: letters, digits and . _ + = -, a letter or digit first"
+            _require(bool(ROW_NAME.fullmatch(name)), "plan", rule, f'"{name}"')
 
 
 @dataclass(frozen=True)
@@ -226,8 +231,12 @@ class Phase(Config):
     def runs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Config]:
         """The config of each run of the phase at `path`, by "<name>-seed<seed>", all of a seed before the next.
 
-        Raises UserError where the file has no plan.
+        `overrides` hold for all runs: they win over what the plan changes. Seeds are the plan's own. Raises UserError
+        where the file has no plan.
         """
+        for key in ("training.seed", "data.split_seed"):
+            given = any(override.partition("=")[0].strip() == key for override in overrides)
+            _require(not given, key, "left to the plan of a phase (plan.seeds)", "a value for all runs")
         plan = config.load(Phase, path, overrides).plan
         runs = {}
         for seed in range(plan.seeds):
@@ -235,7 +244,7 @@ class Phase(Config):
                 name, _, changes = (part.strip() for part in run.partition(":"))
                 keys = [f"training.seed={seed}"] + [f"data.split_seed={seed}"] * (run in plan.splits)
                 try:
-                    made = Config.load(path, [*overrides, *changes.split(), *keys])
+                    made = Config.load(path, [*changes.split(), *overrides, *keys])
                 except UserError as error:
                     raise UserError(f'{path}, the run "{name}" of its plan: {error.message}') from error
                 seeded = run not in plan.once and depends_on_seed(made.method)
@@ -255,7 +264,11 @@ def classes_from(text: str) -> tuple[str, ...]:
     ('apple', 'bear')
     """
     path = Path(text)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError:  # many names are longer than a file's name may be
+        is_file = False
+    if not is_file:
         if path.suffix == ".txt" or "/" in text:
             raise UserError(f"no file {text}: give a file with one class a line, or names separated by commas")
         return tuple(name.strip() for name in text.split(",") if name.strip())

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from common.errors import UserError, unknown_name
 from common.files import write_text
-from common.run_folder import RunFolder
 from train.blocks import BLOCKS
 from train.config import Phase
+from train.run_folder import RunFolder
 from train.runs import Group, Run, groups_of, load_run
 
 BLOCK = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.S)

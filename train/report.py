@@ -10,7 +10,6 @@ import torch
 
 from common.checks import check_shape
 from common.machine import choose_device, hardware, versions
-from common.run_folder import RunFolder
 from common.store import FeatureStore
 from train.analysis import measure_attention, measure_failures, measure_twins
 from train.beyond import measure_beyond
@@ -19,6 +18,7 @@ from train.loop import predict
 from train.methods.base import Method
 from train.metrics import evaluate_scores
 from train.plots import plot_attention, plot_curves, plot_mistakes
+from train.run_folder import RunFolder
 from train.runs import pack_bits
 from train.sets import Sets
 from train.task import Task

@@ -14,8 +14,8 @@ import numpy as np
 from common.config import from_dict
 from common.errors import UserError
 from common.files import canonical_json
-from common.run_folder import RunFolder
 from train.config import Config
+from train.run_folder import RunFolder
 
 SEEDED = ("training", "seed"), ("data", "split_seed")  # what may differ within a group
 
@@ -48,7 +48,7 @@ def load_run(path: Path) -> Run:
             raise UserError(f"{path} is not complete (it has no DONE): go on with it by the command that began it")
         report = RunFolder(path).report
     try:
-        content = json.loads(report.read_text(encoding="utf-8"))
+        content = RunFolder(path).finished_report() if path.is_dir() else json.loads(report.read_text("utf-8"))
         run = Run(report.resolve().parent.name if report.name == "report.json" else report.stem, content)
         run.config, content["test"]["sets_sha256"], run.solved("test")
     except OSError as error:
