@@ -1,0 +1,324 @@
+"use strict";
+
+// The findings, a column for each field; row i of every column is finding i, the most probable first.
+const data = JSON.parse(document.getElementById("data").textContent);
+const PER_PAGE = 48;
+const MARKS = { keep: "Keep", wrong: "Wrong", unsure: "Unsure" };
+const STORAGE = "set-anomaly:" + data.digest;
+
+const $ = id => document.getElementById(id);
+const probability = i => data.probability[i] / data.scale;
+const marks = new Map(); // finding → mark
+let shown = []; // the findings that pass the threshold and the filters
+let page = 0;
+let chosen = -1; // a place in `shown`
+
+/** An element with properties, attributes (aria-…, data-…, role) and children. Text stays text, whatever it holds. */
+function element(tag, properties = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes("-") || name === "role") made.setAttribute(name, value);
+    else made[name] = value;
+  }
+  made.append(...children.filter(child => child !== null));
+  return made;
+}
+
+function percent(share) {
+  if (share > 0.999 && share < 1) return "over 99.9 %";
+  if (share > 0 && share < 0.001) return "under 0.1 %";
+  return (share * 100).toFixed(share > 0.99 || share < 0.01 ? 1 : 0).replace(/\.0$/, "") + " %";
+}
+
+/** A path as people may see it: what would be invisible, or turn the line around, is written out. */
+function visible(path) {
+  return path.replace(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g,
+    sign => "\\u" + sign.charCodeAt(0).toString(16).padStart(4, "0"));
+}
+
+function original(i) {
+  if (!data.rootUrl) return "";
+  return data.rootUrl + "/" + (data.urls[i] ?? data.path[i].split("/").map(encodeURIComponent).join("/"));
+}
+
+function picture(row, alt, otherwise = "") {
+  const name = data.pictures[row];
+  const source = name ? "pictures/" + name : otherwise;
+  if (!source) return element("span", {}, "no picture");
+  const image = element("img", { loading: "lazy", decoding: "async", alt });
+  image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth <= 128));
+  image.addEventListener("error", () => image.replaceWith(element("span", { title: alt }, "cannot be shown")));
+  image.src = source;
+  return image;
+}
+
+function thumbnails(name) {
+  const rows = data.typical[name] ?? [];
+  return element("div", { className: "thumbs" }, ...rows.map(row => picture(row, "typical of " + name)));
+}
+
+function comparison(i) {
+  const parts = (data.twins[i] ?? []).slice(0, 1).map(([row, path]) =>
+    element("section", {}, element("h3", { className: "twin" }, "Same as ", element("bdi", {}, visible(path))),
+      element("div", { className: "thumbs" }, picture(row, path))));
+  for (const [words, number] of [["Is in ", data.own[i]], ["Looks like ", data.suggested[i]]]) {
+    if (number < 0 && data.kinds[data.kind[i]] === "no class")
+      parts.push(element("h3", {}, words, element("b", {}, "no other class")));
+    if (number < 0) continue;
+    const name = data.names[number];
+    const title = element("h3", {}, words, element("b", {}, element("bdi", {}, visible(name))));
+    parts.push(element("section", {}, title, thumbnails(name)));
+  }
+  return parts.length ? element("div", { className: "compare" }, ...parts) : null;
+}
+
+function card(place) {
+  const i = shown[place], path = visible(data.path[i]), url = original(i), share = probability(i);
+  const fill = element("i");
+  fill.style.width = share * 100 + "%";
+  const buttons = Object.entries(MARKS).map(([mark, text]) =>
+    element("button", { type: "button", "data-mark": mark }, text));
+  const made = element("li", { className: "card", tabIndex: -1, "data-place": place, "aria-label": path },
+    element(url ? "a" : "div", { className: "picture", ...(url && { href: url, target: "_blank", rel: "noopener" }) },
+      picture(data.row[i], path, url)),
+    element("div", { className: "about" },
+      element("p", { className: "verdict" }, element("b", {}, percent(share)),
+        element("span", {}, data.kinds[data.kind[i]])),
+      element("div", { className: "bar", "aria-hidden": "true" }, fill),
+      element("p", { className: "path" }, element("bdi", {}, path),
+        element("button", { type: "button", className: "copy", "aria-label": "Copy the path of " + path }, "Copy")),
+      element("ul", { className: "why" }, ...data.why[i].map(text => element("li", {}, data.whys[text]))),
+      comparison(i)),
+    element("div", { className: "marks", role: "group", "aria-label": "Your mark" }, ...buttons));
+  paint(made, i);
+  return made;
+}
+
+function paint(made, i) {
+  const mark = marks.get(i);
+  made.dataset.mark = mark ?? "";
+  for (const button of made.querySelectorAll(".marks button"))
+    button.setAttribute("aria-pressed", String(button.dataset.mark === mark));
+}
+
+/** Tell something: read aloud by a screen reader, and, unless it can be seen elsewhere, shown for some seconds. */
+function say(text, seen = false) {
+  const said = $("said");
+  said.className = seen ? "unseen" : "";
+  said.textContent = text;
+  clearTimeout(say.timer);
+  say.timer = setTimeout(() => { said.textContent = ""; }, 5000);
+}
+
+// ---- what is shown
+
+function filter() {
+  const least = Number($("threshold").value) * data.scale;
+  const wanted = id => $(id)?.value ?? "";
+  const name = wanted("class") === "" ? null : Number(wanted("class"));
+  const kind = wanted("kind") === "" ? null : Number(wanted("kind"));
+  const marked = wanted("marked");
+  shown = [];
+  let sum = 0;
+  for (let i = 0; i < data.probability.length && data.probability[i] >= least - 0.5; i++) {
+    if (name !== null && data.own[i] !== name && data.suggested[i] !== name) continue;
+    if (kind !== null && data.kind[i] !== kind) continue;
+    if (marked && (marks.get(i) ?? "none") !== marked) continue;
+    shown.push(i);
+    sum += probability(i);
+  }
+  $("least").textContent = percent(least / data.scale);
+  const expected = shown.length ? percent(sum / shown.length) : "–";
+  $("count").replaceChildren(element("b", {}, shown.length.toLocaleString("en")),
+    shown.length === 1 ? " image, " : " images, about ", element("b", {}, expected),
+    shown.length === 1 ? " likely to be a true find" : " of them true finds");
+  show(0);
+}
+
+function show(number) {
+  const pages = Math.max(1, Math.ceil(shown.length / PER_PAGE));
+  page = Math.min(Math.max(0, number), pages - 1);
+  chosen = -1;
+  const start = page * PER_PAGE;
+  $("list").replaceChildren(...shown.slice(start, start + PER_PAGE).map((_, place) => card(start + place)));
+  $("empty").hidden = shown.length > 0;
+  $("pages").hidden = pages === 1;
+  $("page").value = page + 1;
+  $("page").max = pages;
+  $("last").textContent = "of " + pages.toLocaleString("en");
+  $("before").disabled = page === 0;
+  $("after").disabled = page === pages - 1;
+}
+
+function turn(number) {
+  show(number);
+  $("list").scrollIntoView();
+  $("list").focus({ preventScroll: true });
+}
+
+const cardAt = place => document.querySelector(`.card[data-place="${place}"]`);
+
+function choose(place, quietly = false) {
+  if (place < 0 || place >= shown.length) return;
+  if (Math.floor(place / PER_PAGE) !== page) show(Math.floor(place / PER_PAGE));
+  cardAt(chosen)?.classList.remove("chosen");
+  chosen = place;
+  const made = cardAt(place);
+  made.classList.add("chosen");
+  if (quietly) return;
+  made.focus({ preventScroll: true });
+  made.scrollIntoView({ block: "nearest" });
+}
+
+// ---- marks
+
+function mark(place, value) {
+  if (place < 0) return;
+  const i = shown[place];
+  if (!value || marks.get(i) === value) marks.delete(i);
+  else marks.set(i, value);
+  paint(cardAt(place), i);
+  say(visible(data.path[i]) + ": " + (marks.get(i) ?? "no mark"), true);
+  remember();
+}
+
+function remember() {
+  try {
+    localStorage.setItem(STORAGE, JSON.stringify([...marks]));
+  } catch {
+    say("This browser keeps no marks: export them before you close the page");
+  }
+}
+
+function recall() {
+  for (const [i, value] of Object.entries(data.review)) marks.set(Number(i), value);
+  try {
+    const kept = localStorage.getItem(STORAGE);
+    if (kept === null) return;
+    marks.clear(); // what is kept here began with the reviews of the run
+    for (const [i, value] of JSON.parse(kept)) if (value in MARKS && i in data.path) marks.set(i, value);
+  } catch {
+    // no storage here, or not ours: the marks of the run are all there is
+  }
+}
+
+/** A CSV cell that no spreadsheet takes for a formula; find/review.py reads it. */
+function cell(text) {
+  const safe = /^[=+\-@\t\r']/.test(text) ? "'" + text : text;
+  return /[",\r\n]/.test(safe) ? '"' + safe.replaceAll('"', '""') + '"' : safe;
+}
+
+function toCsv() {
+  const name = number => (number < 0 ? "" : data.names[number]);
+  const lines = [...marks].sort(([a], [b]) => a - b).map(([i, value]) =>
+    [data.path[i], value, name(data.own[i]), name(data.suggested[i]), String(probability(i))].map(cell).join(","));
+  return ["path,review,own,suggested,probability", ...lines].join("\r\n") + "\r\n";
+}
+
+/** The lines of a CSV text, each a list of cells; quoted cells may hold commas, quotes and new lines. */
+function parseCsv(text) {
+  const lines = [[]];
+  const token = /"((?:[^"]|"")*)"|([^",\r\n]+)|(,)|(\r\n|\n|\r)/g;
+  let cellText = "";
+  const endCell = () => { lines.at(-1).push(cellText); cellText = ""; };
+  for (const [, quoted, plain, comma, newline] of text.replace(/^\ufeff/, "").matchAll(token)) {
+    if (comma) endCell();
+    else if (newline) { endCell(); lines.push([]); }
+    else cellText += quoted !== undefined ? quoted.replaceAll('""', '"') : plain;
+  }
+  endCell();
+  return lines.filter(line => line.length > 1);
+}
+
+function fromCsv(text) {
+  const [header = [], ...lines] = parseCsv(text);
+  const [path, review] = ["path", "review"].map(name => header.indexOf(name));
+  if (path < 0 || review < 0) return say('This file has no columns "path" and "review"');
+  const places = new Map(data.path.map((each, i) => [each, i]));
+  let known = 0, unknown = 0;
+  for (const line of lines) {
+    const value = (line[review] ?? "").trim().toLowerCase();
+    const i = places.get(line[path].replace(/^'(?=[=+\-@\t\r'])/, ""));
+    if (!(value in MARKS)) continue;
+    if (i === undefined) unknown += 1;
+    else { marks.set(i, value); known += 1; }
+  }
+  remember();
+  filter();
+  say(`${known} marks read` + (unknown ? `, ${unknown} of images that are not in this list` : ""));
+}
+
+// ---- what people do
+
+async function copy(i, button) {
+  const path = (data.root ? data.root + "/" : "") + data.path[i];
+  try {
+    await navigator.clipboard.writeText(path);
+  } catch { // without a server a browser may refuse that
+    const area = element("textarea", { value: path });
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+  button.textContent = "Copied";
+  say("Copied " + visible(path), true);
+  setTimeout(() => { button.textContent = "Copy"; }, 1500);
+}
+
+function pressed(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
+  if (event.target.closest?.("input, select, textarea, summary")) return;
+  const columns = getComputedStyle($("list")).gridTemplateColumns.split(" ").length;
+  const step = { j: 1, k: -1, ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
+  const value = { 1: "keep", 2: "wrong", w: "wrong", 3: "unsure", u: "unsure", 0: "" }[event.key];
+  if (event.key === "?") $("keys").showModal();
+  else if (step && (chosen >= 0 || !event.key.startsWith("Arrow") || event.target.closest(".cards")))
+    choose(chosen < 0 ? page * PER_PAGE : Math.min(Math.max(chosen + step, 0), shown.length - 1));
+  else if (chosen < 0) return;
+  else if (value !== undefined) mark(chosen, value);
+  else if (event.key === "c") copy(shown[chosen], cardAt(chosen).querySelector(".copy"));
+  else if (event.key === "o") cardAt(chosen).querySelector("a.picture")?.click();
+  else if (event.key === "Escape") { cardAt(chosen).classList.remove("chosen"); chosen = -1; document.activeElement.blur(); }
+  else return;
+  event.preventDefault();
+}
+
+function clicked(event) {
+  const made = event.target.closest(".card");
+  if (!made) return;
+  choose(Number(made.dataset.place), true);
+  const button = event.target.closest("button");
+  if (button?.dataset.mark) mark(chosen, button.dataset.mark);
+  else if (button) copy(shown[chosen], button);
+}
+
+function exported() {
+  const url = URL.createObjectURL(new Blob([toCsv()], { type: "text/csv" }));
+  element("a", { href: url, download: "reviewed.csv" }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+  say(`${marks.size} marks exported`);
+}
+
+function start() {
+  for (const place of document.querySelectorAll("[data-typical]")) place.append(thumbnails(place.dataset.typical));
+  if (!data.path.length) return;
+  recall();
+  data.names.forEach((name, value) => $("class")?.append(element("option", { value }, name)));
+  data.kinds.forEach((name, value) => $("kind")?.append(element("option", { value }, name)));
+  $("threshold").value = data.threshold / data.scale;
+  for (const id of ["threshold", "class", "kind", "marked"]) $(id)?.addEventListener("input", filter);
+  $("before").addEventListener("click", () => turn(page - 1));
+  $("after").addEventListener("click", () => turn(page + 1));
+  $("page").addEventListener("change", () => turn(Number($("page").value) - 1));
+  $("export").addEventListener("click", exported);
+  $("import").addEventListener("click", () => $("file").click());
+  $("file").addEventListener("change", async () => { fromCsv(await $("file").files[0].text()); $("file").value = ""; });
+  $("help").addEventListener("click", () => $("keys").showModal());
+  $("list").addEventListener("click", clicked);
+  document.addEventListener("keydown", pressed);
+  document.querySelector(".tools").addEventListener("submit", event => event.preventDefault());
+  filter();
+}
+
+start();
