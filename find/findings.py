@@ -11,6 +11,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import readable_json, write_text
+from find.text import safe_cell, visible
 
 FORMAT = 1
 MODES = ("odd", "audit")
@@ -162,7 +163,7 @@ class Findings:
 
     def write(self, folder: Path) -> None:
         """Write `findings.json` and `findings.csv` into `folder`, each atomically."""
-        write_text(folder / "findings.json", readable_json(self.to_json()))
+        write_text(folder / "findings.json", visible(readable_json(self.to_json())))  # JSON reads its escapes back
         write_text(folder / "findings.csv", self.to_csv())
 
     @classmethod
@@ -198,5 +199,5 @@ def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return LIST_MARK.join(f"{name}={number:.6g}" for name, number in value.items())
     if isinstance(value, tuple):
-        return LIST_MARK.join(map(str, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+        return safe_cell(visible(LIST_MARK.join(map(str, value))))
+    return f"{value:.6g}" if isinstance(value, float) else safe_cell(visible(str(value)))

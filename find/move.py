@@ -32,8 +32,8 @@ class Undone:
 def put(files: Sequence[Path], root: Path, target: Path, *, copy: bool = False) -> Path | None:
     """Move (or copy) files below `root` to the same places below `target`.
 
-    Returns the record that undoes it, None where there are no files. A place that gets taken meanwhile stops it half-way:
-    the error names the record.
+    Returns the record that undoes it, None where there are no files. A place that gets taken meanwhile stops it
+    half-way: the error names the record.
 
     Raises UserError, before anything is touched, where a file is missing, is a symbolic link, lies outside `root`, or
     its new place is taken; and where `target` lies inside `root`, whose files the next run would find again.

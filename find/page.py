@@ -1,4 +1,4 @@
-"""Findings as a page to look at: a folder with `index.html` and `pictures/`, which works without a server or network."""
+"""Findings as a page to look at: `index.html` and `pictures/` in a folder, which need no server and no network."""
 
 import base64
 import hashlib
@@ -11,12 +11,14 @@ from urllib.parse import quote
 
 import numpy as np
 
+from common.errors import UserError
 from common.files import sha256_text, write_text, writing_to
 from find.findings import Findings, Image
 from find.pictures import THUMBNAIL, make_pictures
-from find.review import visible
+from find.text import visible
 
 TEMPLATES = Path(__file__).with_name("templates")
+GENERATOR = "set-anomaly find"
 PREVIEWS = 1000
 SCALE = 1_000_000  # probabilities are written as whole millionths
 
@@ -28,26 +30,34 @@ def write_page(
 
     thumbnails: of the store, (N, H, W, 3) uint8, for images whose original cannot be read. previews: of how many
     findings a small picture is made, from the first; the others show their original, where it is now.
+    Raises UserError where the folder cannot be written, or has an `index.html` that is no page of find.
     """
-    made = _pictures(findings, folder / "pictures", thumbnails, previews)
+    page = folder / "index.html"
+    if page.exists() and GENERATOR not in page.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise UserError(f"{page} is there already and is no page of find: choose another folder")
     data = _data(findings)
-    digest = sha256_text(json.dumps(data))[:16]  # of the result, whatever pictures there are: marks belong to it
+    # The marks in a browser belong to a result. So do its pictures: an older page stays whole until the new one is there
+    data["digest"] = sha256_text(json.dumps(data))[:16]
+    made = _pictures(findings, folder / "pictures" / data["digest"], thumbnails, previews)
     data["pictures"] = {str(row): name for row, (name, _) in made.items()}
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    page = _environment().get_template("page.html.j2").render(
+    style, *scripts = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "marks.js", "page.js"))
+    script = "".join(scripts)
+    template = _environment().get_template("page.html.j2")
+    text = template.render(
+        generator=GENERATOR,
         findings=findings,
         name=visible(Path(findings.root).name) if findings.root else "the data set",
         kinds=_kinds(findings),
         from_thumbnails=sum(origin == THUMBNAIL for _, origin in made.values()),
         beyond=max(0, len(findings.findings) - previews) if findings.root else 0,
         previews=previews,
-        data=_for_script({**data, "digest": digest}),
+        data=_for_script(data),
         style=style,
         script=script,
         policy=_policy(style, script),
     )
-    write_text(folder / "index.html", visible(page))
-    return folder / "index.html"
+    write_text(page, visible(text))
+    return page
 
 
 def _pictures(
@@ -138,7 +148,7 @@ def _policy(style: str, script: str) -> str:
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
     return (
         f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
-        "img-src 'self' file:; base-uri 'none'; form-action 'none'"
+        "img-src 'self' file: data:; base-uri 'none'; form-action 'none'"
     )
 
 

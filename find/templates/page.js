@@ -1,14 +1,9 @@
-"use strict";
+// The list: what is shown, and what people do with it. marks.js comes before this file.
 
-// The findings, a column for each field; row i of every column is finding i, the most probable first.
-const data = JSON.parse(document.getElementById("data").textContent);
 const PER_PAGE = 48;
-const MARKS = { keep: "Keep", wrong: "Wrong", unsure: "Unsure" };
-const STORAGE = "set-anomaly:" + data.digest;
 
 const $ = id => document.getElementById(id);
 const probability = i => data.probability[i] / data.scale;
-const marks = new Map(); // finding → mark
 let shown = []; // the findings that pass the threshold and the filters
 let page = 0;
 let chosen = -1; // a place in `shown`
@@ -36,6 +31,11 @@ function visible(path) {
     sign => "\\u" + sign.charCodeAt(0).toString(16).padStart(4, "0"));
 }
 
+/** The same, with places to break a line. */
+function breakable(path) {
+  return element("bdi", {}, ...visible(path).split(/(?<=[/_-])/).flatMap(part => [part, element("wbr")]));
+}
+
 function original(i) {
   if (!data.rootUrl) return "";
   return data.rootUrl + "/" + (data.urls[i] ?? data.path[i].split("/").map(encodeURIComponent).join("/"));
@@ -43,7 +43,7 @@ function original(i) {
 
 function picture(row, alt, otherwise = "") {
   const name = data.pictures[row];
-  const source = name ? "pictures/" + name : otherwise;
+  const source = name ? `pictures/${data.digest}/${name}` : otherwise;
   if (!source) return element("span", {}, "no picture");
   const image = element("img", { loading: "lazy", decoding: "async", alt });
   image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth <= 128));
@@ -53,14 +53,16 @@ function picture(row, alt, otherwise = "") {
 }
 
 function thumbnails(name) {
-  const rows = data.typical[name] ?? [];
+  const rows = Object.hasOwn(data.typical, name) ? data.typical[name] : [];
   return element("div", { className: "thumbs" }, ...rows.map(row => picture(row, "typical of " + name)));
 }
 
 function comparison(i) {
-  const parts = (data.twins[i] ?? []).slice(0, 1).map(([row, path]) =>
-    element("section", {}, element("h3", { className: "twin" }, "Same as ", element("bdi", {}, visible(path))),
-      element("div", { className: "thumbs" }, picture(row, path))));
+  const same = data.kinds[data.kind[i]].startsWith("near") ? "Nearly the same as " : "Same as ";
+  const twins = data.twins[i] ?? [], more = twins.length > 1 ? ` and ${twins.length - 1} more` : "";
+  const parts = twins.slice(0, 1).map(([row, path]) =>
+    element("section", {}, element("h3", {}, same, breakable(path), more),
+      element("div", { className: "thumbs" }, picture(row, visible(path)))));
   for (const [words, number] of [["Is in ", data.own[i]], ["Looks like ", data.suggested[i]]]) {
     if (number < 0 && data.kinds[data.kind[i]] === "no class")
       parts.push(element("h3", {}, words, element("b", {}, "no other class")));
@@ -85,7 +87,7 @@ function card(place) {
       element("p", { className: "verdict" }, element("b", {}, percent(share)),
         element("span", {}, data.kinds[data.kind[i]])),
       element("div", { className: "bar", "aria-hidden": "true" }, fill),
-      element("p", { className: "path" }, element("bdi", {}, path),
+      element("p", { className: "path" }, breakable(data.path[i]),
         element("button", { type: "button", className: "copy", "aria-label": "Copy the path of " + path }, "Copy")),
       element("ul", { className: "why" }, ...data.why[i].map(text => element("li", {}, data.whys[text]))),
       comparison(i)),
@@ -170,7 +172,7 @@ function choose(place, quietly = false) {
   made.scrollIntoView({ block: "nearest" });
 }
 
-// ---- marks
+// ---- what people do
 
 function mark(place, value) {
   if (place < 0) return;
@@ -179,76 +181,12 @@ function mark(place, value) {
   else marks.set(i, value);
   paint(cardAt(place), i);
   say(visible(data.path[i]) + ": " + (marks.get(i) ?? "no mark"), true);
-  remember();
+  keepMarks();
 }
 
-function remember() {
-  try {
-    localStorage.setItem(STORAGE, JSON.stringify([...marks]));
-  } catch {
-    say("This browser keeps no marks: export them before you close the page");
-  }
+function keepMarks() {
+  if (!remember()) say("This browser keeps no marks: export them before you close the page");
 }
-
-function recall() {
-  for (const [i, value] of Object.entries(data.review)) marks.set(Number(i), value);
-  try {
-    const kept = localStorage.getItem(STORAGE);
-    if (kept === null) return;
-    marks.clear(); // what is kept here began with the reviews of the run
-    for (const [i, value] of JSON.parse(kept)) if (value in MARKS && i in data.path) marks.set(i, value);
-  } catch {
-    // no storage here, or not ours: the marks of the run are all there is
-  }
-}
-
-/** A CSV cell that no spreadsheet takes for a formula; find/review.py reads it. */
-function cell(text) {
-  const safe = /^[=+\-@\t\r']/.test(text) ? "'" + text : text;
-  return /[",\r\n]/.test(safe) ? '"' + safe.replaceAll('"', '""') + '"' : safe;
-}
-
-function toCsv() {
-  const name = number => (number < 0 ? "" : data.names[number]);
-  const lines = [...marks].sort(([a], [b]) => a - b).map(([i, value]) =>
-    [data.path[i], value, name(data.own[i]), name(data.suggested[i]), String(probability(i))].map(cell).join(","));
-  return ["path,review,own,suggested,probability", ...lines].join("\r\n") + "\r\n";
-}
-
-/** The lines of a CSV text, each a list of cells; quoted cells may hold commas, quotes and new lines. */
-function parseCsv(text) {
-  const lines = [[]];
-  const token = /"((?:[^"]|"")*)"|([^",\r\n]+)|(,)|(\r\n|\n|\r)/g;
-  let cellText = "";
-  const endCell = () => { lines.at(-1).push(cellText); cellText = ""; };
-  for (const [, quoted, plain, comma, newline] of text.replace(/^\ufeff/, "").matchAll(token)) {
-    if (comma) endCell();
-    else if (newline) { endCell(); lines.push([]); }
-    else cellText += quoted !== undefined ? quoted.replaceAll('""', '"') : plain;
-  }
-  endCell();
-  return lines.filter(line => line.length > 1);
-}
-
-function fromCsv(text) {
-  const [header = [], ...lines] = parseCsv(text);
-  const [path, review] = ["path", "review"].map(name => header.indexOf(name));
-  if (path < 0 || review < 0) return say('This file has no columns "path" and "review"');
-  const places = new Map(data.path.map((each, i) => [each, i]));
-  let known = 0, unknown = 0;
-  for (const line of lines) {
-    const value = (line[review] ?? "").trim().toLowerCase();
-    const i = places.get(line[path].replace(/^'(?=[=+\-@\t\r'])/, ""));
-    if (!(value in MARKS)) continue;
-    if (i === undefined) unknown += 1;
-    else { marks.set(i, value); known += 1; }
-  }
-  remember();
-  filter();
-  say(`${known} marks read` + (unknown ? `, ${unknown} of images that are not in this list` : ""));
-}
-
-// ---- what people do
 
 async function copy(i, button) {
   const path = (data.root ? data.root + "/" : "") + data.path[i];
@@ -300,6 +238,13 @@ function exported() {
   say(`${marks.size} marks exported`);
 }
 
+async function imported() {
+  say(fromCsv(await $("file").files[0].text()));
+  $("file").value = "";
+  keepMarks();
+  filter();
+}
+
 function start() {
   for (const place of document.querySelectorAll("[data-typical]")) place.append(thumbnails(place.dataset.typical));
   if (!data.path.length) return;
@@ -313,7 +258,7 @@ function start() {
   $("page").addEventListener("change", () => turn(Number($("page").value) - 1));
   $("export").addEventListener("click", exported);
   $("import").addEventListener("click", () => $("file").click());
-  $("file").addEventListener("change", async () => { fromCsv(await $("file").files[0].text()); $("file").value = ""; });
+  $("file").addEventListener("change", imported);
   $("help").addEventListener("click", () => $("keys").showModal());
   $("list").addEventListener("click", clicked);
   document.addEventListener("keydown", pressed);
