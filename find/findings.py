@@ -154,7 +154,7 @@ class Findings:
     def to_csv(self) -> str:
         """One line a finding, in order, with the columns of `Finding`; lists are joined by " | "."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        writer = csv.writer(text)  # ends lines as RFC 4180 says: else a "\r" in a name is not quoted
         names = [each.name for each in dataclasses.fields(Finding)]
         writer.writerow(names)
         for finding in self.findings:

@@ -36,7 +36,7 @@ def write_page(
     if page.exists() and GENERATOR not in page.read_text(encoding="utf-8", errors="replace")[:2000]:
         raise UserError(f"{page} is there already and is no page of find: choose another folder")
     data = _data(findings)
-    # The marks in a browser belong to a result. So do its pictures: an older page stays whole until the new one is there
+    # The marks in a browser belong to a result. So do its pictures: an older page stays whole meanwhile
     data["digest"] = sha256_text(json.dumps(data))[:16]
     made = _pictures(findings, folder / "pictures" / data["digest"], thumbnails, previews)
     data["pictures"] = {str(row): name for row, (name, _) in made.items()}

@@ -66,8 +66,9 @@ class Browser:
 
     def open(self, url: str) -> None:
         """Go to a page and wait until it is loaded."""
+        self.js("window.pageOfBefore = true")
         self.call("Page.navigate", url=url)
-        self.wait_for("document.readyState == 'complete' && location.href != 'about:blank'")
+        self.wait_for("document.readyState == 'complete' && !window.pageOfBefore")
 
     def js(self, expression: str) -> Any:
         """The value of a JavaScript expression, promises awaited."""

@@ -1,6 +1,7 @@
 // The list: what is shown, and what people do with it. marks.js comes before this file.
 
 const PER_PAGE = 48;
+const MEANING = { keep: "It is right as it is", wrong: "It does not belong there", unsure: "I cannot say" };
 
 const $ = id => document.getElementById(id);
 const probability = i => data.probability[i] / data.scale;
@@ -79,7 +80,7 @@ function card(place) {
   const fill = element("i");
   fill.style.width = share * 100 + "%";
   const buttons = Object.entries(MARKS).map(([mark, text]) =>
-    element("button", { type: "button", "data-mark": mark }, text));
+    element("button", { type: "button", "data-mark": mark, title: MEANING[mark] }, text));
   const made = element("li", { className: "card", tabIndex: -1, "data-place": place, "aria-label": path },
     element(url ? "a" : "div", { className: "picture", ...(url && { href: url, target: "_blank", rel: "noopener" }) },
       picture(data.row[i], path, url)),
@@ -89,7 +90,7 @@ function card(place) {
       element("div", { className: "bar", "aria-hidden": "true" }, fill),
       element("p", { className: "path" }, breakable(data.path[i]),
         element("button", { type: "button", className: "copy", "aria-label": "Copy the path of " + path }, "Copy")),
-      element("ul", { className: "why" }, ...data.why[i].map(text => element("li", {}, data.whys[text]))),
+      element("ul", { className: "why" }, ...data.why[i].map(text => element("li", {}, visible(data.whys[text])))),
       comparison(i)),
     element("div", { className: "marks", role: "group", "aria-label": "Your mark" }, ...buttons));
   paint(made, i);
@@ -249,7 +250,7 @@ function start() {
   for (const place of document.querySelectorAll("[data-typical]")) place.append(thumbnails(place.dataset.typical));
   if (!data.path.length) return;
   recall();
-  data.names.forEach((name, value) => $("class")?.append(element("option", { value }, name)));
+  data.names.forEach((name, value) => $("class")?.append(element("option", { value }, visible(name))));
   data.kinds.forEach((name, value) => $("kind")?.append(element("option", { value }, name)));
   $("threshold").value = data.threshold / data.scale;
   for (const id of ["threshold", "class", "kind", "marked"]) $(id)?.addEventListener("input", filter);
