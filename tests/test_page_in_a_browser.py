@@ -81,6 +81,22 @@ def test_it_shows_what_is_flagged_with_pictures(browser, tmp_path):
     assert browser.js("document.querySelectorAll('.card')[0].querySelectorAll('.thumbs img').length") == 8
 
 
+def test_pictures_of_any_shape_are_seen_whole(browser, tmp_path):
+    sizes = {"tall.png": (100, 700), "wide.jpg": (2000, 300), "tiny.png": (3, 9), "square.png": (400, 400)}
+    for name, size in sizes.items():
+        Image.new("RGB", size, "teal").save(tmp_path / name)
+    for mode in ("odd", "audit"):
+        findings = make_findings(list(sizes), mode=mode, flagged=4, root=tmp_path)
+        browser.open(write_page(findings, tmp_path / mode).as_uri())
+        browser.wait_for("[...document.images].every(i => i.complete)")
+        for box in browser.js(
+            "[...document.querySelectorAll('.picture')].map(p => [p, p.firstChild].map(e => [e.clientWidth, e.clientHeight]))"
+        ):
+            assert box[0] == box[1]
+            assert abs(box[0][0] - box[0][1]) <= 1
+        assert browser.js("getComputedStyle(document.querySelector('.picture img')).objectFit") == "contain"
+
+
 def test_the_slider_counts_and_expects(browser, tmp_path):
     findings, page = audit(tmp_path)
     browser.open(page.as_uri())
