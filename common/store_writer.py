@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.files import atomic_path, canonical_json, sha256_text, write_text, writing_to
+from common.files import LOCK, atomic_path, canonical_json, sha256_text, write_text, writing_to
 from common.store import BLOCK_BYTES, FORMAT, VERSION, FeatureStore, block_digests
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
@@ -84,16 +84,22 @@ class StoreWriter:
     def finish(self, header: dict[str, Any], whole: dict[str, np.ndarray]) -> FeatureStore:
         """Write the HDF5 file from the batches and the arrays `whole`, put it in place, clear the partial folder."""
         write_store(self.target, header, {**self._arrays, **whole})
-        shutil.rmtree(self.folder)
+        self._clear()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()  # the lock is in it, where there is one
         return FeatureStore.open(self.target)
+
+    def _clear(self) -> None:
+        for path in self.folder.iterdir():
+            if path.name != LOCK:  # `exclusive` removes it and the empty folder, when nobody else can hold it
+                path.unlink()
 
     def _prepare(self, plan: str, layout: Layout) -> None:
         plan_file = self.folder / "plan.json"
         if plan_file.is_file() and plan_file.read_text() == plan:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.iterdir():
-            leftover.unlink()
+        self._clear()
         needed = sum(_bytes_of(dtype, shape) for dtype, shape in layout.values())
         if 2 * needed > shutil.disk_usage(self.folder).free:
             raise UserError(

@@ -61,7 +61,7 @@ class Extraction:
         another process is at work on the same target.
         """
         busy = f"another extraction is writing {target}: wait for it, or choose another --store"
-        with exclusive(partial_folder(target), busy):
+        with exclusive(partial_folder(target), busy, target):
             return self._run_alone(target)
 
     def identity(self, pixels: dict[str, str]) -> dict[str, Any]:
