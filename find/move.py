@@ -11,14 +11,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.command_line import keeping
 from common.errors import UserError
-from common.files import exclusive, flush_to_disk, write_text, writing_to
+from common.files import exclusive, flush_folder, flush_to_disk, write_text, writing_to
 
 FORMAT = "set-anomaly/moves"
 VERSION = 1
+LOCK_FOLDER = ".set-anomaly-moves"
 
 
 @dataclass(frozen=True)
@@ -44,21 +47,25 @@ def put(files: Sequence[Path], root: Path, target: Path, *, copy: bool = False) 
     pairs = [(file, target / file.relative_to(root)) for file in dict.fromkeys(_checked(files, root))]
     if target.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{target} lies inside the images of {root}: choose a folder outside them")
-    for file, place in pairs:
+    for _, place in pairs:
         if os.path.lexists(place):
-            raise UserError(f"{place} is there already, so {file} was not put there: choose an empty folder")
+            raise UserError(
+                f"{place} is there already, so nothing was moved: choose an empty folder, or undo what was put there"
+            )
     lines = [{"format": FORMAT, "version": VERSION, "how": "copy" if copy else "move"}]
     lines += [{"from": str(file), "to": str(place)} for file, place in pairs]
-    with exclusive(target, f"another process is putting files into {target}: wait for it"):
+    with _alone(target):
         record = _free_name(target)
         write_text(record, "".join(json.dumps(line) + "\n" for line in lines))  # ASCII: names need not be UTF-8
-        for file, place in pairs:
-            try:
-                with writing_to(place):
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    _put(file, place, copy)
-            except UserError as error:
-                raise UserError(f"{error.message}; {record} undoes what was done until here") from error
+        undone = f"{record} undoes what was done until here"
+        with keeping(lambda: undone):
+            for file, place in pairs:
+                try:
+                    with writing_to(place):
+                        place.parent.mkdir(parents=True, exist_ok=True)
+                        _put(file, place, copy)
+                except UserError as error:
+                    raise UserError(f"{error.message}; {undone}") from error
     return record
 
 
@@ -69,6 +76,15 @@ def undo(record: Path) -> Undone:
     When all is as before, the record is renamed to `….undone`. Raises UserError where it is not a record.
     """
     how, pairs = _read(record)
+    with _alone(record.absolute().parent):
+        undone = _undo(how, pairs)
+        _remove_empty_folders([place.parent for _, place in pairs], record.absolute().parent)
+        if not undone.left:
+            record.rename(record.with_name(record.name + ".undone"))
+    return undone
+
+
+def _undo(how: str, pairs: list[tuple[Path, Path]]) -> Undone:
     restored, left = 0, []
     for file, place in reversed(pairs):
         there, moved = os.path.lexists(file), os.path.lexists(place)
@@ -90,10 +106,12 @@ def undo(record: Path) -> Undone:
                     place.unlink()
             restored += 1
         _partial(place).unlink(missing_ok=True)
-    _remove_empty_folders([place.parent for _, place in pairs], record.absolute().parent)
-    if not left:
-        record.rename(record.with_name(record.name + ".undone"))
     return Undone(restored, left)
+
+
+def _alone(target: Path) -> AbstractContextManager[None]:
+    # The lock has a folder of its own: whoever holds it may tidy up there, and the target is somebody's
+    return exclusive(target / LOCK_FOLDER, f"another process moves files into or out of {target}: wait for it")
 
 
 def _absolute(path: Path) -> Path:
@@ -140,16 +158,8 @@ def _put(file: Path, place: Path, copy: bool) -> None:
         place.unlink()
         raise
     if not copy and filecmp.cmp(file, place, shallow=False):
-        _flush_names(place.parent)
+        flush_folder(place.parent)
         file.unlink()
-
-
-def _flush_names(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _partial(place: Path) -> Path:

@@ -159,7 +159,7 @@ def make_findings(
         found.append(Finding(i, path, "train", own, suggested, probability, i < flagged, kind, why))
     top = probabilities[:flagged]
     typical = tuple(ImageOfStore(each.row, each.path) for each in found[:4])
-    options = {
+    values: dict[str, Any] = {
         "findings": tuple(found),
         "conclusion": f"{flagged} of {len(paths)} images" if flagged else "nothing odd here",
         "class_names": tuple(names) if audit else (),
@@ -167,5 +167,5 @@ def make_findings(
         "counts": {"images": len(paths), "findings": len(paths), "flagged": flagged},
         "threshold": Threshold(0.2, min(top, default=1.0), flagged, float(np.mean(top)) if flagged else None),
         "root": None if root is None else str(root),
-    } | options
-    return Findings(mode, **options)
+    }
+    return Findings(mode, **(values | options))

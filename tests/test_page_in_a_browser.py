@@ -89,9 +89,8 @@ def test_pictures_of_any_shape_are_seen_whole(browser, tmp_path):
         findings = make_findings(list(sizes), mode=mode, flagged=4, root=tmp_path)
         browser.open(write_page(findings, tmp_path / mode).as_uri())
         browser.wait_for("[...document.images].every(i => i.complete)")
-        for box in browser.js(
-            "[...document.querySelectorAll('.picture')].map(p => [p, p.firstChild].map(e => [e.clientWidth, e.clientHeight]))"
-        ):
+        sizes_of = "[p, p.firstChild].map(e => [e.clientWidth, e.clientHeight])"
+        for box in browser.js(f"[...document.querySelectorAll('.picture')].map(p => {sizes_of})"):
             assert box[0] == box[1]
             assert abs(box[0][0] - box[0][1]) <= 1
         assert browser.js("getComputedStyle(document.querySelector('.picture img')).objectFit") == "contain"
