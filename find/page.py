@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from find.text import visible
 
 TEMPLATES = Path(__file__).with_name("templates")
 GENERATOR = "set-anomaly find"
-PREVIEWS = 1000
+PREVIEWS = 500
 SCALE = 1_000_000  # probabilities are written as whole millionths
 
 
@@ -51,6 +52,7 @@ def write_page(
         from_thumbnails=sum(origin == THUMBNAIL for _, origin in made.values()),
         beyond=max(0, len(findings.findings) - previews) if findings.root else 0,
         previews=previews,
+        reviews=Counter(each.review for each in findings.findings if each.review),
         data=_for_script(data),
         style=style,
         script=script,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 LONGEST = 512  # pixels; a larger picture is made this small
-SMALL = 128  # up to here a picture is kept as it is, without loss
+SMALL = 128  # up to here a picture is kept as it is, as PNG, which the page shows with crisp pixels; larger is JPEG
 WORKERS = 4  # at most; each holds one decoded original
 
 ORIGINAL, THUMBNAIL = "original", "thumbnail"

@@ -13,7 +13,7 @@ from fabricate import make_findings
 from PIL import Image
 
 from common.errors import UserError
-from find import pictures
+from find import pictures, review
 from find.findings import Bin, Group
 from find.page import TEMPLATES, write_page
 
@@ -126,6 +126,20 @@ def test_pictures_are_upright_on_white_and_of_a_useful_size(tmp_path):
 def test_without_thumbnails_a_missing_picture_is_none(tmp_path):
     page = Page(write_page(make_findings(["gone.png"], root=tmp_path), tmp_path / "out"))
     assert page.data["pictures"] == {}
+
+
+def test_a_store_without_files_has_its_thumbnails(tmp_path):
+    findings = make_findings(["train/0", "train/1"], flagged=1)
+    page = Page(write_page(findings, tmp_path, thumbnails=np.zeros((2, 32, 32, 3), np.uint8), previews=1))
+    assert page.data["pictures"] == {"0": "0.png", "1": "1.png"}
+    assert page.data["rootUrl"] == ""
+
+
+def test_reviews_are_said_and_are_the_marks_to_begin_with(tmp_path):
+    findings = review.apply(make_findings(list("abc"), flagged=2), {"a": "keep", "b": "keep", "c": "wrong"})
+    page = write_page(findings, tmp_path)
+    assert "Your reviews are in it: 1 wrong, 2 keep." in page.read_text()
+    assert Page(page).data["review"] == {"0": "wrong", "1": "keep", "2": "keep"}
 
 
 def test_only_the_first_have_pictures(tmp_path):

@@ -46,8 +46,9 @@ function picture(row, alt, otherwise = "") {
   const name = data.pictures[row];
   const source = name ? `pictures/${data.digest}/${name}` : otherwise;
   if (!source) return element("span", {}, "no picture");
-  const image = element("img", { loading: "lazy", decoding: "async", alt });
-  image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth <= 128));
+  const className = name?.endsWith(".png") ? "small" : "";
+  const image = element("img", { loading: "lazy", decoding: "async", alt, className });
+  if (!name) image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth <= 128));
   image.addEventListener("error", () => image.replaceWith(element("span", { title: alt }, "cannot be shown")));
   image.src = source;
   return image;
@@ -218,8 +219,11 @@ function pressed(event) {
   else if (value !== undefined) mark(chosen, value);
   else if (event.key === "c") copy(shown[chosen], cardAt(chosen).querySelector(".copy"));
   else if (event.key === "o") cardAt(chosen).querySelector("a.picture")?.click();
-  else if (event.key === "Escape") { cardAt(chosen).classList.remove("chosen"); chosen = -1; document.activeElement.blur(); }
-  else return;
+  else if (event.key === "Escape") {
+    cardAt(chosen).classList.remove("chosen");
+    chosen = -1;
+    document.activeElement.blur();
+  } else return;
   event.preventDefault();
 }
 
