@@ -15,9 +15,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
+
 from common.command_line import keeping
 from common.errors import UserError
 from common.files import exclusive, flush_folder, flush_to_disk, write_text, writing_to
+from find.findings import Findings
 
 FORMAT = "set-anomaly/moves"
 VERSION = 1
@@ -30,6 +33,14 @@ class Undone:
 
     restored: int
     left: list[str]
+
+
+def put_flagged(findings: Findings, target: Path, *, copy: bool = False) -> Path | None:
+    """Move (or copy) the flagged images, as `put` does. Raises UserError where the findings know no files."""
+    if findings.root is None:
+        raise UserError("the store does not know where its images lie: make it from a folder of images to move any")
+    root = Path(findings.root)
+    return put([root / each.path for each in findings.flagged], root, target, copy=copy)
 
 
 def put(files: Sequence[Path], root: Path, target: Path, *, copy: bool = False) -> Path | None:
@@ -82,6 +93,16 @@ def undo(record: Path) -> Undone:
         if not undone.left:
             record.rename(record.with_name(record.name + ".undone"))
     return undone
+
+
+@click.command("undo")
+@click.argument("record", type=click.Path(path_type=Path))
+def undo_command(record: Path) -> None:
+    """Bring back what --move-to moved, take away what --copy-to copied: RECORD is the moves-….jsonl that it wrote."""
+    undone = undo(record)
+    click.echo(f"{undone.restored} image(s) are as before")
+    if undone.left:
+        raise UserError("\n".join([f"{len(undone.left)} could not be brought back:", *undone.left]))
 
 
 def _undo(how: str, pairs: list[tuple[Path, Path]]) -> Undone:

@@ -3,6 +3,8 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from fabricate import make_findings
 
 from common.errors import UserError
 from find import move
@@ -156,6 +158,25 @@ def test_files_that_cannot_be_moved(tmp_path):
             put([path], tmp_path / "in", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert put([], tmp_path / "in", tmp_path / "out") is None
+
+
+def test_the_flagged_ones_are_moved_and_a_command_brings_them_back(tmp_path):
+    images(tmp_path / "in")
+    before = tree(tmp_path / "in")
+    findings = make_findings(NAMES, flagged=2, root=tmp_path / "in")
+    record = move.put_flagged(findings, tmp_path / "out")
+    assert set(before) - set(tree(tmp_path / "in")) == set(NAMES[:2])
+    (tmp_path / "in" / NAMES[1]).write_bytes(b"another")
+    result = CliRunner().invoke(move.undo_command, [str(record)])
+    assert result.exit_code == 2
+    assert "1 image(s) are as before" in result.output
+    assert "1 could not be brought back" in result.output
+    (tmp_path / "in" / NAMES[1]).unlink()
+    assert CliRunner().invoke(move.undo_command, [str(record)]).exit_code == 0
+    assert tree(tmp_path / "in") == before
+    assert move.put_flagged(make_findings(NAMES, root=tmp_path / "in"), tmp_path / "out") is None
+    with pytest.raises(UserError, match="folder of images"):
+        move.put_flagged(make_findings(NAMES), tmp_path / "out")
 
 
 def test_what_lies_in_the_target_stays(tmp_path):
