@@ -274,7 +274,7 @@ def test_broken_and_missing_files(tmp_path):
         ("training.weight_decay=-1", "training.weight_decay must be at least 0 and finite, got -1.0"),
         ("training.warmup_epochs=inf", "training.warmup_epochs must be at least 0 and finite, got inf"),
         ("training.gradient_clip=0", "training.gradient_clip must be more than 0 and finite, got 0.0"),
-        ("training.precision=half", 'training.precision must be one of float32, bfloat16, got "half"'),
+        ("training.precision=half", 'training.precision must be one of auto, float32, bfloat16, got "half"'),
         ("training.device=tpu", 'training.device must be one of auto, cpu, cuda, mps, cuda:<number>, got "tpu"'),
     ],
 )

@@ -13,7 +13,7 @@ from train.methods import METHODS, depends_on_seed
 
 VIEWS = ("first", "all")
 LAYERS = ("last", "all")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")
 ROW_NAME = re.compile(r"[^\W_][\w.+=-]*")
@@ -130,7 +130,8 @@ class TrainingConfig:
     weight_decay: of AdamW.
     warmup_epochs: epochs, or a part of one, in which the learning rate rises linearly from 0.
     gradient_clip: largest norm of the gradient; a longer one is scaled down to it.
-    precision: of the forward pass in training: "float32", or "bfloat16" by autocast.
+    precision: of the forward pass in training: "float32"; "bfloat16" by autocast, where this machine has it; "auto",
+    bfloat16 where it is really faster than float32. The history and the report say what was used.
     evaluation_batch_size: sets in a step of evaluation.
     device: "auto" (the best there is), "cpu", "cuda", "cuda:1", "mps".
     """
@@ -148,7 +149,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     warmup_epochs: float = 2.0
     gradient_clip: float = 1.0
-    precision: str = "float32"
+    precision: str = "auto"
     evaluation_batch_size: int = 1000
     device: str = "auto"
 

@@ -1,6 +1,7 @@
 """The training loop: epochs of fresh sets, best-on-validation, resumable after any epoch."""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from common.checks import check_shape
 from common.errors import UserError
-from common.machine import choose_device
+from common.machine import choose_arithmetic, choose_device
 from train.config import Config, TrainingConfig
 from train.methods import build_method
 from train.methods.base import Method
@@ -30,8 +31,8 @@ RELEASE_EVERY = 2  # steps; so a large store takes no more memory than the rows 
 class Progress:
     """How far a run is: all that must be kept to go on with it.
 
-    history: one record an epoch. best: the method's state after the epoch of the highest validation top-1.
-    model, optimizer: their states after the last epoch.
+    history: one record an epoch; `arithmetic` in it is what its forward passes were computed in. best: the method's
+    state after the epoch of the highest validation top-1. model, optimizer: their states after the last epoch.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -55,6 +56,8 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
         progress.best = _copy(model.state_dict())
         return model
     _require_mixable(settings)
+    if settings.precision == "bfloat16" and choose_arithmetic(settings.precision, device) != "bfloat16":
+        tqdm.write("bfloat16 is not faster than float32 on this machine: training in float32", file=sys.stderr)
     model.to(device)
     optimizer = build_optimizer(model, config)
     if progress.model and progress.optimizer:
@@ -62,7 +65,8 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
         optimizer.load_state_dict(progress.optimizer)
     for epoch in range(len(progress.history) + 1, settings.epochs + 1):
         started = time.perf_counter()
-        record = {"epoch": epoch, **train_epoch(config, task, model, optimizer, epoch)}
+        arithmetic = choose_arithmetic(settings.precision, device)
+        record = {"epoch": epoch, **train_epoch(config, task, model, optimizer, epoch), "arithmetic": arithmetic}
         record["train_seconds"] = round(time.perf_counter() - started, 3)
         val = evaluate(model, task, task.val, settings.evaluation_batch_size)
         record |= {"val_loss": val["loss"], "val_top1": val["top1"]}
@@ -161,7 +165,9 @@ def train_step(
     settings = config.training
     for group in optimizer.param_groups:
         group["lr"] = rate
-    with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+    device = inputs.features.device
+    low = choose_arithmetic(settings.precision, device) == "bfloat16"
+    with torch.autocast(device.type, torch.bfloat16, enabled=low):
         encoded = model.encode(inputs.features)
         # Not encoded[places]: threads would add its gradients up in no fixed order
         logits = model.compare(functional.embedding(inputs.places, encoded))
