@@ -23,7 +23,8 @@ STORE = "a" * 64
 
 
 def record(epoch):
-    return {"epoch": epoch, "val_top1": 0.5, "train_seconds": 1.0, "seconds": 2.0}
+    measured = ("train_loss", "train_top1", "val_loss", "val_top1", "train_seconds", "seconds")
+    return {"epoch": epoch, **dict.fromkeys(measured, 0.5)}
 
 
 def states():

@@ -7,7 +7,7 @@ from typing import Any
 
 from common import config
 from common.errors import UserError
-from common.files import readable_json, sha256_file, write_text
+from common.files import readable_json, sha256_file, write_bytes, write_text
 from train.config import Config
 from train.experiment import require_same
 
@@ -54,7 +54,7 @@ class RunFolder:
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Replace metrics.jsonl by the records of `history`."""
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
+        write_bytes(self.metrics, _lines(history))
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Write report.json."""
@@ -119,6 +119,8 @@ class RunFolder:
         content = load_checkpoint(self.checkpoint)
         begun = config_of(content, self.checkpoint)
         require_same(self.config, begun, self.read_config())
+        if self.metrics.read_bytes() != _lines(content["history"]):
+            raise self._changed("metrics.jsonl")
         try:
             reported = config.from_dict(Config, report["config"], str(self.report))
             same_store = report["store"]["identity_sha256"] == content["store_identity"]
@@ -158,3 +160,7 @@ class RunFolder:
             f"{what}; put it back, or move this one file away, and the command that began the run makes it again from "
             "the checkpoint"
         )
+
+
+def _lines(records: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record) + "\n" for record in records).encode()
