@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from common.checks import check_shape
 from common.errors import UserError
 from common.files import canonical_json, sha256_text
+from common.shapes import check_shape
 
 FORMAT = "set-anomaly/feature-store"
 VERSION = 1
