@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from common.checks import check_shape
 from common.errors import UserError
+from common.shapes import check_shape
 from common.store_format import (
     FORMAT,
     VERSION,

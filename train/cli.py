@@ -11,7 +11,8 @@ from common.errors import UserError
 from common.files import Busy, exclusive, sha256_text, write_text, writing_to
 from common.run_folder import RunFolder
 from common.store import FeatureStore
-from train.config import Config, Phase, classes_from
+from train.config import Config, classes_from
+from train.log.plan import planned_configs
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,7 +78,7 @@ def phase(config_path: Path, store_paths: tuple[Path, ...], overrides: tuple[str
     stores = [FeatureStore.open(path) for path in store_paths]
     planned = [
         (f"{name}@{store.path.stem}-seed{seed}" if len(stores) > 1 else f"{name}-seed{seed}", config, store)
-        for full, config in Phase.runs(config_path, overrides).items()
+        for full, config in planned_configs(config_path, overrides).items()
         for name, _, seed in [full.rpartition("-seed")]
         for store in stores
         if fnmatch(name, only)
@@ -103,10 +104,10 @@ def compare(paths: tuple[Path, ...], hard: bool) -> None:
 
     A RUN is a run folder, or a report.json. Runs that differ in their seed only are taken together.
     """
-    from train.comparison import table
-    from train.runs import groups_of, load_run
+    from train.log.runs import groups_of, load_run
+    from train.log.tables import ranking
 
-    click.echo(table(groups_of(map(load_run, paths)), "hard" if hard else "test"))
+    click.echo(ranking(groups_of(map(load_run, paths)), "hard" if hard else "test"))
 
 
 @main.command()
@@ -119,7 +120,7 @@ def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
 
     Reports of new runs in RUNS/<phase>/ are copied to EXPERIMENTS/<phase>/runs/ first; the log is made from these.
     """
-    from train.log import collect, rebuild
+    from train.log.rebuild import collect, rebuild
 
     if not check:
         for line in collect(root, experiments):
@@ -140,13 +141,14 @@ def _default_run(config: Config, config_path: Path | None, store: FeatureStore) 
 def _fit(run: RunFolder, config: Config, store: FeatureStore) -> None:
     from train import checkpoint
     from train.loop import Progress, train
-    from train.report import summary, write_report
+    from train.report.schema import read_report
+    from train.report.write import summary, write_report
     from train.task import prepare
 
     identity = store.identity_sha256
     progress = checkpoint.progress_of(run.checkpoint, config, identity)
     if run.is_done:
-        click.echo(f"complete: {run.path}\n{summary(run.read_report())}", err=True)
+        click.echo(f"complete: {run.path}\n{summary(read_report(run.report))}", err=True)
         return
     task = prepare(store, config.data)
 
