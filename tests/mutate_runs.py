@@ -1,10 +1,11 @@
 """Damaged checkpoints and run folders: what training makes of them.
 
-`python -m tests.mutate_runs --checkpoints 2000 --folders 300` counts. A damaged checkpoint must be refused, or hold what
-it held; a damaged folder must be refused, or end as the run that nobody damaged.
+`python -m tests.mutate_runs --checkpoints 2000 --folders 300` counts. A damaged checkpoint must be refused, or hold
+what it held; a damaged folder must be refused, or end as the run that nobody damaged.
 """
 
 import collections
+import contextlib
 import copy
 import io
 import shutil
@@ -19,16 +20,16 @@ import click
 import matplotlib.figure
 import numpy as np
 import torch
-from tests.mutate import mutated
 
 from common.errors import UserError
 from tests.fabricate import make_store
 from tests.kill_training import result_of
+from tests.mutate import mutated
 from train.checkpoint import load_checkpoint, progress_of, require_fitting, sealed
 from train.config import Config
 from train.fit import fit
+from train.log.runs import load_run
 from train.run_folder import RunFolder
-from train.runs import load_run
 
 LIMIT = 10.0  # seconds
 CONFIG = Config.load(None, ["method=shared_mlp", "head.hidden=4", "training.epochs=3", "training.batch_size=64"])
@@ -72,10 +73,8 @@ class Campaign:
         self.finished, self.begun, self.other = folder / "finished", folder / "begun", folder / "other"
         fit(CONFIG, self.store, self.finished, quiet)
         fit(OTHER, self.store, self.other, quiet)
-        try:
+        with contextlib.suppress(Killed):
             fit(CONFIG, self.store, self.begun, self._kill)
-        except Killed:
-            pass
         self.old = Path(shutil.copytree(self.finished, folder / "old"))
         (self.old / "DONE").write_text("")
         for run in (self.old, self.begun):  # the begun one as format 1, too

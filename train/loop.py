@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from common.checks import check_shape
 from common.errors import UserError
 from common.machine import choose_arithmetic, choose_device
-from train.config import Config, TrainingConfig
+from common.shapes import check_shape
+from train.config import Config
 from train.methods import build_method
-from train.methods.base import Method
+from train.methods.base import Method, device_of
 from train.metrics import evaluate_scores
 from train.mixing import add_mixed_classes
 from train.sets import Sets, pairs_mostly_within, shared_batches, shared_steps, training_batches
@@ -42,7 +42,7 @@ class Progress:
 
 
 def train(config: Config, task: Task, progress: Progress, save: Callable[[Progress], None]) -> Method:
-    """Fit the method, train it from `progress` to the last epoch, and return it at its best epoch, on the CPU.
+    """Fit the method, train it from `progress` to the last epoch, and return it at its best epoch, on the device.
 
     `save` is called after each epoch. Every epoch draws its sets, views and dropout from generators of its own, seeded
     by (seed, epoch): a resumed run needs no generator's state to equal one that was not interrupted. Raises UserError
@@ -55,7 +55,6 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
     if not model.learns:
         progress.best = _copy(model.state_dict())
         return model
-    _require_mixable(settings)
     if settings.precision == "bfloat16" and choose_arithmetic(settings.precision, device) != "bfloat16":
         tqdm.write("bfloat16 is not faster than float32 on this machine: training in float32", file=sys.stderr)
     model.to(device)
@@ -79,7 +78,7 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
     best = build_method(config, task.feature_dim, len(task.train.classes))
     assert progress.best is not None, "at least one epoch was trained"
     best.load_state_dict(progress.best)
-    return best
+    return best.to(device)
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
@@ -105,7 +104,7 @@ def predict(model: Method, task: Task, sets: Sets, batch_size: int) -> Tensor:
 
 def predict_rows(model: Method, task: Task, rows: np.ndarray, batch_size: int) -> Tensor:
     """As `predict`, for sets of the rows (n, S)."""
-    device = next(model.parameters(), torch.empty(0)).device
+    device = device_of(model)
     logits = []
     for start in range(0, len(rows), batch_size):
         images, places = np.unique(rows[start : start + batch_size], return_inverse=True)
@@ -192,14 +191,6 @@ def build_optimizer(model: Method, config: Config) -> torch.optim.Optimizer:
     """AdamW on all parameters, in one kernel."""
     settings = config.training
     return torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-
-
-def _require_mixable(settings: TrainingConfig) -> None:
-    if settings.mixed_classes and (settings.hard_pairs or not settings.images_per_class):
-        raise UserError(
-            f"training.mixed_classes={settings.mixed_classes} needs training.images_per_class above 0 (it is "
-            f"{settings.images_per_class}) and training.hard_pairs 0 (it is {settings.hard_pairs})"
-        )
 
 
 def _pairs(task: Task, hard: float) -> np.ndarray | None:

@@ -1,11 +1,12 @@
 """The contract of all methods, and the layers that several of them are made of."""
 
+import itertools
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from common.checks import check_shape
+from common.shapes import check_shape
 from train.task import Task
 
 
@@ -89,6 +90,11 @@ class Method(nn.Module):
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.generator = generator
+
+
+def device_of(method: Method) -> torch.device:
+    """Where a method computes: the CPU, unless `to` put it elsewhere."""
+    return next(itertools.chain(method.parameters(), method.buffers()), torch.empty(0)).device
 
 
 class Standardise(nn.Module):
