@@ -1,10 +1,11 @@
 """Damaged checkpoints and run folders: what training makes of them.
 
-`python -m tests.mutate_runs --checkpoints 2000 --folders 300` counts. A damaged checkpoint must be refused, or hold what
-it held; a damaged folder must be refused, or end as the run that nobody damaged.
+`python -m tests.mutate_runs --checkpoints 2000 --folders 300` counts. A damaged checkpoint must be refused, or hold
+what it held; a damaged folder must be refused, or end as the run that nobody damaged.
 """
 
 import collections
+import contextlib
 import copy
 import io
 import shutil
@@ -72,10 +73,8 @@ class Campaign:
         self.finished, self.begun, self.other = folder / "finished", folder / "begun", folder / "other"
         fit(CONFIG, self.store, self.finished, quiet)
         fit(OTHER, self.store, self.other, quiet)
-        try:
+        with contextlib.suppress(Killed):
             fit(CONFIG, self.store, self.begun, self._kill)
-        except Killed:
-            pass
         self.old = Path(shutil.copytree(self.finished, folder / "old"))
         (self.old / "DONE").write_text("")
         for run in (self.old, self.begun):  # the begun one as format 1, too
@@ -96,7 +95,7 @@ class Campaign:
         except UserError as error:
             verdict = "refused" if "\n" not in error.message.strip() else "MORE THAN A SENTENCE"
         except Exception as error:
-            click.echo(f"{what}: {error!r}", err=True)
+            click.echo(f"{what}: {repr(error)[:200]}", err=True)
             verdict = "TRACEBACK"
         self.counts[f"{verdict}: {what}"] += 1
         self.counts["HANG"] += time.monotonic() - started > LIMIT
