@@ -95,7 +95,7 @@ class Campaign:
         except UserError as error:
             verdict = "refused" if "\n" not in error.message.strip() else "MORE THAN A SENTENCE"
         except Exception as error:
-            click.echo(f"{what}: {error!r}", err=True)
+            click.echo(f"{what}: {repr(error)[:200]}", err=True)
             verdict = "TRACEBACK"
         self.counts[f"{verdict}: {what}"] += 1
         self.counts["HANG"] += time.monotonic() - started > LIMIT

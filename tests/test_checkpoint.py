@@ -138,6 +138,7 @@ def test_every_byte_is_under_the_seal(checkpoint):
         {"history": [1]},
         {"history": [record(2)]},
         {"history": [{"epoch": 1}]},
+        {"history": [record(1) | {"epoch": torch.ones(1).to_sparse()}]},
         {"model": {0: torch.ones(1)}},
         {"model": None},
         {"optimizer": None},

@@ -42,7 +42,7 @@ KINDS = {
     "model": dict | None,
     "optimizer": dict | None,
 }
-MEASURED = ("train_loss", "train_top1", "val_loss", "val_top1", "train_seconds", "seconds")
+MEASURED = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "train_seconds", "seconds")
 
 
 def save_checkpoint(path: Path, config: Config, input_dim: int, store_identity: str, progress: Progress) -> None:
@@ -181,8 +181,8 @@ def _wrong(content: Any) -> str:
         if key not in content or not isinstance(content[key], kind):
             return f'its "{key}" is not what it should be'
     for number, record in enumerate(content["history"], 1):
-        whole = isinstance(record, dict) and all(type(record.get(name)) in (int, float) for name in MEASURED)
-        if not whole or record.get("epoch") != number:
+        numbers = isinstance(record, dict) and all(type(record.get(name)) in (int, float) for name in MEASURED)
+        if not numbers or record["epoch"] != number:
             return f"its record of epoch {number} is not what it should be"
     for key in ("head", "model"):
         state = content[key]
