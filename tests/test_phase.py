@@ -121,7 +121,7 @@ def test_from_several_stores_each_run_is_made_and_named_after_the_store(store, t
         *("a@other-seed0", "a@other-seed1", "b@other-seed0"),
     }
     runs = [load_run(path) for path in folders]
-    assert {run.report["store"]["path"] for run in runs if "@other" in run.name} == {str(other)}
+    assert {run.report.store.path for run in runs if "@other" in run.name} == {str(other)}
     assert sorted(group.name for group in groups_of(runs)) == ["a@other", "a@s", "b@other", "b@s"]
 
 
