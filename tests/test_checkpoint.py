@@ -129,6 +129,7 @@ def test_every_byte_is_under_the_seal(checkpoint):
         {"format": "gone"},
         {"format": 0},
         {"format": "2"},
+        {"format": torch.ones(1).to_sparse()},
         {"config": 3},
         {"config": "method ="},
         {"input_dim": None},

@@ -241,6 +241,15 @@ def test_a_lost_done_is_written_again(finished, store, tmp_path):
     assert load_run(run.path)
 
 
+@pytest.mark.parametrize("name", ["DONE", "config.toml", "checkpoint.pt", "report.json", "metrics.jsonl"])
+def test_a_folder_where_a_file_should_be_is_one_sentence(finished, store, tmp_path, name):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / name).unlink()
+    (run / name).mkdir()
+    with pytest.raises(UserError, match=name):
+        fit(CONFIG, store, run, quiet)
+
+
 def test_leftovers_go_and_none_are_made(begun, store, tmp_path):
     run = shutil.copytree(begun, tmp_path / "run")
     for name in (".checkpoint.1-0a1b2c3d.pt", ".report.99999999.json", ".lock"):
