@@ -1,0 +1,200 @@
+"""Which images of a labelled data set are in the wrong class, in none, or there twice."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from find.calibration import BINS
+from find.classes import FOLDS, Posterior, posterior
+from find.duplicates import Pairs, find_pairs
+from find.findings import Bin, Finding, Findings
+from find.listing import TYPICAL, Images, make_findings, require_features
+
+LARGE = 20_000  # images, from which on one round with one network has to do
+NO_CLASS_BINS = 50
+
+
+def audit(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    class_names: Sequence[str] | None = None,
+    paths: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
+    digests: np.ndarray | None = None,
+    rate: float = 0.1,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+) -> Findings:
+    """Judge every image of features (n, D) with labels (n,) int by models that never saw it.
+
+    class_names: of the labels 0 … C - 1. paths, splits: of the images. digests: (n, 32) uint8, equal for equal
+    pictures. rate: the false-discovery rate that the flagged ones keep. settings: provenance, taken over.
+
+    An image is wrong if its label is (`find.classes`: class posteriors, a noise rate that is estimated, Bayes' rule),
+    or if it belongs to no class. Of pictures that are there more than once with different labels, something is wrong
+    for certain. Raises UserError where there are fewer than 2 classes, or a class has a single image.
+    """
+    features, labels = np.asarray(features, np.float32), np.asarray(labels, np.int64)
+    require_features(features)
+    names = [str(name) for name in (range(int(labels.max(initial=-1)) + 1) if class_names is None else class_names)]
+    used, labels = np.unique(labels, return_inverse=True)
+    names = [names[label] for label in used]
+    _require_classes(labels, names)
+    images = Images.numbered(len(labels), paths, splits)
+    pairs = find_pairs(features, digests)
+    folds = min(FOLDS, int(np.bincount(labels).min()))
+    effort = {"networks": 1, "rounds": 1} if len(labels) > LARGE else {"networks": 2, "rounds": 2}
+    judged = posterior(features, labels, pairs.groups(len(labels)), folds=folds, **effort, seed=seed)
+    wrong, strange = judged.wrong(labels), no_class(judged.ratios, labels)
+    twins, agreement = _twins(pairs), _agreement(pairs, labels)
+    findings = [
+        _finding(i, labels, names, images, judged, wrong[i], strange[i], twins.get(i, []), agreement)
+        for i in np.flatnonzero((wrong + strange > 0.01) | np.isin(np.arange(len(labels)), list(twins))).tolist()
+    ]
+    typical = {}
+    for label, name in enumerate(names):
+        rows = np.flatnonzero(labels == label)
+        typical[name] = images.shown(rows[np.argsort(-judged.ratios[rows, label], kind="stable")[:TYPICAL]])
+    settings = dict(settings or {}) | {"noise_rate": round(judged.noise, 5), "seed": seed, "folds": folds}
+    return make_findings(
+        "audit",
+        findings,
+        len(labels),
+        rate,
+        typical,
+        class_names=names,
+        calibration=check_calibration(judged, labels, seed),
+        settings=settings,
+    )
+
+
+def no_class(ratios: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The probability (n,) that an image is of no class, of log p(image | class) - log p(image | none) (n, C).
+
+    How an image of no class looks is known from every image without its own class. The share of such images is at most
+    what the part of the images that is far from all classes allows (Storey's argument): that bound is taken.
+    """
+    nearest = ratios.max(1)
+    others = ratios.copy()
+    others[np.arange(len(labels)), labels] = -np.inf
+    without = others.max(1)
+    edges = np.quantile(np.concatenate([nearest, without]), np.linspace(0, 1, NO_CLASS_BINS + 1)[1:-1])
+    seen = np.bincount(np.searchsorted(edges, nearest), minlength=NO_CLASS_BINS) + 1.0
+    foreign = np.bincount(np.searchsorted(edges, without), minlength=NO_CLASS_BINS) + 1.0
+    below = foreign.cumsum() > 0.05 * len(labels)
+    share = float(np.min(seen.cumsum()[below] / foreign.cumsum()[below]))
+    ratio = np.minimum.accumulate(foreign / seen)  # the farther, the stranger
+    return np.minimum(1.0, share * ratio)[np.searchsorted(edges, nearest)]
+
+
+def check_calibration(judged: Posterior, labels: np.ndarray, seed: int) -> tuple[Bin, ...]:
+    """How often a label of each probability is wrong, if labels are as often wrong as estimated.
+
+    Every image is given another label, drawn at random: that shows which part of all wrong labels gets which
+    probability. Models never saw the image, so nothing has to be trained anew.
+    """
+    classes = judged.log.shape[1]
+    drawn = (labels + np.random.default_rng(seed).integers(1, classes, len(labels))) % classes
+    found, simulated = judged.wrong(labels), judged.wrong(drawn)
+    bars = []
+    for bar in range(BINS):
+        low, high = bar / BINS, (bar + 1) / BINS
+        chosen = (found >= low) & ((found < high) | (bar == BINS - 1))
+        if n := int(chosen.sum()):
+            share = float(((simulated >= low) & ((simulated < high) | (bar == BINS - 1))).mean())
+            observed = min(1.0, share * judged.noise * len(labels) / n)
+            bars.append(Bin(low, high, n, round(float(found[chosen].mean()), 4), round(observed, 4)))
+    return tuple(bars)
+
+
+def _finding(
+    i: int,
+    labels: np.ndarray,
+    names: Sequence[str],
+    images: Images,
+    judged: Posterior,
+    wrong: float,
+    strange: float,
+    twins: list[tuple[int, bool]],
+    agreement: float,
+) -> Finding:
+    label = int(labels[i])
+    others = judged.log[i].copy()
+    others[label] = -np.inf
+    nearest = int(others.argmax())
+    probability, why, kind = 1 - (1 - wrong) * (1 - strange), [], "wrong label"
+    suggested: str | None = names[nearest]
+    if strange > wrong:
+        kind, suggested = "no class", None
+        why.append("far from every class")
+    else:
+        if judged.ratios[i, label] < 0:
+            why.append("far from its class")
+        if judged.log[i, nearest] > judged.log[i, label]:
+            why.append(f"nearer to {names[nearest]}")
+    conflicts = [(twin, exact) for twin, exact in twins if labels[twin] != label]
+    if twins:
+        exact = any(exact for _, exact in conflicts or twins)
+        if conflicts or probability < 0.5:
+            kind = "duplicate" if exact else "near duplicate"
+        if conflicts:
+            probability = max(probability, 1.0 if exact else agreement)
+            suggested = names[labels[conflicts[0][0]]]
+        for twin, same in twins:
+            what = "duplicate" if same else "near duplicate"
+            label_of = f" with another label, {names[labels[twin]]}" if labels[twin] != label else ""
+            why.append(f"{what} of {images.paths[twin]}{label_of}")
+        if not conflicts and kind != "wrong label":
+            suggested = None
+    scores = {
+        "own class": float(np.exp(judged.log[i, label])),
+        "suggested class": float(np.exp(judged.log[i, nearest])),
+        "wrong label": float(wrong),
+        "no class": float(strange),
+    }
+    return Finding(
+        int(images.rows[i]),
+        images.paths[i],
+        images.splits[i],
+        names[label],
+        suggested,
+        round(float(probability), 6),
+        False,
+        kind,
+        tuple(why),
+        tuple(int(images.rows[twin]) for twin, _ in twins),
+        tuple(images.paths[twin] for twin, _ in twins),
+        {name: round(value, 6) for name, value in scores.items()},
+    )
+
+
+def _twins(pairs: Pairs) -> dict[int, list[tuple[int, bool]]]:
+    """For each image that is there more than once: the others, and whether they are exactly equal."""
+    found = defaultdict(list)
+    for first, second, exact in zip(pairs.first.tolist(), pairs.second.tolist(), pairs.exact.tolist(), strict=True):
+        found[first].append((second, exact))
+        found[second].append((first, exact))
+    return found
+
+
+def _agreement(pairs: Pairs, labels: np.ndarray) -> float:
+    """The share of near duplicates that have one label: how surely such a pair shows one thing."""
+    near = ~pairs.exact
+    same = labels[pairs.first[near]] == labels[pairs.second[near]]
+    return float((same.sum() + 1) / (near.sum() + 2))
+
+
+def _require_classes(labels: np.ndarray, names: Sequence[str]) -> None:
+    if len(names) < 2:
+        raise UserError(
+            f"there are {len(names)} class(es) to audit, at least 2 are needed: use find odd for one folder"
+        )
+    counts = np.bincount(labels)
+    if counts.min() < 2:
+        raise UserError(
+            f'class "{names[int(counts.argmin())]}" has a single image: each image is judged by others of its class'
+        )

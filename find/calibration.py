@@ -1,0 +1,64 @@
+"""Probabilities that mean something: the threshold that keeps a false-discovery rate, and a check of them."""
+
+import numpy as np
+
+from find.findings import Bin, Threshold
+
+BINS = 10
+# What is thought of the share of odd images in a folder before it is seen: none in half of all folders, else any
+# share from one in a thousand to three in ten, each order of magnitude alike
+SHARES = np.concatenate([[0.0], np.geomspace(0.001, 0.3, 24)])
+PRIOR = np.concatenate([[0.5], np.full(24, 0.5 / 24)])
+
+
+def choose_threshold(probabilities: np.ndarray, rate: float) -> Threshold:
+    """The longest head of the list (n,) whose expected share of false finds is at most `rate`.
+
+    The expected share of true finds is the mean of the probabilities (Müller et al., *Optimal sample size for
+    multiple testing*, 2004, call it the posterior expected false-discovery rate).
+
+    >>> choose_threshold(np.array([0.1, 0.99, 0.7, 0.95]), 0.15)
+    Threshold(asked=0.15, probability=0.7, flagged=3, expected_true=0.88)
+    """
+    falling = np.sort(probabilities)[::-1]
+    true = np.cumsum(falling) / np.arange(1, len(falling) + 1)
+    allowed = np.flatnonzero(true >= 1 - rate)
+    if not len(allowed):
+        return Threshold(rate, 1.0, 0, None)
+    last = int(allowed[-1])
+    return Threshold(rate, float(falling[last]), last + 1, round(float(true[last]), 6))
+
+
+def reliability(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> tuple[Bin, ...]:
+    """The bars of a reliability diagram, of probabilities (n,) and truth (n,) bool; empty ones are left out.
+
+    >>> reliability(np.array([0.05, 0.95, 0.97]), np.array([False, True, True]))[1]
+    Bin(low=0.9, high=1.0, n=2, mean=0.96, observed=1.0)
+    """
+    weights = np.ones(len(truth)) if weights is None else weights
+    number = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    bars = []
+    for bar in np.unique(number):
+        chosen = number == bar
+        weight = weights[chosen] / max(weights[chosen].sum(), 1e-12)
+        mean, observed = float(probabilities[chosen] @ weight), float(truth[chosen] @ weight)
+        bars.append(Bin(int(bar) / BINS, (int(bar) + 1) / BINS, int(chosen.sum()), round(mean, 4), round(observed, 4)))
+    return tuple(bars)
+
+
+def folder_posterior(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
+    """Of log p(score | odd) - log p(score | not odd) (n,): the probability (n,) that each is odd, and that any is.
+
+    The share of odd images is unknown: Bayes' rule over `SHARES`. So an image is judged by the company that it keeps:
+    the same score means more in a folder with many odd images than in a clean one of ten thousand.
+    """
+    mixed = np.logaddexp(np.log1p(-SHARES)[:, None], _log(SHARES)[:, None] + log_ratios)
+    weight = np.log(PRIOR) + mixed.sum(1)
+    weight = np.exp(weight - weight.max())
+    weight /= weight.sum()
+    each = np.exp(_log(SHARES)[:, None] + log_ratios - mixed)
+    return np.clip(weight @ each, 0.0, 1.0), float(1 - weight[0])
+
+
+def _log(x: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(x, 1e-300))

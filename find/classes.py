@@ -1,0 +1,160 @@
+"""Class posteriors of every image by classifiers that never saw it, where some of the labels are wrong."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from common.machine import fast_bfloat16
+from find.gaussian import ClassSpace, Normaliser
+from train.config import Config, HeadConfig, TrainingConfig
+from train.loop import learning_rate_factor
+from train.methods import build_method
+from train.methods.base import Method
+
+FOLDS = 5
+# Strong dropout and few epochs: what matters is how little is left to a class that an image does not belong to, not
+# how often the most likely one is right
+HIDDEN, DROPOUT, RATE, DECAY = 512, 0.7, 2e-3, 0.05
+BATCH = 256
+WARMUP = 0.05  # of the steps
+SEEN = 120_000  # images that a network sees in its training, whatever their number; but a few epochs at least
+EPOCHS = 3, 12
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """log p(true class | image) (n, C), and the share of wrong labels that suits them best.
+
+    ratios (n, C): log p(image | class) - log p(image | another class than those), of the Gaussian model alone.
+    """
+
+    log: np.ndarray
+    noise: float
+    ratios: np.ndarray
+
+    def wrong(self, labels: np.ndarray) -> np.ndarray:
+        """p(the label is wrong | image, label) (n,), if every wrong label is as likely as any other (Bayes' rule)."""
+        own = np.exp(self.log[np.arange(len(labels)), labels])
+        others = self.noise / max(1, self.log.shape[1] - 1) * (1 - own)
+        return others / np.maximum(others + (1 - self.noise) * own, 1e-300)
+
+
+def posterior(
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, folds: int, networks: int, rounds: int, seed: int
+) -> Posterior:
+    """The class posteriors of features (n, D) with labels (n,), each by models that were trained on the other folds.
+
+    groups (n,): images of one group, duplicates, are in the same fold. networks: MLPs a fold. rounds: after the first,
+    labels that are more likely wrong than right are left out of training.
+    """
+    normaliser = Normaliser.fit(features)  # of all images: it knows no label
+    generator = np.random.default_rng(seed)
+    trusted = np.ones(len(labels), bool)
+    for number in range(rounds):
+        fold = make_folds(labels, groups, folds, generator)
+        scores = out_of_fold(features, labels, fold, trusted, normaliser, networks, seed + 1000 * number)
+        found = weigh(scores, labels)
+        trusted = found.wrong(labels) < 0.5
+        counts = np.bincount(labels[trusted], minlength=labels.max() + 1)
+        trusted |= (counts < 2)[labels]  # a class is not left without images
+    return found
+
+
+def make_folds(labels: np.ndarray, groups: np.ndarray, folds: int, generator: np.random.Generator) -> np.ndarray:
+    """The fold (n,) of each image: classes balanced, and images of one group in the same fold."""
+    order = generator.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    fold = np.empty(len(labels), np.int64)
+    fold[order] = np.arange(len(labels)) % folds
+    _, leader, member = np.unique(groups, return_index=True, return_inverse=True)
+    return fold[leader][member]
+
+
+def out_of_fold(
+    features: np.ndarray,
+    labels: np.ndarray,
+    fold: np.ndarray,
+    trusted: np.ndarray,
+    normaliser: Normaliser,
+    networks: int,
+    seed: int,
+) -> list[np.ndarray]:
+    """Class scores (n, C) of a Gaussian model (log-likelihood ratios) and of `networks` MLPs (logits).
+
+    Each row's are those of models trained on the `trusted` rows of the other folds.
+    """
+    x = torch.from_numpy(normaliser(features))
+    scores = [np.empty((len(labels), labels.max() + 1), np.float32) for _ in range(1 + networks)]
+    for number in np.unique(fold):
+        rest, rows = np.flatnonzero((fold != number) & trusted), np.flatnonzero(fold == number)
+        space = ClassSpace.fit(features[rest], labels[rest], normaliser)
+        scores[0][rows] = space.log_likelihood_ratios(space.embed(features[rows]))
+        for network in range(networks):
+            model = train_network(
+                x[rest], torch.from_numpy(labels[rest]), scores[0].shape[1], seed + 100 * network + int(number)
+            )
+            with torch.inference_mode():
+                logits = torch.cat([model.encode(part) for part in x[rows].split(4096)])
+            scores[1 + network][rows] = logits.numpy()
+    return scores
+
+
+def train_network(x: Tensor, labels: Tensor, classes: int, seed: int) -> Method:
+    """The MLP of the method `posterior`, trained on classes alone: x (n, D), labels (n,)."""
+    generator = torch.Generator().manual_seed(seed)
+    head = HeadConfig(hidden=HIDDEN, dropout=DROPOUT)
+    model = build_method(Config("posterior", head=head, training=TrainingConfig(seed=seed)), x.shape[1], classes)
+    model.seed_dropout(generator)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY, fused=True)
+    fast = fast_bfloat16(torch.device("cpu"))
+    batches = max(1, len(x) // BATCH)
+    total = int(np.clip(SEEN / len(x), *EPOCHS) * batches)
+    step = 0
+    while step < total:
+        for rows in torch.randperm(len(x), generator=generator).chunk(batches)[: total - step]:
+            step += 1
+            for group in optimizer.param_groups:
+                group["lr"] = RATE * learning_rate_factor(step, round(WARMUP * total), total)
+            with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+                logits = model.encode(x[rows])
+            loss = functional.cross_entropy(logits.float(), labels[rows])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+    return model.eval()
+
+
+def weigh(scores: Sequence[np.ndarray], labels: np.ndarray) -> Posterior:
+    """One posterior out of class scores (n, C) that saw no label of their rows.
+
+    Weights of the scores in a softmax, and the noise rate: those under which the labels, each wrong with that
+    probability, are most likely. Scores that are too sure of themselves get small weights.
+    """
+    parts = [torch.from_numpy(np.asarray(each, np.float32)) for each in scores]
+    parts = [(part - part.mean(1, keepdim=True)) / part.std().clamp(min=1e-6) for part in parts]
+    chosen = torch.from_numpy(labels)[:, None]
+    classes = parts[0].shape[1]
+    weights = torch.zeros(len(parts), requires_grad=True)
+    noise = torch.tensor(-3.0, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights, noise], max_iter=100, line_search_fn="strong_wolfe")
+
+    def log_posterior() -> Tensor:
+        mixed = sum(weight.exp() * part for weight, part in zip(weights, parts, strict=True))
+        return functional.log_softmax(mixed, 1)  # type: ignore[arg-type]
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        own = log_posterior().gather(1, chosen).exp()
+        rate = torch.sigmoid(noise)
+        value = -torch.log((1 - rate) * own + rate * (1 - own) / max(1, classes - 1) + 1e-12).mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)  # type: ignore[arg-type]
+    with torch.no_grad():
+        return Posterior(log_posterior().numpy(), float(torch.sigmoid(noise)), scores[0])

@@ -1,0 +1,200 @@
+"""The command line of stage 3. Heavy imports wait inside the commands, so that --help answers at once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from common.command_line import CommandLine
+from common.errors import UserError
+from common.store import FeatureStore
+from find.move import undo_command
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from find.findings import Findings
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Stage 3: find the odd image in a folder, and wrong labels in a data set."""
+
+
+def _shared(command: Callable) -> Callable:
+    """The options of both commands."""
+    path = click.Path(path_type=Path)
+    for option in (
+        click.option("--out", type=path, help="The folder of the page and its files.  [default: runs/find-<store>]"),
+        click.option("--root", type=path, help="Where the images are: the --root of the store.  [default: unknown, thumbnails are shown]"),
+        click.option("--rate", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
+                     show_default=True, help="The share of false finds that the flagged ones may have."),
+        click.option("--reviewed", type=path, help="Marks of an earlier page, a CSV file: they are honoured."),
+        click.option("--move-to", type=path, help="Move flagged images there; they can be brought back."),
+        click.option("--copy-to", type=path, help="Copy flagged images there."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("store_path", type=click.Path(path_type=Path), metavar="STORE")
+@click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder of a trained head.")
+@click.option("--reference", type=click.Path(path_type=Path), help="A store of labelled images, same backbone.")
+@_shared
+def odd(
+    store_path: Path, run_path: Path | None, reference: Path | None, seed: int, rate: float, **options: Any
+) -> None:
+    """Which images of STORE do not belong to the others? Classes in it are ignored. Prints the page's path last.
+
+    With the head of a run, with a reference store, with both, or with nothing but the images themselves.
+    """
+    from find.oddities import odd as find_odd
+
+    store = _open(store_path)
+    head, held_out = _head(run_path, store, reference)
+    given = None if reference is None or head is not None else _labelled(_comparable(reference, store), None)
+    found = find_odd(
+        _features(store), head=head, reference=given, held_out=held_out, rate=rate, seed=seed,
+        digests=store.image_sha256, settings=_settings(store, run_path, reference), **_names(store),
+    )  # fmt: skip
+    _write(found, store, **options)
+
+
+@main.command()
+@click.argument("store_path", type=click.Path(path_type=Path), metavar="STORE")
+@_shared
+def audit(store_path: Path, seed: int, rate: float, **options: Any) -> None:
+    """Which images of STORE are in the wrong class, in none, or there twice? Prints the page's path last."""
+    from find.auditing import audit as find_wrong
+
+    store = _open(store_path)
+    found = find_wrong(
+        _features(store), store.labels, class_names=store.class_names, rate=rate, seed=seed,
+        digests=store.image_sha256, settings=_settings(store, None, None), **_names(store),
+    )  # fmt: skip
+    _write(found, store, **options)
+
+
+main.add_command(undo_command)
+
+
+def _open(path: Path) -> FeatureStore:
+    store = FeatureStore.open(path)
+    store.verify(("features", "labels", "split", "image_sha256"))
+    return store
+
+
+def _features(store: FeatureStore) -> "np.ndarray":
+    """The mean over the views (N, D) float32."""
+    return store.features.mean(0, dtype="float32")
+
+
+def _names(store: FeatureStore) -> dict[str, Any]:
+    from common.store import SPLITS
+
+    splits = [SPLITS[number] for number in store.split]
+    paths = store.names(range(len(splits))) or [f"{s}/{i}" for s, i in zip(splits, store.image_index, strict=True)]
+    return {"paths": paths, "splits": splits}
+
+
+def _labelled(store: FeatureStore, rows: Any) -> Any:
+    import numpy as np
+
+    rows = np.arange(len(store.labels)) if rows is None else rows
+    return store.features[:, rows].mean(0, dtype=np.float32), np.array(store.labels)[rows]
+
+
+def _comparable(path: Path, store: FeatureStore) -> FeatureStore:
+    """Open a reference store. Raises UserError where its features are of another kind than those of `store`."""
+    reference = _open(path)
+    for part in ("backbone", "weights"):
+        if reference.identity[part] != store.identity[part]:
+            raise UserError(
+                f"{path} was made with another {'backbone' if part == 'backbone' else 'set of weights'} than "
+                f"{store.path}: extract one of them again, both must agree"
+            )
+    size = [each.identity["preprocessing"].get("image_size") for each in (reference, store)]
+    if size[0] != size[1]:
+        raise UserError(f"{path} was made at {size[0]} pixels, {store.path} at {size[1]}: both must agree")
+    return reference
+
+
+def _head(run_path: Path | None, store: FeatureStore, reference: Path | None) -> tuple[Any, Any]:
+    """The head of a run, and labelled images to learn from what its scores say: those of its store's test split."""
+    if run_path is None:
+        return None, None
+    from train.checkpoint import load_checkpoint, load_head
+
+    checkpoint = run_path / "checkpoint.pt"
+    head = load_head(checkpoint)
+    if head.input_dim != store.feature_dim:
+        raise UserError(
+            f"the head of {run_path} is for features of {head.input_dim} dimensions, {store.path} has "
+            f"{store.feature_dim}: extract with the backbone and layers that the head was trained with"
+        )
+    trained_on = load_checkpoint(checkpoint)["store_identity"]
+    path = reference or _store_of(run_path)
+    if path is None or not path.is_file():
+        raise UserError(
+            f"the store that {run_path} was trained on is not at {path}: give it by --reference, "
+            "folders made of it tell what a score means"
+        )
+    given = _comparable(path, store)
+    if reference is None and given.identity_sha256 != trained_on:
+        raise UserError(f"{path} is no longer the store that {run_path} was trained on: give one by --reference")
+    return head, _labelled(given, given.rows_of("test") if len(given.rows_of("test")) else None)
+
+
+def _store_of(run_path: Path) -> Path | None:
+    import json
+
+    try:
+        return Path(json.loads((run_path / "report.json").read_text(encoding="utf-8"))["store"]["path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _settings(store: FeatureStore, run: Path | None, reference: Path | None) -> dict[str, Any]:
+    from common.machine import versions
+
+    return {
+        "store": str(store.path),
+        "store_identity": store.identity_sha256,
+        "run": None if run is None else str(run),
+        "reference": None if reference is None else str(reference),
+        "versions": versions(),
+    }
+
+
+def _write(
+    found: "Findings",
+    store: FeatureStore,
+    out: Path | None,
+    root: Path | None,
+    reviewed: Path | None,
+    move_to: Path | None,
+    copy_to: Path | None,
+) -> None:
+    import dataclasses
+
+    from find import move, review
+    from find.page import write_page
+
+    if move_to and copy_to:
+        raise UserError("--move-to and --copy-to exclude each other: give one of them")
+    found = dataclasses.replace(found, root=None if root is None else str(root.resolve()))
+    if reviewed:
+        found = review.apply(found, review.read(reviewed))
+    target = move_to or copy_to
+    if target and root is None:
+        raise UserError("it is not known where the images are: give --root, as when the store was made")
+    folder = out or Path("runs") / f"find-{store.path.stem}"
+    found.write(folder)
+    page = write_page(found, folder, thumbnails=store.thumbnails)
+    click.echo(found.conclusion, err=True)
+    if target and (record := move.put_flagged(found, target, copy=copy_to is not None)):
+        click.echo(f"to undo this: python -m find undo {record}", err=True)
+    click.echo(page)

@@ -1,0 +1,159 @@
+"""How odd each image of a folder is: by a trained head, by a store of other classes, or by the folder alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from common.errors import UserError
+from find.gaussian import ClassSpace, compress
+from train.methods.base import Method
+from train.methods.deep_plda import DeepPLDA
+from train.methods.posterior import ClassPosterior, log_complement
+
+FOLDER_POWER = 0.7
+RIDGE = 1.0  # times the variance of the folder, spread evenly over as many directions as it has images
+ODD_BEFORE = 0.1  # the share of odd images that a robust estimate reckons with
+ROUNDS = 8  # random sets that each image is judged in, by a head that knows sets alone
+SETS_AT_ONCE = 512
+ENCODED_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """name; embed: features (n, D) → (n, K), where images of a class lie near each other; score: (n, K) → (n,).
+
+    Scores are larger for odder images, and judge each by the others. dim: D, None for any.
+    """
+
+    name: str
+    embed: Callable[[np.ndarray], np.ndarray]
+    score: Callable[[np.ndarray], np.ndarray]
+    dim: int | None = None
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Features (n, D) → scores (n,)."""
+        return self.score(self.embed(features))
+
+
+def folder_alone() -> Scorer:
+    """Nothing but the folder: Mahalanobis distances from the others' mean, the covariance strongly shrunk."""
+    return Scorer("the folder alone", lambda features: _unit(compress(features, FOLDER_POWER)), leverage)
+
+
+def from_reference(space: ClassSpace) -> Scorer:
+    """Reference statistics: log p(image | another class) - log p(image | the class of the folder's others)."""
+    return Scorer("reference statistics", space.embed, lambda x: _alone(x, space.ratio), len(space.mean))
+
+
+def from_head(head: Method) -> Scorer:
+    """A trained head. Raises UserError for one that scores sets of one size alone, or learns nothing."""
+    name = type(head).__name__
+    if isinstance(head, ClassPosterior):
+        return Scorer(name, lambda features: _encode(head, features), another_class, head.input_dim)
+    if isinstance(head, DeepPLDA):
+        ratio = head.log_ratio.detach().exp().numpy().astype(np.float64)
+        return Scorer(name, lambda features: _encode(head, features), lambda x: _alone(x, ratio), head.input_dim)
+    if head.set_size is not None:
+        raise UserError(
+            f"a head of the method {name} judges sets of {head.set_size} images alone: "
+            "train transformer, posterior or deep_plda"
+        )
+    return Scorer(name, lambda features: np.asarray(features, np.float32), lambda x: in_sets(head, x), head.input_dim)
+
+
+def leverage(x: np.ndarray) -> np.ndarray:
+    """log xᵀ(S + c)⁻¹x of each image, S being the scatter of all others around the mean, x (n, K) → (n,).
+
+    With h, its leverage in the scatter of all, that is h / (1 - h) (Sherman and Morrison). The oddest of a first look
+    are left out of mean and scatter at a second, so that several of a kind do not hide each other.
+    """
+    score = _leverage(x, np.ones(len(x), bool))
+    if len(x) < 10:
+        return score
+    return _leverage(x, score <= np.quantile(score, 1 - ODD_BEFORE))
+
+
+def _leverage(x: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64) - x[kept].mean(0)
+    used = x[kept]
+    ridge = max(RIDGE * float((used**2).sum()) / len(used), 1e-12)
+    if len(used) > x.shape[1]:
+        inverse = np.linalg.inv(used.T @ used + ridge * np.eye(x.shape[1]))
+        inside = np.einsum("ij,ij->i", x @ inverse, x)
+    else:  # the same by the products of the images
+        product = x @ used.T
+        gram = product[kept]
+        solved = np.linalg.solve(gram + ridge * np.eye(len(used)), product.T).T
+        inside = ((x**2).sum(1) - np.einsum("ij,ij->i", solved, product)) / ridge
+    inside = np.maximum(inside, 1e-12)
+    return np.log(np.where(kept, inside / np.maximum(1 - inside, 1e-9), inside))
+
+
+def _alone(x: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """log p(image | another class) - log p(image | the class of the others) of coordinates (n, K), twice.
+
+    At the second look, those that look odd do not count among the others.
+    """
+    x = x.astype(np.float64)
+    member = np.ones(len(x))
+    for _ in range(2):
+        score = -_same_class(x, member, ratio)
+        limit = np.quantile(score, 1 - ODD_BEFORE)
+        member = ((score <= 0) | (score <= limit)).astype(np.float64)
+    return score
+
+
+def _same_class(x: np.ndarray, member: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    total = (member[:, None] * x).sum(0)
+    counts = member.sum() - member
+    posterior = ratio / (1 + counts[:, None] * ratio)
+    mean, variance = posterior * (total - member[:, None] * x), 1 + posterior
+    of_class = ((x - mean) ** 2 / variance + np.log(variance)).sum(1)
+    of_another = (x**2 / (1 + ratio) + np.log1p(ratio)).sum(1)
+    return 0.5 * (of_another - of_class)
+
+
+def another_class(logits: np.ndarray) -> np.ndarray:
+    """log p(another class) - log p(the folder's class) of class logits (n, C), the folder's class being inferred.
+
+    Each class explains the folder as well as its posteriors say, if some of the images are odd.
+    """
+    log_p = torch.log_softmax(torch.from_numpy(logits).double(), 1)
+    by_chance = torch.full_like(log_p, np.log(ODD_BEFORE / log_p.shape[1]))
+    explained = torch.logaddexp(np.log(1 - ODD_BEFORE) + log_p, by_chance).sum(0)
+    own = torch.logsumexp(torch.log_softmax(explained, 0) + log_p, 1)
+    return (log_complement(own) - own).numpy()
+
+
+def in_sets(head: Method, features: np.ndarray, size: int = 10) -> np.ndarray:
+    """The mean log-odds (n,) that an image is the odd one of a random set of the folder's images, of features (n, D).
+
+    Later sets are made of the images that looked like each other in the sets before. Its cost grows with n alone.
+    """
+    generator = np.random.default_rng(0)
+    n = len(features)
+    size = min(size, n)
+    x = torch.from_numpy(features)
+    total, typical = np.zeros(n), np.arange(n)
+    for number in range(2 * ROUNDS):
+        companions = generator.choice(typical, (n, size - 1))
+        rows = np.concatenate([np.arange(n)[:, None], companions], 1)
+        if number == ROUNDS:
+            typical, total = np.argsort(total)[: max(size, n // 2)], np.zeros(n)
+        for start in range(0, n, SETS_AT_ONCE):
+            some = torch.from_numpy(rows[start : start + SETS_AT_ONCE])
+            logits = head.score_images(x[some.flatten()], torch.arange(some.numel()).view(some.shape))
+            total[start : start + SETS_AT_ONCE] += (logits[:, 0] - torch.logsumexp(logits[:, 1:], 1)).numpy()
+    return total / ROUNDS
+
+
+def _encode(head: Method, features: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        parts = torch.from_numpy(np.asarray(features, np.float32)).split(ENCODED_AT_ONCE)
+        return torch.cat([head.encode(part) for part in parts]).numpy()
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
