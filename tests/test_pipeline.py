@@ -12,7 +12,7 @@ from common.files import exclusive
 from common.store_partial import partial_folder, read_progress
 from extract import pipeline
 from extract.backbones import load_backbone
-from extract.choice import EngineChoice
+from extract.fidelity import EngineChoice
 from extract.pipeline import Extraction, _ahead, extract, identity_of_pixels
 from extract.preprocessing import Preprocessing
 from extract.sources import load_source, pixel_digest
