@@ -1,4 +1,4 @@
-"""What tests are made of: feature stores with a cluster a class, folders of noisy images, and reports of runs."""
+"""What tests are made of: feature stores with a cluster a class, folders of noisy images, reports of runs, findings."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,6 +11,8 @@ from PIL import Image
 from common import config
 from common.store import SPLITS, FeatureStore
 from common.store_writer import name_arrays, write_store
+from find.findings import Finding, Findings, Threshold
+from find.findings import Image as ImageOfStore
 from train.config import Config
 from train.log.runs import Run
 from train.report.schema import (
@@ -173,3 +175,40 @@ def _measured(solved: np.ndarray, sets: str) -> Measured:
         sets_sha256=sets,
         solved=pack_bits(solved),
     )
+
+
+def make_findings(
+    paths: Sequence[str],
+    *,
+    mode: str = "audit",
+    probabilities: Sequence[float] | None = None,
+    flagged: int = 0,
+    names: Sequence[str] = ("cat", "dog"),
+    root: Path | None = None,
+    **options: Any,
+) -> Findings:
+    """Findings of these paths, the first `flagged` of them flagged; in an audit in classes `names` in turn.
+
+    The typical images of each class, in mode "odd" of the folder, are the first findings themselves.
+    """
+    if probabilities is None:
+        probabilities = [1 - (i + 0.5) / len(paths) for i in range(len(paths))]
+    audit = mode == "audit"
+    kind = "wrong label" if audit else "odd"
+    found = []
+    for i, (path, probability) in enumerate(zip(paths, probabilities, strict=True)):
+        own, suggested = (names[(i + k) % len(names)] if audit else None for k in (0, 1))
+        why = (f"nearer to {suggested}", f"far from {own}") if audit else ("far from the others",)
+        found.append(Finding(i, path, "train", own, suggested, probability, i < flagged, kind, why))
+    top = probabilities[:flagged]
+    typical = tuple(ImageOfStore(each.row, each.path) for each in found[:4])
+    values: dict[str, Any] = {
+        "findings": tuple(found),
+        "conclusion": f"{flagged} of {len(paths)} images" if flagged else "nothing odd here",
+        "class_names": tuple(names) if audit else (),
+        "typical": dict.fromkeys(names if audit else ["the folder"], typical),
+        "counts": {"images": len(paths), "findings": len(paths), "flagged": flagged},
+        "threshold": Threshold(0.2, min(top, default=1.0), flagged, float(np.mean(top)) if flagged else None),
+        "root": None if root is None else str(root),
+    }
+    return Findings(mode, **(values | options))

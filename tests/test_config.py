@@ -393,13 +393,26 @@ def test_the_runs_of_a_phase_have_seeds_where_they_depend_on_one(tmp_path):
     assert all(run.training.seed == int(name[-1]) for name, run in runs.items())
 
 
-def test_a_run_of_a_phase_is_its_file_changed_by_overrides_then_by_its_own(tmp_path):
+def test_what_is_set_for_all_runs_of_a_phase_wins_over_their_own(tmp_path):
     path = written(tmp_path, PLAN)
-    runs = planned_configs(path, ["training.epochs=6", "head.width=16", "training.seed=9"])
-    assert runs["head-seed1"] == Config.load(path, ["training.epochs=7", "head.width=8", "training.seed=1"])
+    runs = planned_configs(path, ["training.epochs=6", "head.width=16"])
+    assert runs["head-seed1"] == Config.load(path, ["training.epochs=6", "head.width=16", "training.seed=1"])
     shared = ["training.epochs=6", "head.width=16", "method=knn"]
     assert runs["nearest-seed0"] == config.load(Config, path, shared, ignore=["plan"])
-    assert runs["short-seed0"].training.epochs == 1
+    assert {run.training.epochs for run in runs.values()} == {6}
+    assert planned_configs(path)["short-seed0"].training.epochs == 1
+
+
+@pytest.mark.parametrize("key", ["training.seed", "data.split_seed"])
+def test_the_seeds_of_a_phase_are_its_plans(tmp_path, key):
+    with pytest.raises(UserError, match=rf"{key} must be left to the plan"):
+        planned_configs(written(tmp_path, PLAN), [f"{key}=9"])
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "..", ".hidden", "-x", "a b", "a@b"])
+def test_a_run_is_named_as_a_folder_may_be(tmp_path, name):
+    with pytest.raises(UserError, match="plan must be of names that a folder may have"):
+        planned_configs(written(tmp_path, f'[plan]\nruns = ["{name}: method=knn"]'))
 
 
 def test_splits_change_the_split_and_nothing_else_does(tmp_path):
@@ -441,3 +454,8 @@ def test_a_mistake_in_a_plan_is_one_sentence(tmp_path, plan, part):
     with pytest.raises(UserError) as caught:
         planned_configs(written(tmp_path, f"[plan]\n{plan}"))
     assert part in caught.value.message
+
+
+def test_many_class_names_are_no_path_that_is_too_long():
+    names = tuple(f"class{number}" for number in range(100))
+    assert classes_from(",".join(names)) == names

@@ -15,6 +15,7 @@ from train.log.rebuild import collect, rebuild
 from train.log.runs import Run, groups_of, load_run
 from train.log.tables import BLOCKS
 from train.report.schema import Proportion
+from train.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """# A tiny phase.
@@ -256,6 +257,7 @@ def test_a_report_that_was_made_again_replaces_the_old_one(folder):
     changed = json.loads(path.read_text(encoding="utf-8"))
     changed["seconds"] += 60
     path.write_text(json.dumps(changed), encoding="utf-8")
+    RunFolder(path.parent).mark_done()
     target = folder / "experiments/tiny/runs/nearest-seed0.json"
     assert list(collect(folder / "runs", folder / "experiments")) == [f"collected: {target}"]
     assert target.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")

@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from fabricate import make_store
 
 from common.files import exclusive
-from common.run_folder import RunFolder
 from train.cli import main
 from train.config import Config
 from train.log.plan import planned_configs
 from train.log.runs import groups_of, load_run
+from train.run_folder import RunFolder
 
 PLAN = """
 [head]
@@ -121,7 +121,7 @@ def test_from_several_stores_each_run_is_made_and_named_after_the_store(store, t
         *("a@other-seed0", "a@other-seed1", "b@other-seed0"),
     }
     runs = [load_run(path) for path in folders]
-    assert {run.report["store"]["path"] for run in runs if "@other" in run.name} == {str(other)}
+    assert {run.report.store.path for run in runs if "@other" in run.name} == {str(other)}
     assert sorted(group.name for group in groups_of(runs)) == ["a@other", "a@s", "b@other", "b@s"]
 
 

@@ -6,13 +6,13 @@ import pytest
 from fabricate import make_epoch, make_store
 from msgspec import structs
 
-from common.run_folder import RunFolder
 from train.config import Config
 from train.log.runs import load_run
 from train.loop import predict
 from train.methods import build_method
 from train.report.schema import Twins, read_report
 from train.report.write import summary, write_report
+from train.run_folder import RunFolder
 from train.task import prepare
 
 EPOCHS = [make_epoch(epoch, top1) for epoch, top1 in ((1, 0.4), (2, 0.6), (3, 0.6))]
@@ -40,7 +40,8 @@ def test_a_report_says_what_was_measured_on_which_sets(tmp_path):
     assert report.test.top1 == np.mean(right)
     assert report.test.sets_sha256 == task.test.digest() != report.val.sets_sha256
     assert report.test.positions == np.bincount(task.test.target, minlength=10).tolist()
-    (tmp_path / "DONE").touch()
+    (tmp_path / "checkpoint.pt").touch()
+    RunFolder(tmp_path).mark_done()
     run = load_run(tmp_path)
     assert run.config == config
     assert run.report.test.hits().tolist() == right.tolist()

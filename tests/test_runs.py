@@ -11,6 +11,7 @@ from common.errors import UserError
 from train.config import Config
 from train.log.runs import groups_of, load_run, machine_of
 from train.report.schema import pack_bits, read_report
+from train.run_folder import RunFolder
 
 SOLVED = np.array([True, False, True, True] * 5)
 
@@ -37,7 +38,8 @@ def test_packed_bits_come_back(solved):
 def test_a_run_is_loaded_from_its_folder_and_from_its_report(tmp_path):
     report = content("method=knn", "data.classes=a,b")
     written(tmp_path / "knn-seed0/report.json", report)
-    written(tmp_path / "knn-seed0/DONE", "")
+    written(tmp_path / "knn-seed0/checkpoint.pt", "a head")
+    RunFolder(tmp_path / "knn-seed0").mark_done()
     folder, file = load_run(tmp_path / "knn-seed0"), load_run(written(tmp_path / "knn-seed0.json", report))
     assert folder == file
     assert folder.name == "knn-seed0"
@@ -67,7 +69,7 @@ def test_a_missing_run_and_a_folder_without_a_report_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"there is no run at .*none: give a run folder, or its report\.json"):
         load_run(tmp_path / "none")
     written(tmp_path / "run/DONE", "")
-    with pytest.raises(UserError, match=r"there is no run at .*run"):
+    with pytest.raises(UserError, match=r"run has DONE but no checkpoint"):
         load_run(tmp_path / "run")
 
 

@@ -1,13 +1,18 @@
 """The plan of a phase: a config file that lists runs, and how each differs from it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 from common import config
 from common.errors import UserError
+from common.store import FeatureStore
 from train.config import PLAN, Config, idle, require_effective
 from train.methods import depends_on_seed
+
+ROW_NAME = re.compile(r"[^\W_][\w.+=-]*")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,12 @@ class Plan:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise UserError(f"plan must be of distinct names, got {', '.join(repeated)} more than once")
+        for name in names:
+            if not ROW_NAME.fullmatch(name):
+                raise UserError(
+                    "plan must be of names that a folder may have: letters, digits and . _ + = -, a letter or digit "
+                    f'first, got "{name}"'
+                )
 
 
 @dataclass(frozen=True)
@@ -44,9 +55,12 @@ class Phase(Config):
 def planned_configs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Config]:
     """The config of each run of the phase at `path`, by "<name>-seed<seed>", all of a seed before the next.
 
-    Raises UserError where the file has no plan, for two rows that are the same experiment, and for a setting of a row,
-    or of `overrides`, that does nothing.
+    `overrides` hold for all runs: they win over what a row changes. Seeds are the plan's own. Raises UserError where
+    the file has no plan, for two rows that are the same experiment, and for a setting of a row, or of `overrides`, that
+    does nothing.
     """
+    for key in sorted({"training.seed", "data.split_seed"} & config.override_keys(overrides)):
+        raise UserError(f"{key} must be left to the plan of a phase (plan.seeds), got a value for all runs")
     plan = config.load(Phase, path, overrides).plan
     overrides = [each for each in overrides if not each.startswith(f"{PLAN}.")]
     made: dict[str, Config] = {}
@@ -55,7 +69,7 @@ def planned_configs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Conf
             name, _, changes = (part.strip() for part in row.partition(":"))
             keys = [f"training.seed={seed}"] + [f"data.split_seed={seed}"] * (row in plan.splits)
             try:
-                run = config.load(Config, path, [*overrides, *changes.split(), *keys], ignore=[PLAN])
+                run = config.load(Config, path, [*changes.split(), *overrides, *keys], ignore=[PLAN])
                 require_effective(run, config.override_keys(changes.split()))
             except UserError as error:
                 raise UserError(f'{path}, the run "{name}" of its plan: {error.message}') from error
@@ -67,8 +81,38 @@ def planned_configs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Conf
     for key in config.override_keys(overrides):
         if all(key in idle(run) for run in made.values()):
             raise UserError(f"{key} does nothing for any run of {path}: leave it out")
-    _require_distinct(path, made)
+    if not overrides:  # these may level what tells two rows apart
+        _require_distinct(path, made)
     return made
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of a phase: where it goes, and what it is made from."""
+
+    path: Path
+    config: Config
+    store: FeatureStore
+
+
+def planned_runs(
+    config_path: Path, stores: Sequence[FeatureStore], root: Path, overrides: Sequence[str] = (), only: str = "*"
+) -> list[Planned]:
+    """The runs of the phase at `config_path` whose name matches `only`, all of a seed before the next.
+
+    Each goes to ROOT/<the config's folder>/<name>-seed<seed>; with several stores <name>@<store's file>-seed<seed>.
+    """
+    folder = root / config_path.resolve().parent.name
+    planned = [
+        Planned(folder / (f"{name}@{store.path.stem}-seed{seed}" if len(stores) > 1 else full), config, store)
+        for full, config in planned_configs(config_path, overrides).items()
+        for name, _, seed in [full.rpartition("-seed")]
+        for store in stores
+        if fnmatch(name, only)
+    ]
+    if not planned:
+        raise UserError(f"no run of {config_path} matches {only}: give --only a name of its [plan], or a pattern")
+    return planned
 
 
 def _require_distinct(path: Path, made: dict[str, Config]) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from common.errors import UserError, unknown_name
 from common.files import write_text
-from common.run_folder import RunFolder
 from train.log.charts import CHARTS
 from train.log.plan import planned_configs
 from train.log.runs import Group, each_of, groups_of, load_run
 from train.log.tables import BLOCKS
+from train.run_folder import RunFolder
 
 BLOCK = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.S)
 MEASURED = re.compile(r"^# Measured: .*$", re.M)

@@ -1,6 +1,5 @@
 """Reports of finished runs, and the groups that they form."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,12 +12,10 @@ import numpy as np
 
 from common.config import from_dict
 from common.errors import UserError
-from common.files import canonical_json
-from common.run_folder import RunFolder
 from train.config import Config
+from train.experiment import key
 from train.report.schema import Measured, Report, read_report
-
-SEEDED = ("training", "seed"), ("data", "split_seed")  # what may differ within a group
+from train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def load_run(path: Path) -> Run:
             raise UserError(f"{path} is not complete (it has no DONE): go on with it by the command that began it")
         file = RunFolder(path).report
     try:
-        report = read_report(file)
+        report = RunFolder(path).finished_report() if path.is_dir() else read_report(file)
         run = Run(file.resolve().parent.name if file.name == "report.json" else file.stem, report)
         run.config, report.test.hits()
     except OSError as error:
@@ -106,7 +103,7 @@ def groups_of(runs: Iterable[Run]) -> list[Group]:
     """
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(_experiment(run), []).append(run)
+        found.setdefault(key(run.config, run.report.store.identity_sha256), []).append(run)
     groups = []
     for members in found.values():
         if len({run.seeds for run in members}) == len(members):
@@ -135,10 +132,3 @@ def machine_of(group: Group) -> str:
         return found.gpu or f"{found.threads} thread{'s' * (found.threads > 1)}"
 
     return each_of([group], machine)
-
-
-def _experiment(run: Run) -> str:
-    config = dataclasses.asdict(run.config)
-    for table, key in (*SEEDED, ("training", "device")):
-        del config[table][key]
-    return canonical_json([config, run.report.store.identity_sha256])

@@ -11,7 +11,6 @@ import torch
 
 from common.files import write_text
 from common.machine import hardware, versions
-from common.run_folder import RunFolder
 from common.shapes import check_shape
 from common.store import FeatureStore
 from train.config import Config
@@ -23,6 +22,7 @@ from train.report.failures import measure_failures, measure_twins
 from train.report.other_sets import measure_other_sets
 from train.report.pictures import plot_attention, plot_curves, plot_mistakes
 from train.report.schema import Epoch, Hardware, Measured, Report, Store, pack_bits
+from train.run_folder import RunFolder
 from train.sets import Sets
 from train.task import Task
 
