@@ -11,6 +11,8 @@ from train.config import Config
 
 # Where it is computed is no part of an experiment
 PLACE = ("training.device",)
+# "auto" leaves the arithmetic to the machine: what was begun in any goes on. The report says which it was
+ARITHMETIC = "training.precision"
 # Runs that differ in these alone repeat one experiment
 SEEDS = ("training.seed", "data.split_seed")
 
@@ -21,8 +23,9 @@ def differences(before: Config, now: Config) -> list[str]:
     >>> differences(Config(), Config(method="knn"))
     ['method']
     """
-    was = flat(before)
-    return [key for key, value in flat(now).items() if was[key] != value and key not in PLACE]
+    was, asked = flat(before), flat(now)
+    free = (*PLACE, ARITHMETIC) if asked[ARITHMETIC] == "auto" else PLACE
+    return [key for key, value in asked.items() if was[key] != value and key not in free]
 
 
 def require_same(where: Any, before: Config, now: Config) -> None:
