@@ -4,7 +4,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -185,7 +185,7 @@ def folded(backbone: Backbone) -> Arithmetic | None:
     traced = _traced(backbone.module)
     if traced is None:
         return None
-    module = fuse(traced, no_trace=True).eval()
+    module = cast(fx.GraphModule, fuse(traced, no_trace=True)).eval()
     if len(module.graph.nodes) == len(traced.graph.nodes):
         return None
     return Arithmetic("float32 with folded norms", ((module, False),))
@@ -199,7 +199,9 @@ def bfloat16(backbone: Backbone) -> Iterator[Arithmetic]:
     """
     yield Arithmetic("bfloat16", ((backbone.module, True),))
     traced = _traced(backbone.module)
-    for layers, last in _cuts(traced).items() if traced else ():
+    if traced is None:
+        return
+    for layers, last in _cuts(traced).items():
         first, rest = _split(traced, last)
         yield Arithmetic(f"bfloat16 after {layers} layers in float32", ((first, False), (rest, True)))
 

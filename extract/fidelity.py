@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -129,7 +129,7 @@ class EngineChoice:
         reference = self.reference()
         expected, speed = _run(reference, sample)
         best: tuple[float, Engine, dict[str, Any]] = (speed if "torch" in self._kinds() else 0.0, reference, {})
-        tries = [(kind, self._in_float32(kind)) for kind in self._kinds()]
+        tries: list[tuple[str, Iterable[Arithmetic]]] = [(kind, self._in_float32(kind)) for kind in self._kinds()]
         tries += [(kind, self._in_bfloat16()) for kind in self.low_kinds]
         for kind, arithmetics in tries:
             for arithmetic in arithmetics:

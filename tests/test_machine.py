@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from common.errors import UserError
 from common import machine
+from common.errors import UserError
 from common.machine import choose_arithmetic, choose_device, fast_bfloat16, hardware, versions
 
 CPU = torch.device("cpu")
