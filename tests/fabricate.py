@@ -121,6 +121,7 @@ def make_report(
     store: str = "s",
     threads: int = 1,
     history: Sequence[Epoch] = (),
+    arithmetic: Sequence[str] = (),
 ) -> Report:
     """The report of a run that solved these test sets, and hard sets.
 
@@ -141,6 +142,7 @@ def make_report(
         train_images=100,
         classes=10,
         parameters=1234,
+        arithmetic=list(arithmetic),
         train_seconds=sum(epoch.train_seconds for epoch in history) if history else 60.0,
         seconds=90.0,
         finished="2026-01-01 00:00 UTC",

@@ -109,7 +109,8 @@ def test_every_option_reaches_the_store(root, tmp_path):
     assert identity["weights"] == {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "random_seed": None}
     assert identity["preprocessing"]["image_size"] == 40
     assert identity["preprocessing"]["views"] == ["plain", "mirror"]
-    assert identity["precision"] == "bfloat16"
+    assert provenance["request"]["precision"] == "bfloat16"
+    assert identity["precision"] == ("bfloat16" if "bfloat16" in provenance["engine"] else "float32")
     assert provenance["batch_size"] == 9
     assert provenance["device"] == "cpu"
     assert provenance["engine"].startswith("torch ")
@@ -255,6 +256,18 @@ def test_another_number_of_images_begins_anew_and_says_so(root, tmp_path):
     bad.write_bytes(sound)
     (root / "train/class0/000.png").unlink()
     assert "anew: what was there of it had another n" in features(root, store, "--batch-size", 8).stderr
+
+
+def test_what_was_asked_for_in_bfloat16_is_up_to_date_whatever_the_machine_made_of_it(root, tmp_path, monkeypatch):
+    from extract import engines
+
+    monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
+    asked = ["--precision", "bfloat16", "--engine", "torch"]
+    features(root, tmp_path / "s.h5", *asked)
+    assert FeatureStore.open(tmp_path / "s.h5").identity["precision"] == "float32"
+    assert "up to date" in features(root, tmp_path / "s.h5", *asked).stderr
+    (root / "train/class0/000.png").touch()
+    assert "their pixels are the same" in features(root, tmp_path / "s.h5", *asked).stderr
 
 
 def test_a_changed_image_is_noticed(root, tmp_path):
