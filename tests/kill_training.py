@@ -25,7 +25,7 @@ from msgspec import to_builtins
 
 import train.fit
 from common.command_line import stoppable
-from tests.fabricate import make_store
+from common.synthetic import make_store
 from train.cli import main as train
 
 EPOCHS, CHAIN, LIMIT = 12, 4, 10.0

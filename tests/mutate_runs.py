@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from tests.fabricate import make_store
+from common.synthetic import make_store
 from tests.kill_training import result_of
 from tests.mutate import mutated
 from train.checkpoint import load_checkpoint, progress_of, require_fitting, sealed

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from fabricate import make_images, make_store
 from mutate import resealed
 
 from common.files import canonical_json
 from common.store import BLOCK_BYTES, FeatureStore, block_digests
 from common.store_partial import partial_folder, read_progress
+from common.synthetic import make_images, make_store
 from extract.cli import main
 
 SMALL = ["--weights", "random", "--image-size", "32"]

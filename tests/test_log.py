@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fabricate import make_store
 from msgspec import structs
 from PIL import Image
 
 from common.errors import UserError
+from common.synthetic import make_store
 from train.cli import main
 from train.log.rebuild import collect, rebuild
 from train.log.runs import Run, groups_of, load_run

@@ -3,10 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fabricate import make_config, make_store
+from fabricate import make_config
 
 from common import machine
 from common.errors import UserError
+from common.synthetic import make_store
 from train.config import Config
 from train.loop import Progress, evaluate, learning_rate_factor, predict, train
 from train.methods import build_method

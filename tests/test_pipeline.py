@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from fabricate import make_images
 
 from common.errors import UserError
 from common.files import exclusive
 from common.store_partial import partial_folder, read_progress
+from common.synthetic import make_images
 from extract import engines, pipeline
 from extract.backbones import load_backbone
 from extract.fidelity import EngineChoice

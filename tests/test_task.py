@@ -3,10 +3,10 @@ import os
 import numpy as np
 import pytest
 import torch
-from fabricate import make_store
 
 from common.errors import UserError
 from common.store import FeatureStore
+from common.synthetic import make_store
 from train.config import DataConfig
 from train.task import prepare
 
