@@ -20,16 +20,16 @@ import click
 import matplotlib.figure
 import numpy as np
 import torch
-from tests.mutate import mutated
 
 from common.errors import UserError
 from tests.fabricate import make_store
 from tests.kill_training import result_of
+from tests.mutate import mutated
 from train.checkpoint import load_checkpoint, progress_of, require_fitting, sealed
 from train.config import Config
 from train.fit import fit
+from train.log.runs import load_run
 from train.run_folder import RunFolder
-from train.runs import load_run
 
 LIMIT = 10.0  # seconds
 CONFIG = Config.load(None, ["method=shared_mlp", "head.hidden=4", "training.epochs=3", "training.batch_size=64"])

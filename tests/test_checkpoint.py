@@ -3,6 +3,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from fabricate import make_store
@@ -11,7 +12,7 @@ from common.config import to_toml
 from common.errors import UserError
 from common.store import FeatureStore
 from train.checkpoint import load_checkpoint, load_head, progress_of, require_fitting, save_checkpoint, sealed
-from train.config import Config
+from train.config import Config, HeadConfig
 from train.fit import fit
 from train.loop import Progress, build_optimizer
 from train.methods import build_method
@@ -209,12 +210,13 @@ def test_a_run_of_format_1_goes_on(tmp_path, monkeypatch):
     assert content["format"] == 1
     store = make_store(tmp_path / "s.h5")
     monkeypatch.setattr(FeatureStore, "identity_sha256", property(lambda _: content["store_identity"]))
-    monkeypatch.setattr("train.report._draw", lambda *_: None)
+    monkeypatch.setattr("train.report.write._draw", lambda *_: None)
     said = []
-    report = fit(CONFIG, store, run, said.append)
+    began = replace(CONFIG, training=replace(CONFIG.training, precision="float32"))
+    report = fit(began, store, run, said.append)
     assert said[0].endswith("after epoch 2")
-    assert report["history"][:2] == content["history"]
-    assert len(report["history"]) == 4
+    assert msgspec.to_builtins(report.history[:2]) == content["history"]
+    assert len(report.history) == 4
     assert load_checkpoint(run / "checkpoint.pt")["format"] == 2
 
 
@@ -232,7 +234,7 @@ def test_a_flipped_bit_in_a_checkpoint_of_format_1_is_seen(tmp_path):
 
 @pytest.mark.parametrize("method", ["transformer", "posterior", "deep_plda", "mahalanobis", "centroid", "dummy"])
 def test_the_head_of_any_method_comes_back(tmp_path, method):
-    config = Config.load(None, [f"method={method}", "head.width=8", "head.heads=2", "head.hidden=5", "head.layers=1"])
+    config = Config(method, head=HeadConfig(width=8, heads=2, hidden=5, layers=1))
     trained = build_method(config, 16, 7)
     save_checkpoint(tmp_path / "c.pt", config, 16, STORE, Progress([], trained.state_dict()))
     head = load_head(tmp_path / "c.pt")

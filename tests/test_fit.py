@@ -17,8 +17,8 @@ from train.checkpoint import load_checkpoint, load_head
 from train.cli import main
 from train.config import Config
 from train.fit import fit
+from train.log.runs import load_run
 from train.run_folder import RunFolder
-from train.runs import load_run
 from train.task import prepare
 
 TINY = ["method=shared_mlp", "head.hidden=4", "training.epochs=3", "training.batch_size=64"]
@@ -34,7 +34,7 @@ def no_slow_pictures():
             write_bytes(run.path / name, b"a picture")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.report._draw", draw)
+        patch.setattr("train.report.write._draw", draw)
         yield
 
 
@@ -91,7 +91,7 @@ def numbers(run):
     history = [{key: value for key, value in record.items() if "seconds" not in key} for record in content["history"]]
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines == content["history"], "metrics.jsonl is not the history of the checkpoint"
-    return history, report["test"], report["val"], {name: value.tolist() for name, value in content["head"].items()}
+    return history, report.test, report.val, {name: value.tolist() for name, value in content["head"].items()}
 
 
 def contents(run):
@@ -120,7 +120,7 @@ def test_a_complete_run_is_reported_where_nothing_can_be_written(done, store, mo
         raise AssertionError("a lock was asked for")
 
     monkeypatch.setattr("train.fit.exclusive", locked)
-    assert fit(CONFIG, store, done.path, quiet)["best_epoch"]
+    assert fit(CONFIG, store, done.path, quiet).best_epoch
 
 
 def test_metrics_are_right_for_good_after_a_kill(begun, finished, store, tmp_path):
@@ -137,7 +137,7 @@ def test_what_is_missing_is_made_again_from_the_checkpoint(done, finished, store
         load_run(done.path)
     fit(CONFIG, store, done.path, quiet)
     assert numbers(done.path) == numbers(finished)
-    assert load_run(done.path).report["test"] == RunFolder(finished).read_report()["test"]
+    assert load_run(done.path).report.test == RunFolder(finished).read_report().test
 
 
 def test_a_complete_run_without_its_checkpoint_is_not_complete_for_anybody(done, store):
@@ -160,7 +160,7 @@ def test_half_a_report_is_refused(done, store, text):
         load_run(done.path)
     done.report.rename(done.path / "away.json")  # as the sentence says
     fit(CONFIG, store, done.path, quiet)
-    assert load_run(done.path).report["test"]
+    assert load_run(done.path).report.test
 
 
 def test_a_report_of_another_run_is_refused(done, store):
@@ -304,7 +304,7 @@ def test_six_lines_of_python_train_a_head_and_score_a_set(store, tmp_path):
     sets = prepare(store, CONFIG.data).test
     scores = head.score_sets(torch.from_numpy(store.features[0][sets.rows]))
     found = float((scores.argmax(1).numpy() == sets.target).mean())
-    assert found == report["test"]["top1"]
+    assert found == report.test.top1
 
 
 @pytest.mark.parametrize("command", ["compare", "log"])

@@ -15,7 +15,8 @@ from fabricate import make_store
 
 from common.files import exclusive
 from train.cli import main
-from train.config import Config, Phase
+from train.config import Config
+from train.log.plan import planned_configs
 
 TINY = ["head.width=16", "head.layers=1", "head.feed_forward=16", "training.epochs=2", "training.batch_size=32"]
 SET = [part for setting in TINY for part in ("--set", setting)]
@@ -30,7 +31,7 @@ def fit(*arguments, code=0):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("train.report._draw", lambda *_: None)
+    monkeypatch.setattr("train.report.write._draw", lambda *_: None)
 
 
 @pytest.fixture
@@ -146,7 +147,7 @@ def test_stores_that_cannot_be_used_are_refused(tmp_path):
     assert "not an HDF5 file" in fit("--store", tmp_path / "text.h5", code=2).output
     store = make_store(tmp_path / "cut.h5").path
     os.truncate(store, store.stat().st_size // 2)
-    assert "truncated" in fit("--store", store, code=2).output
+    assert "is damaged: it has" in fit("--store", store, code=2).output
 
 
 def test_a_damaged_checkpoint_is_named(store, tmp_path):
@@ -214,7 +215,9 @@ def test_the_configs_of_the_experiments_load(config):
     plan = tomllib.loads(config.read_text()).get("plan")
     assert Config.load(config)
     if plan:
-        assert len(Phase.runs(config)) >= len([*plan.get("runs", []), *plan.get("once", []), *plan.get("splits", [])])
+        assert len(planned_configs(config)) >= len(
+            [*plan.get("runs", []), *plan.get("once", []), *plan.get("splits", [])]
+        )
 
 
 def test_what_a_killed_log_left_is_removed(tmp_path):

@@ -73,7 +73,8 @@ def phase(config_path: Path, store_paths: tuple[Path, ...], overrides: tuple[str
     Each is `train fit` into RUNS/<the config's folder>/<name>-seed<seed>. Several processes may work on one phase:
     each takes the next run that is free.
     """
-    from train.fit import fit, planned_runs
+    from train.fit import fit
+    from train.log.plan import planned_runs
 
     planned = planned_runs(config_path, [FeatureStore.open(path) for path in store_paths], root, overrides, only)
     for number, run in enumerate(planned, 1):
@@ -93,10 +94,10 @@ def compare(paths: tuple[Path, ...], hard: bool) -> None:
 
     A RUN is a run folder, or a report.json. Runs that differ in their seed only are taken together.
     """
-    from train.comparison import table
-    from train.runs import groups_of, load_run
+    from train.log.runs import groups_of, load_run
+    from train.log.tables import ranking
 
-    click.echo(table(groups_of(map(load_run, paths)), "hard" if hard else "test"))
+    click.echo(ranking(groups_of(map(load_run, paths)), "hard" if hard else "test"))
 
 
 @main.command()
@@ -109,7 +110,7 @@ def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
 
     Reports of new runs in RUNS/<phase>/ are copied to EXPERIMENTS/<phase>/runs/ first; the log is made from these.
     """
-    from train.log import collect, rebuild
+    from train.log.rebuild import collect, rebuild
 
     if not check:
         for folder in (*experiments.glob("**/"), readme):

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from common.config import to_toml
+from common.config import flat, to_toml
 from common.errors import UserError
 from common.files import canonical_json, sha256_text
 from train.config import Config
@@ -13,18 +13,6 @@ from train.config import Config
 PLACE = ("training.device",)
 # Runs that differ in these alone repeat one experiment
 SEEDS = ("training.seed", "data.split_seed")
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """Every setting by its dotted key.
-
-    >>> flat(Config())["head.layers"]
-    4
-    """
-    whole = dataclasses.asdict(config)
-    tables = {name: part for name, part in whole.items() if isinstance(part, dict)}
-    values = {name: part for name, part in whole.items() if name not in tables}
-    return values | {f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()}
 
 
 def differences(before: Config, now: Config) -> list[str]:

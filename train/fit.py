@@ -1,8 +1,6 @@
 """From a config and a feature store to a finished run: the way of the data through training, top to bottom."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatch
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,18 @@ from common.errors import UserError
 from common.files import exclusive, write_text
 from common.store import FeatureStore
 from train.checkpoint import progress_of, require_fitting, save_checkpoint
-from train.config import Config, Phase
+from train.config import Config
 from train.experiment import require_same, short_digest
 from train.loop import Progress, train
-from train.report import summary, write_report
+from train.report.schema import Report
+from train.report.write import summary, write_report
 from train.run_folder import FILES, RunFolder
 from train.task import Task, prepare
 
 Say = Callable[[str], object]
 
 
-def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print) -> dict[str, Any]:
+def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print) -> Report:
     """Train the method of `config` on the features of `store`, write the run folder `run`, and return its report.
 
     A run that was stopped goes on after its last epoch; a complete one is only reported. `say` gets lines of progress.
@@ -42,36 +41,7 @@ def default_run(config: Config, config_path: Path | None, store: FeatureStore) -
     return Path("runs") / f"{name}-seed{config.training.seed}-{short_digest(config, store.identity_sha256)}"
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A run of a phase: where it goes, and what it is made from."""
-
-    path: Path
-    config: Config
-    store: FeatureStore
-
-
-def planned_runs(
-    config_path: Path, stores: Sequence[FeatureStore], root: Path, overrides: Sequence[str] = (), only: str = "*"
-) -> list[Planned]:
-    """The runs of the phase at `config_path` whose name matches `only`, all of a seed before the next.
-
-    Each goes to ROOT/<the config's folder>/<name>-seed<seed>; with several stores <name>@<store's file>-seed<seed>.
-    """
-    folder = root / config_path.resolve().parent.name
-    planned = [
-        Planned(folder / (f"{name}@{store.path.stem}-seed{seed}" if len(stores) > 1 else full), config, store)
-        for full, config in Phase.runs(config_path, overrides).items()
-        for name, _, seed in [full.rpartition("-seed")]
-        for store in stores
-        if fnmatch(name, only)
-    ]
-    if not planned:
-        raise UserError(f"no run of {config_path} matches {only}: give --only a name of its [plan], or a pattern")
-    return planned
-
-
-def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> dict[str, Any]:
+def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Report:
     progress = _begun(run, config, store)
     if run.is_done and not run.missing():  # another process completed it in this very moment
         return _report_again(run, config, store, say)
@@ -118,14 +88,10 @@ def _save(run: RunFolder, config: Config, store: FeatureStore, task: Task, progr
     run.write_metrics(progress.history)
 
 
-def _report_again(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> dict[str, Any]:
+def _report_again(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Report:
     _begun(run, config, store)
     report = run.finished_report()
-    try:
-        found = summary(report)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{run.report} is not a report of this version: make the run again in another --run") from error
-    say(f"complete: {run.path}\n{found}")
+    say(f"complete: {run.path}\n{summary(report)}")
     return report
 
 

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from common import config
 from common.errors import UserError
 from common.files import readable_json, sha256_file, write_bytes, write_text
 from train.config import Config
 from train.experiment import require_same
+from train.report.schema import Report, read_report
 
 MADE_FROM_CHECKPOINT = ("config.toml", "metrics.jsonl", "report.json")
 PICTURES = ("curves.png", "attention.png", "mistakes.png")
@@ -56,21 +59,14 @@ class RunFolder:
         """Replace metrics.jsonl by the records of `history`."""
         write_bytes(self.metrics, _lines(history))
 
-    def write_report(self, report: dict[str, Any]) -> None:
-        """Write report.json."""
-        write_text(self.report, readable_json(report))
-
-    def read_report(self) -> dict[str, Any]:
-        """The content of report.json. Raises UserError where it is missing, or no JSON object."""
+    def read_report(self) -> Report:
+        """The content of report.json. Raises UserError where it is missing, or no report."""
         try:
-            content = json.loads(self.report.read_text(encoding="utf-8"))
+            return read_report(self.report)
         except OSError as error:
             raise self._missing("report.json") from error
-        except ValueError as error:
+        except (ValueError, msgspec.ValidationError) as error:
             raise self._changed("report.json") from error
-        if not isinstance(content, dict):
-            raise self._changed("report.json")
-        return content
 
     def mark_done(self) -> None:
         """Say that everything else is in place, and what it is."""
@@ -94,7 +90,7 @@ class RunFolder:
             )
         return missing
 
-    def finished_report(self) -> dict[str, Any]:
+    def finished_report(self) -> Report:
         """The report of a complete run. Raises UserError unless all files are there and are what DONE declares.
 
         Where DONE is of an earlier version and declares nothing, checkpoint, report and config must be of one run.
@@ -113,7 +109,7 @@ class RunFolder:
         except UserError as error:
             raise UserError(f"{self.path} holds what is no run ({error.message}): choose another --run") from error
 
-    def _require_one_run(self, report: dict[str, Any]) -> None:
+    def _require_one_run(self, report: Report) -> None:
         from train.checkpoint import config_of, load_checkpoint  # here: they wait for torch
 
         content = load_checkpoint(self.checkpoint)
@@ -121,13 +117,8 @@ class RunFolder:
         require_same(self.config, begun, self.read_config())
         if self.metrics.read_bytes() != _lines(content["history"]):
             raise self._changed("metrics.jsonl")
-        try:
-            reported = config.from_dict(Config, report["config"], str(self.report))
-            same_store = report["store"]["identity_sha256"] == content["store_identity"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise self._changed("report.json") from error
-        require_same(self.report, begun, reported)
-        if not same_store:
+        require_same(self.report, begun, config.from_dict(Config, report.config, str(self.report)))
+        if report.store.identity_sha256 != content["store_identity"]:
             raise UserError(f"{self.report} and checkpoint.pt are of other feature stores: choose another --run")
 
     def _declared(self) -> dict[str, str | None]:
