@@ -363,6 +363,24 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
     assert not partial_folder(killed).exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_extraction_keeps_its_batches_and_says_so(tmp_path, number, code):
+    root, store = make_images(tmp_path / "images", classes=4, train=60, test=40), tmp_path / "s.h5"
+    command = [sys.executable, "-m", "extract", "features", "--dataset", "imagefolder", "--root", str(root)]
+    command += ["--store", str(store), *SMALL, "--batch-size", "4", "--engine", "torch"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_rows(store, 8, process)
+    process.send_signal(number)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert output == ""
+    kept, n = read_progress(store)
+    assert 8 <= kept < n == 400
+    assert error.strip().splitlines()[-1] == f"stopped: {kept} of 400 images are kept; the same command goes on"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".s.h5.partial", "images"]
+
+
 def wait_for_rows(store: Path, rows: int, process):
     deadline = time.monotonic() + 300
     while (read_progress(store) or (0, 0))[0] < rows:

@@ -20,6 +20,8 @@ SEEDS = ("training.seed", "data.split_seed")
 def differences(before: Config, now: Config) -> list[str]:
     """The keys by which two configs are different experiments, in the order of the config.
 
+    A precision that is left to the machine, "auto", is none of them: the history says what was used.
+
     >>> differences(Config(), Config(method="knn"))
     ['method']
     """

@@ -38,9 +38,11 @@ def collect(runs: Path, experiments: Path) -> Iterator[str]:
             if planned is None:
                 yield f"left out: {path}, which is not in the plan of {config}"
                 continue
-            if differences(run.config, planned):
+            changed = differences(run.config, planned)
+            if changed:
                 raise UserError(
-                    f"{path} was made with another config than {config} has for it now: delete it and make it again"
+                    f"{path} was made with another config than {config} has for it now, in {', '.join(changed)}: give "
+                    "the plan the old values, or move the run out of the folder and make it again"
                 )
             target, text = folder / "runs" / f"{run.name}.json", RunFolder(path).report.read_text(encoding="utf-8")
             if not target.is_file() or target.read_text(encoding="utf-8") != text:

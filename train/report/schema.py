@@ -112,7 +112,7 @@ class Attention(Struct, frozen=True):
     mass_on_anomaly: list[list[float]]
 
 
-class Epoch(Struct, frozen=True, omit_defaults=True):
+class Epoch(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One epoch of training: losses in nats, top-1 as fractions, seconds with and without validation.
 
     arithmetic: "float32" or "bfloat16", what its forward passes were computed in; the first reports do not say it.
