@@ -60,7 +60,7 @@ def main() -> None:
     type=click.Choice(PRECISIONS),
     default="float32",
     show_default=True,
-    help="Of the network; bfloat16 as far as it is true to float32 (cosine of at least 0.9999).",
+    help="Of the network; bfloat16 where this machine gains from it, as far as it is true (cosine of at least 0.9999).",
 )
 @click.option(
     "--engine",
