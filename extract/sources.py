@@ -3,7 +3,7 @@
 import hashlib
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,14 @@ DIGITS_TEST_EVERY = 5
 
 @dataclass(frozen=True)
 class Split:
-    """One split: labels (n,) int64 and `image(i)` → (H, W, 3) uint8, 0 ≤ i < n."""
+    """One split: labels (n,) int64, `image(i)` → (H, W, 3) uint8, 0 ≤ i < n, and the names of its files, if it has any.
+
+    `names` are relative to the root, with / between their parts.
+    """
 
     labels: np.ndarray
     image: Callable[[int], np.ndarray]
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,8 @@ def _folder_split(root: Path, class_names: list[str]) -> Split:
         images = sorted(f for f in (root / class_name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
         files += images
         labels += [label] * len(images)
-    return Split(np.asarray(labels, np.int64), lambda i: read_image(files[i]))
+    names = [file.relative_to(root.parent).as_posix() for file in files]
+    return Split(np.asarray(labels, np.int64), lambda i: read_image(files[i]), names)
 
 
 def read_image(path: Path) -> np.ndarray:

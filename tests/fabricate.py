@@ -1,7 +1,6 @@
 """What tests are made of: feature stores with a cluster a class, folders of noisy images, reports of runs, findings."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.store import FeatureStore
-from common.store_writer import write_store
+from common import config
+from common.store import SPLITS, FeatureStore
+from common.store_writer import name_arrays, write_store
 from find.findings import Finding, Findings, Threshold
 from find.findings import Image as ImageOfStore
 from train.config import Config
-from train.runs import Run, pack_bits
+from train.log.runs import Run
+from train.report.schema import (
+    Epoch,
+    Failures,
+    Hardware,
+    Measured,
+    OtherSets,
+    Report,
+    Store,
+    Twins,
+    pack_bits,
+)
 
 
 def make_store(
@@ -49,9 +60,11 @@ def make_store(
         "split": np.repeat(np.arange(2, dtype=np.uint8), [classes * train, classes * test]),
         "image_sha256": generator.integers(256, size=(n, 32), dtype=np.uint8),
     }
+    files = [f"{SPLITS[split]}/{row:05d}.png" for row, split in enumerate(arrays["split"])]
+    arrays |= name_arrays(files)
     if thumbnails:
         arrays["thumbnails"] = generator.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
-    header = make_header(classes, feature_dim, views, seed)
+    header = make_header(classes, feature_dim, views, seed, "bfloat16" if dtype == "<f2" else "float32")
     if class_superclass:
         header["superclass_names"] = [f"super{number}" for number in range(max(class_superclass) + 1)]
         header["class_superclass"] = list(class_superclass)
@@ -61,7 +74,7 @@ def make_store(
     return FeatureStore.open(path)
 
 
-def make_header(classes: int, feature_dim: int, views: int = 1, seed: int = 0) -> dict:
+def make_header(classes: int, feature_dim: int, views: int = 1, seed: int = 0, precision: str = "float32") -> dict:
     """The header of a store of noise."""
     names = [f"class{label}" for label in range(classes)]
     identity = {
@@ -69,7 +82,7 @@ def make_header(classes: int, feature_dim: int, views: int = 1, seed: int = 0) -
         "backbone": {"name": "resnet18", "feature_dim": feature_dim},
         "weights": {"sha256": "0" * 64, "random_seed": None},
         "preprocessing": {"views": ["plain", "mirror", "third"][:views]},
-        "precision": "float32",
+        "precision": precision,
     }
     return {
         "identity": identity,
@@ -95,26 +108,52 @@ def make_images(
     return root
 
 
+def make_config(*overrides: str) -> Config:
+    """The default config with some keys changed, also by what does nothing for the method."""
+    return config.load(Config, None, overrides)
+
+
 def make_report(
     solved: Sequence[bool] | np.ndarray,
     *changes: str,
     sets: str = "a",
     hard: Sequence[bool] | np.ndarray | None = None,
     store: str = "s",
-) -> dict[str, Any]:
-    """What comparisons read of the report of a run that solved these test sets, and hard sets.
+    threads: int = 1,
+    history: Sequence[Epoch] = (),
+) -> Report:
+    """The report of a run that solved these test sets, and hard sets.
 
     changes: how its config differs from the defaults, "key=value". sets, store: equal for equal ones.
     """
-    report = {
-        "config": dataclasses.asdict(Config.load(None, changes)),
-        "test": _measured(np.asarray(solved), sets),
-        **({} if hard is None else {"hard": _measured(np.asarray(hard), f"hard {sets}")}),
-        "parameters": 1234,
-        "train_seconds": 60.0,
-        "store": {"identity_sha256": store},
-    }
-    return json.loads(json.dumps(report))
+    return Report(
+        config=dataclasses.asdict(make_config(*changes)),
+        test=_measured(np.asarray(solved), sets),
+        val=_measured(np.asarray(solved), f"val {sets}"),
+        hard=None if hard is None else _measured(np.asarray(hard), f"hard {sets}"),
+        without_twins=Twins([], len(solved), float(np.mean(solved)), [0.0, 1.0]),
+        failures=Failures(by_set_class={}, by_anomaly_class={}, worst_pairs=[]),
+        other_sets=OtherSets({}, {}, None),
+        attention=None,
+        history=list(history),
+        best_epoch=len(history) or None,
+        chance_top1=0.1,
+        train_images=100,
+        classes=10,
+        parameters=1234,
+        train_seconds=sum(epoch.train_seconds for epoch in history) if history else 60.0,
+        seconds=90.0,
+        finished="2026-01-01 00:00 UTC",
+        train_sets_per_second=None,
+        store=Store("s.h5", store, "resnet18", 224, ["plain"], ["last"], "0" * 64, False),
+        versions={"python": "3", "torch": "2", "torchvision": "0", "numpy": "2", "h5py": "3", "pillow": "10"},
+        hardware=Hardware("a processor", 2, threads, "cpu"),
+    )
+
+
+def make_epoch(epoch: int, val_top1: float = 0.5, train_seconds: float = 2.0) -> Epoch:
+    """The record of an epoch."""
+    return Epoch(epoch, 1.0, 0.5, 1e-3, train_seconds, 1.0, val_top1, train_seconds + 0.5)
 
 
 def make_run(name: str, solved: Sequence[bool] | np.ndarray, *changes: str, **options: Any) -> Run:
@@ -122,16 +161,20 @@ def make_run(name: str, solved: Sequence[bool] | np.ndarray, *changes: str, **op
     return Run(name, make_report(solved, *changes, **options))
 
 
-def _measured(solved: np.ndarray, sets: str) -> dict[str, Any]:
-    return {
-        "n": len(solved),
-        "top1": float(solved.mean()),
-        "top5": 1.0,
-        "average_precision": 0.75,
-        "auroc": 0.875,
-        "sets_sha256": sets,
-        "solved": pack_bits(solved),
-    }
+def _measured(solved: np.ndarray, sets: str) -> Measured:
+    return Measured(
+        n=len(solved),
+        top1=float(solved.mean()),
+        top1_interval=[0.0, 1.0],
+        top5=1.0,
+        top5_interval=[0.0, 1.0],
+        average_precision=0.75,
+        auroc=0.875,
+        loss=1.0,
+        positions=[1] * 10,
+        sets_sha256=sets,
+        solved=pack_bits(solved),
+    )
 
 
 def make_findings(

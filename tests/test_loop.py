@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fabricate import make_store
+from fabricate import make_config, make_store
 
 from common.errors import UserError
 from train.config import Config
@@ -27,7 +27,7 @@ class Stopped(Exception):
 
 
 def run(store, *overrides, progress=None, stop_after=None):
-    config = Config.load(None, [*TINY, *overrides])
+    config = make_config(*TINY, *overrides)
     task = prepare(store, config.data)
     progress = progress or Progress()
 
@@ -168,12 +168,3 @@ def test_mixed_classes_join_the_training_and_a_resumed_run_mixes_the_same(store,
     assert evaluate(model, task, task.test, 100)["top1"] > 0.3
     _, _, unmixed = run(store, *settings, "training.mixed_classes=0")
     assert without_times(unmixed.history) != without_times(whole.history)
-
-
-def test_mixed_classes_need_shared_images_and_no_hard_pairs(store):
-    with pytest.raises(
-        UserError, match=r"training.mixed_classes=4 needs training.images_per_class above 0 \(it is 0\)"
-    ):
-        run(store, "training.mixed_classes=4")
-    with pytest.raises(UserError, match=r"and training.hard_pairs 0 \(it is 0.5\)"):
-        run(store, "training.mixed_classes=4", "training.images_per_class=9", "training.hard_pairs=0.5")

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from fabricate import make_store
+from fabricate import make_config, make_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest, multivariate_normal
@@ -55,7 +55,7 @@ CLOSED_FORM = {
 
 
 def build(name, *overrides):
-    return build_method(Config.load(None, [*TINY, f"method={name}", *overrides]), DIM, CLASSES)
+    return build_method(make_config(*TINY, f"method={name}", *overrides), DIM, CLASSES)
 
 
 def some(batch=3, size=10, seed=1, dim=DIM):

@@ -1,133 +1,113 @@
-import errno
-import json
-import shutil
 import subprocess
 import sys
-from collections import namedtuple
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+from fabricate import make_header, make_store
 
 from common.errors import UserError
-from common.store_writer import StoreWriter, partial_folder, read_progress
-
-N, DIM = 20, 3
-FEATURES = np.random.default_rng(0).normal(size=(2, N, DIM)).astype("<f4")
-DIGESTS = np.random.default_rng(1).integers(256, size=(N, 32), dtype=np.uint8)
-LAYOUT = {"features": ("<f4", FEATURES.shape), "image_sha256": ("|u1", DIGESTS.shape)}
-HEADER = {"identity": {"preprocessing": {"views": ["plain", "mirror"]}}, "class_names": ["a"]}
-WHOLE = {
-    "labels": np.zeros(N, "<i8"),
-    "image_index": np.arange(N, dtype="<i8"),
-    "split": np.zeros(N, "u1"),
-}
+from common.store import FeatureStore
+from common.store_writer import _SparseFile, name_arrays, write_store
 
 
-def writer(path, **plan):
-    return StoreWriter(path, {"n": N, **plan}, LAYOUT)
-
-
-def write(w, start, stop):
-    w.write(start, {"features": FEATURES[:, start:stop], "image_sha256": DIGESTS[start:stop]})
-
-
-def complete(w):
-    for start in range(0, N, 5):
-        if start not in w.done:
-            write(w, start, start + 5)
-    return w.finish(HEADER, WHOLE)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "s.h5"
-
-
-@pytest.fixture
-def expected(tmp_path):
-    return complete(writer(tmp_path / "whole.h5")).path.read_bytes()
-
-
-def test_it_writes_what_it_is_given_and_clears_up(path):
-    store = complete(writer(path))
-    assert (store.features == FEATURES).all()
-    store.verify()
-    assert [file.name for file in path.parent.iterdir()] == ["s.h5"]
-
-
-def test_going_on_gives_the_same_bytes(path, expected):
-    write(writer(path), 5, 10)
-    resumed = writer(path)
-    assert resumed.done == {5: 10}
-    assert read_progress(path) == (5, N)
-    assert complete(resumed).path.read_bytes() == expected
-    assert read_progress(path) is None
-
-
-def test_a_journal_that_was_cut_off_loses_one_range_only(path, expected):
-    first = writer(path)
-    write(first, 0, 5)
-    write(first, 5, 10)
-    journal = partial_folder(path) / "journal.jsonl"
-    journal.write_text(journal.read_text()[:-20])
-    resumed = writer(path)
-    assert resumed.done == {0: 5}
-    assert complete(resumed).path.read_bytes() == expected
-
-
-def test_a_range_whose_bytes_changed_is_made_again(path, expected):
-    first = writer(path)
-    write(first, 0, 5)
-    write(first, 5, 10)
-    first.array("features")[1, 7, 0] += 1
-    resumed = writer(path)
-    assert resumed.done == {0: 5}
-    assert complete(resumed).path.read_bytes() == expected
-
-
-def test_another_plan_begins_anew(path):
-    write(writer(path), 0, 5)
-    assert writer(path, weights="others").done == {}
-
-
-def test_too_small_a_disk_is_noticed_before_the_work(path, monkeypatch):
-    usage = namedtuple("usage", "free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(100))
-    with pytest.raises(UserError, match=r"no space for .*s\.h5"):
-        writer(path)
-
-
-@pytest.mark.parametrize("where", ["common.store_writer._reserve", "common.store_writer.canonical_json", "h5py.File"])
-def test_a_full_disk_is_an_error_that_leaves_no_store(path, expected, monkeypatch, where):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "no space left on device")
-
-    w = writer(path) if "reserve" not in where else None
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="no space left for"):
-        patch.setattr(where, full)
-        complete(w or writer(path))
-    assert not path.exists()
-    assert complete(writer(path)).path.read_bytes() == expected
-
-
-def test_a_disk_that_fills_up_under_hdf5_is_such_an_error_too(path):
+def test_a_disk_that_fills_up_is_an_error_that_leaves_no_store(tmp_path):
     code = f"""
-import resource, sys
+import resource, signal
 from pathlib import Path
 from fabricate import make_store
 from common.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 try:
-    make_store(Path({str(path)!r}))
+    make_store(Path({str(tmp_path / "s.h5")!r}))
 except UserError as error:
     print(error.message)
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert result.stdout.startswith(f"no space left for {path}"), result
-    assert list(path.parent.iterdir()) == []
+    assert result.stdout.startswith(f"no space left for {tmp_path / 's.h5'}"), result
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_the_plan_is_readable(path):
-    writer(path)
-    assert json.loads((partial_folder(path) / "plan.json").read_text())[1] == {"n": N}
+@pytest.mark.parametrize("change", ["flip", "drop", "short"])
+def test_what_the_disk_does_not_give_back_is_not_put_in_place(tmp_path, monkeypatch, change):
+    store = make_store(tmp_path / "s.h5")
+    before = store.path.read_bytes()
+    pieces = []
+
+    def unfaithful(file, data):
+        pieces.append(data)
+        written = bytearray(np.frombuffer(data, np.uint8).tobytes())
+        if len(pieces) == 4:
+            written = {
+                "flip": bytes([written[0] ^ 1]) + written[1:],
+                "drop": bytes(len(written)),
+                "short": written[1:],
+            }[change]
+        file.write(written)
+
+    monkeypatch.setattr("common.store_writer.write_all", unfaithful)
+    with pytest.raises(UserError, match=r"s\.h5 was not put in place: read back from the disk"):
+        make_store(store.path, seed=1)
+    assert store.path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
+
+
+def test_hdf5_opens_no_file_while_a_store_is_written(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "s.h5")
+    arrays = {name: np.array(store.array(name)) for name in store.places}
+    opened = []
+    real = h5py.File
+
+    def watched(name, *arguments, **options):
+        opened.append(name)
+        return real(name, *arguments, **options)
+
+    monkeypatch.setattr(h5py, "File", watched)
+    write_store(tmp_path / "t.h5", make_header(4, 16), arrays)
+    assert [type(name) for name in opened] == [_SparseFile]
+
+
+def test_a_store_of_many_rows_takes_no_memory_to_write(tmp_path):
+    code = """
+import sys, resource
+import numpy as np
+from pathlib import Path
+from fabricate import make_header
+from common.store_writer import write_store
+n = 100_000
+features = np.memmap(sys.argv[1] + "/features", "<f4", "w+", shape=(1, n, 512))  # 205 MB of holes
+arrays = {"features": features, "labels": np.zeros(n, "<i8"), "image_index": np.arange(n), "split": np.zeros(n, "u1")}
+write_store(Path(sys.argv[1]) / "s.h5", make_header(1, 512), arrays | {"image_sha256": np.zeros((n, 32), "u1")})
+print(int([line for line in open("/proc/self/status") if line.startswith("RssAnon")][0].split()[1]) // 1024)
+"""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("memory is measured through /proc")
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 150
+    assert FeatureStore.open(tmp_path / "s.h5").places["features"].shape == (1, 100_000, 512)
+
+
+def test_names_that_are_not_utf8_come_back_as_they_were(tmp_path):
+    store = make_store(tmp_path / "s.h5", classes=1, train=2, test=1)
+    arrays = {name: np.array(store.array(name)) for name in store.places}
+    names = ["train/\udcff.png", "train/ä, b\n.png", "test/猫.png"]
+    write_store(store.path, make_header(1, 16), {**arrays, **name_arrays(names)})
+    assert FeatureStore.open(store.path).names(range(3)) == names
+
+
+def test_a_sparse_file_is_like_a_file(tmp_path):
+    sparse, generator = _SparseFile(), np.random.default_rng(0)
+    with (tmp_path / "file").open("w+b") as file:
+        for _ in range(300):
+            place, data = int(generator.integers(30_000)), generator.bytes(int(generator.integers(1, 9000)))
+            for each in (sparse, file):
+                each.seek(place)
+                each.write(data)
+            start, size = (int(x) for x in generator.integers(40_000, size=2))
+            sparse.seek(start)
+            file.seek(start)
+            assert sparse.read(size) == file.read(size)
+            assert sparse.tell() == file.tell()
+        assert sparse.seek(0, 2) == file.seek(0, 2)

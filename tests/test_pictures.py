@@ -5,23 +5,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.plots import plot_attention, plot_curves, plot_mistakes
+from train.report.pictures import plot_attention, plot_curves, plot_mistakes
+from train.report.schema import Epoch
 
 SET_SIZE = 6
 
 
 def history(epochs):
-    return [
-        {
-            "epoch": epoch,
-            "train_loss": 2 / epoch,
-            "train_top1": 1 - 0.9 / epoch,
-            "val_loss": 2.2 / epoch,
-            "val_top1": 0.8 - 0.7 / epoch,
-            "learning_rate": 1e-3,
-        }
-        for epoch in range(1, epochs + 1)
-    ]
+    return [Epoch(n, 2 / n, 1 - 0.9 / n, 1e-3, 1.0, 2.2 / n, 0.8 - 0.7 / n, 1.5) for n in range(1, epochs + 1)]
 
 
 def some_sets(count):
@@ -121,12 +112,12 @@ def test_an_old_plot_survives_a_failed_one(tmp_path):
     path = tmp_path / "plot.png"
     curves(path)
     before = path.read_bytes()
-    with pytest.raises(KeyError):
-        plot_curves([{"epoch": 1, "val_top1": 0.5}], path, SET_SIZE)
+    with pytest.raises(AttributeError):
+        plot_curves([None], path, SET_SIZE)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_import_is_light():
-    code = "import sys, train.plots; sys.exit(any(name in sys.modules for name in ('matplotlib', 'torch')))"
+    code = "import sys, train.report.pictures; sys.exit(any(name in sys.modules for name in ('matplotlib', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

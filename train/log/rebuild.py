@@ -1,7 +1,8 @@
 """The experiment log: reports of runs in, tables and charts out. No number in it is typed.
 
 A log is a Markdown file whose generated parts stand between `<!-- generated: BLOCK PATTERN … -->` and `<!-- end -->`.
-BLOCK is a function of `BLOCKS`; the patterns choose runs by name, "<phase>/<name>" outside the phase's own log.
+BLOCK is a function of `train.log.tables`; the patterns choose runs by name, "<phase>/<name>" outside the phase's
+own log.
 """
 
 import re
@@ -11,10 +12,11 @@ from pathlib import Path
 
 from common.errors import UserError, unknown_name
 from common.files import write_text
-from common.run_folder import RunFolder
-from train.blocks import BLOCKS
-from train.config import Phase
-from train.runs import Group, Run, groups_of, load_run
+from train.log.charts import CHARTS
+from train.log.plan import planned_configs
+from train.log.runs import Group, each_of, groups_of, load_run
+from train.log.tables import BLOCKS
+from train.run_folder import RunFolder
 
 BLOCK = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.S)
 MEASURED = re.compile(r"^# Measured: .*$", re.M)
@@ -28,7 +30,7 @@ def collect(runs: Path, experiments: Path) -> Iterator[str]:
     for config in sorted(experiments.glob("*/config.toml")):
         folder = config.parent
         finished = [path for path in sorted((runs / folder.name).glob("*")) if RunFolder(path).is_done]
-        plan = Phase.runs(config) if finished else {}
+        plan = planned_configs(config) if finished else {}
         for path in finished:
             run = load_run(path)
             planned = plan.get(re.sub(r"@.*(?=-seed)", "", run.name))
@@ -94,7 +96,9 @@ def _made(text: str, path: Path, groups: dict[str, list[Group]], check: bool) ->
         if name not in BLOCKS:
             raise unknown_name(f"block in {path}", name, BLOCKS)
         chosen = select(groups, path.parent.name, patterns, path)
-        return f"{found[1]}{BLOCKS[name](chosen, None if check else path.parent)}\n{found[3]}"
+        if name in CHARTS and not check:
+            CHARTS[name](chosen, path.parent / f"{name}.png")
+        return f"{found[1]}{BLOCKS[name](chosen)}\n{found[3]}"
 
     return BLOCK.sub(block, text)
 
@@ -111,11 +115,12 @@ def _measured(groups: list[Group]) -> str:
     """The line in which a phase's config says what came of it."""
     if not groups:
         return "# Measured: nothing yet"
-    runs: list[Run] = [run for group in groups for run in group.runs]
-    best = max(groups, key=lambda group: (len(group.runs), group.values("test", "top1").mean()))
-    minutes = sum(run.report["seconds"] for run in runs) / 60
-    hardware = runs[0].report["hardware"]
+    reports = [run.report for group in groups for run in group.runs]
+    best = max(groups, key=lambda group: (len(group.runs), group.top1().mean()))
+    minutes = sum(report.seconds for report in reports) / 60
+    threads = each_of(groups, lambda report: report.hardware.threads)
     return (
-        f"# Measured: {len(runs)} runs, {minutes:.0f} min of {hardware['threads']} thread(s) of {hardware['cpu']}; "
-        f"{best.name} {100 * best.values('test', 'top1').mean():.2f} % test top-1, mean of {len(best.runs)}"
+        f"# Measured: {len(reports)} runs, {minutes:.0f} min of {threads} thread(s) of "
+        f"{each_of(groups, lambda report: report.hardware.cpu)}; {best.name} {100 * best.top1().mean():.2f} % test "
+        f"top-1, mean of {len(best.runs)}"
     )

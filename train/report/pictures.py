@@ -2,53 +2,46 @@
 
 K sets drawn · S set_size · H, W height and width of an image
 
-matplotlib is imported where it is used, since it is slow to start; pyplot never, since it has global state.
+matplotlib is imported where it is used, since it is slow to start.
 """
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from common.files import write_bytes
+from common.figures import BLUE, GREEN, GREY, ORANGE, RED, figure_of, save_figure
+from train.report.schema import Epoch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette: told apart by the colour-blind, too. Line styles say the same a second time.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-DPI = 120
 TILE = 0.95  # inches that one image of a strip takes
-NARROWEST = 7.5  # inches that the legend takes
 LEGEND = "green frame: anomaly  ·  red dashed frame: wrong pick  ·  ▲ the model's pick  ·  % its probabilities"
 
 Array = NDArray[Any]
 
 
-def plot_curves(history: Sequence[dict[str, Any]], path: Path, set_size: int) -> None:
-    """Loss and top-1 over the epochs, for training and validation; the best validation epoch is marked.
-
-    Entries of `history` have epoch, train_loss, train_top1, val_loss, val_top1; top-1 as a fraction.
-    """
+def plot_curves(history: Sequence[Epoch], path: Path, set_size: int) -> None:
+    """Loss and top-1 over the epochs, for training and validation; the best validation epoch is marked."""
     from matplotlib.ticker import MaxNLocator
 
     figure = figure_of(10, 4.2)
-    epochs = [entry["epoch"] for entry in history]
-    best = max(history, key=lambda entry: entry["val_top1"])
+    epochs = [entry.epoch for entry in history]
+    best = max(history, key=lambda entry: entry.val_top1)
     panels = (("loss", "cross-entropy (nats)", 1), ("top1", "top-1 (%)", 100))
     for axes, (metric, label, scale) in zip(figure.subplots(1, 2), panels, strict=True):
         for split, name, colour, style in (
             ("train", "training", ORANGE, "--"),
             ("val", "validation", BLUE, "-"),
         ):
-            values = [scale * entry[f"{split}_{metric}"] for entry in history]
+            values = [scale * getattr(entry, f"{split}_{metric}") for entry in history]
             marker = "." if len(history) == 1 else ""
             axes.plot(epochs, values, style, color=colour, marker=marker, linewidth=1.8, label=name)
-        height, caption = scale * best[f"val_{metric}"], f"best validation (epoch {best['epoch']})"
-        axes.plot(best["epoch"], height, "o", color=BLUE, ms=8, markeredgecolor="white", label=caption)
+        height, caption = scale * getattr(best, f"val_{metric}"), f"best validation (epoch {best.epoch})"
+        axes.plot(best.epoch, height, "o", color=BLUE, ms=8, markeredgecolor="white", label=caption)
         if metric == "top1":
             chance = 100 / set_size
             axes.axhline(chance, color=GREY, linestyle=":", label=f"chance, 1/{set_size} = {chance:.3g} %")
@@ -59,7 +52,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: Path, set_size: int) ->
         axes.spines[["top", "right"]].set_visible(False)
     # Below the panels, where it hides no curve; the last panel has every line of the first, and chance.
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(f"Learning curves: best validation top-1 {100 * best['val_top1']:.1f} %", fontsize=13)
+    figure.suptitle(f"Learning curves: best validation top-1 {100 * best.val_top1:.1f} %", fontsize=13)
     save_figure(figure, path)
 
 
@@ -155,13 +148,6 @@ def _names(set_size: int, names: tuple[str, str]) -> str:
     return f"{set_size - 1} × {inlier}, 1 × {anomaly}"
 
 
-def figure_of(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches, not known to pyplot."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(max(width, NARROWEST), height), dpi=DPI, layout="constrained")
-
-
 def _title(axes: "Axes", text: str) -> None:
     # A class may be called "$": its name is no formula.
     axes.set_title(text, fontsize=11, loc="left", pad=3, parse_math=False)
@@ -176,10 +162,3 @@ def _message(text: str) -> "Figure":
     figure = figure_of(6, 2)
     figure.text(0.5, 0.5, text, fontsize=16, color=GREY, ha="center", va="center")
     return figure
-
-
-def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a PNG without matplotlib's name and version in it: equal plots are equal files."""
-    picture = io.BytesIO()  # first into memory: how matplotlib reports a full disk is its own affair
-    figure.savefig(picture, format="png", metadata={"Software": None})
-    write_bytes(path, picture.getvalue())

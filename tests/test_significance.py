@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from common.errors import UserError
-from train.comparison import difference, duration, holm, mcnemar, mean_and_std, ranked, require_same_sets, table
-from train.runs import groups_of
+from train.log.columns import duration, mean_and_std
+from train.log.runs import groups_of
+from train.log.significance import differences, holm, mcnemar, ranked, require_same_sets
+from train.log.tables import ranking
 
 N = 400
 
@@ -26,6 +28,11 @@ def group(name, *solved, method="transformer", width=256, **options):
     ]
     (made,) = groups_of(runs)
     return made
+
+
+def difference(first, second):
+    """The difference of two groups, alone."""
+    return differences([(first, second)])[0]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -102,8 +109,29 @@ def test_runs_of_a_split_meet_those_of_the_same_split():
     assert (gap.only_first, gap.only_second) == (80, 0)
     changes = ["method=knn", "training.seed=1", "data.split_seed=1"]
     (second_only,) = groups_of([make_run("knn-seed1", solving(0.85), *changes, sets="of split 1")])
-    gap = difference(runs["head"], second_only)  # of one run, but it meets only the one on the same sets
-    assert (gap.only_first, gap.only_second) == (0, 20)
+    with pytest.raises(UserError, match="different test sets"):
+        difference(runs["head"], second_only)  # of one split only
+
+
+def test_where_seeds_and_splits_cross_runs_on_the_same_sets_meet():
+    def crossed(name, method, parts, seeds):
+        runs = [
+            make_run(
+                f"{name}-seed{seed}",
+                solving(part),
+                f"method={method}",
+                f"training.seed={seed}",
+                f"data.split_seed={split}",
+                sets=f"of split {split}",
+            )
+            for part, (seed, split) in zip(parts, seeds, strict=True)
+        ]
+        return groups_of(runs)[0]
+
+    first = crossed("head", "transformer", (0.9, 0.8), [(0, 0), (1, 1)])
+    second = crossed("knn", "random", (0.6, 0.7), [(0, 1), (1, 0)])
+    gap = difference(first, second)  # on split 0: 0.9 and 0.7; on split 1: 0.8 and 0.6
+    assert (gap.only_first, gap.only_second) == (80, 0)
 
 
 def test_runs_on_different_sets_are_not_compared():
@@ -111,7 +139,7 @@ def test_runs_on_different_sets_are_not_compared():
     with pytest.raises(UserError, match=r"a and b were measured on different test sets \(1{12}…, 2{12}…\): compare"):
         require_same_sets(groups)
     with pytest.raises(UserError, match="different test sets"):
-        table(groups)
+        ranking(groups)
 
 
 def test_without_hard_sets_there_is_no_ranking_on_them():
@@ -127,7 +155,7 @@ def test_the_table_tells_apart_what_differs_and_nothing_else():
         group("twin", solving(0.7), width=16),
         group("far", solving(0.2), width=32),
     ]
-    lines = table(groups).splitlines()
+    lines = ranking(groups).splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert {len(row) for row in rows} == {12}
     assert [row[0] for row in rows[2:]] == ["same", "twin", "far"]
@@ -136,8 +164,8 @@ def test_the_table_tells_apart_what_differs_and_nothing_else():
     assert [row[10] for row in rows[2:]] == ["0 : 0", "200 : 0", ""]
     assert "Not told apart from each other: same and twin." in lines[-1]
     assert "n = 400 test sets each (sets `a`)" in lines[-1]
-    assert "not told apart" not in table(groups[1:]).partition("\n\n")[0]
-    assert "Each is really above the next." in table(groups[1:])
+    assert "not told apart" not in ranking(groups[1:]).partition("\n\n")[0]
+    assert "Each is really above the next." in ranking(groups[1:])
 
 
 def test_the_table_of_hard_sets_has_their_numbers():
@@ -145,14 +173,14 @@ def test_the_table_of_hard_sets_has_their_numbers():
         group("a", solving(0.9), width=8, hard=solving(0.3)),
         group("b", solving(0.8), width=16, hard=solving(0.6)),
     ]
-    text = table(groups, "hard")
+    text = ranking(groups, "hard")
     assert text.index("**60.00**") < text.index("**30.00**")
     assert "hard sets each" in text
     assert "90.00" not in text
 
 
 def test_several_seeds_have_a_mean_a_deviation_and_an_interval_of_the_mean():
-    text = table([group("a", solving(0.5), solving(0.6), solving(0.7)), group("b", solving(0.1), width=8)])
+    text = ranking([group("a", solving(0.5), solving(0.6), solving(0.7)), group("b", solving(0.1), width=8)])
     assert "| 3 | **60.00 ± 10.00** | 55.13 – 64.68 |" in text
     assert mean_and_std(np.array([0.5])) == "50.00"
     assert duration(89) == "89 s"
