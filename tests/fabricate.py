@@ -153,7 +153,16 @@ def make_report(
 
 def make_epoch(epoch: int, val_top1: float = 0.5, train_seconds: float = 2.0) -> Epoch:
     """The record of an epoch."""
-    return Epoch(epoch, 1.0, 0.5, 1e-3, train_seconds, 1.0, val_top1, train_seconds + 0.5)
+    return Epoch(
+        epoch=epoch,
+        train_loss=1.0,
+        train_top1=0.5,
+        learning_rate=1e-3,
+        train_seconds=train_seconds,
+        val_loss=1.0,
+        val_top1=val_top1,
+        seconds=train_seconds + 0.5,
+    )
 
 
 def make_run(name: str, solved: Sequence[bool] | np.ndarray, *changes: str, **options: Any) -> Run:

@@ -248,7 +248,7 @@ def test_a_run_of_another_config_than_the_plan_has_now_is_refused(folder):
     path = folder / "experiments/tiny/config.toml"
     path.write_text(CONFIG.replace("epochs = 3", "epochs = 4"), encoding="utf-8")
     result = log(folder, code=2)
-    assert f"was made with another config than {path} has for it now: delete it and make it again" in result.output
+    assert f"was made with another config than {path} has for it now, in training.epochs: " in result.output
 
 
 def test_a_report_that_was_made_again_replaces_the_old_one(folder):

@@ -215,12 +215,9 @@ def test_the_configs_of_the_experiments_load(config):
     plan = tomllib.loads(config.read_text()).get("plan")
     assert Config.load(config)
     if plan:
-<<<<<<< HEAD
         assert len(planned_configs(config)) >= len(
             [*plan.get("runs", []), *plan.get("once", []), *plan.get("splits", [])]
         )
-=======
-        assert len(Phase.runs(config)) >= len([*plan.get("runs", []), *plan.get("once", []), *plan.get("splits", [])])
 
 
 def test_what_a_killed_log_left_is_removed(tmp_path):
@@ -265,4 +262,3 @@ def test_a_disk_that_is_really_full_loses_nothing(store, tmp_path, kilobytes):
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     heads = [torch.load(tmp_path / name / "checkpoint.pt")["head"] for name in ("run", "whole")]
     assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
->>>>>>> i14r

@@ -18,11 +18,15 @@ SEEDS = ("training.seed", "data.split_seed")
 def differences(before: Config, now: Config) -> list[str]:
     """The keys by which two configs are different experiments, in the order of the config.
 
+    A precision that is left to the machine, "auto", is none of them: the history says what was used.
+
     >>> differences(Config(), Config(method="knn"))
     ['method']
     """
     was = flat(before)
-    return [key for key, value in flat(now).items() if was[key] != value and key not in PLACE]
+    different = [key for key, value in flat(now).items() if was[key] != value and key not in PLACE]
+    left_open = "auto" in (before.training.precision, now.training.precision)
+    return [key for key in different if not (left_open and key == "training.precision")]
 
 
 def require_same(where: Any, before: Config, now: Config) -> None:
@@ -43,5 +47,6 @@ def key(config: Config, store_identity: str, apart: Sequence[str] = SEEDS) -> st
 
 def short_digest(config: Config, store_identity: str) -> str:
     """Eight hexadecimal digits for the default name of a run: equal for the same experiment with the same seeds."""
-    anywhere = dataclasses.replace(config, training=dataclasses.replace(config.training, device="auto"))
-    return sha256_text(to_toml(anywhere) + store_identity)[:8]
+    precision = config.training.precision.replace("auto", "float32")  # which was the default once
+    anywhere = dataclasses.replace(config.training, device="auto", precision=precision)
+    return sha256_text(to_toml(dataclasses.replace(config, training=anywhere)) + store_identity)[:8]

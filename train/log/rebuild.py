@@ -12,6 +12,7 @@ from pathlib import Path
 
 from common.errors import UserError, unknown_name
 from common.files import write_text
+from train.experiment import differences
 from train.log.charts import CHARTS
 from train.log.plan import planned_configs
 from train.log.runs import Group, each_of, groups_of, load_run
@@ -37,9 +38,11 @@ def collect(runs: Path, experiments: Path) -> Iterator[str]:
             if planned is None:
                 yield f"left out: {path}, which is not in the plan of {config}"
                 continue
-            if planned != run.config:
+            changed = differences(run.config, planned)
+            if changed:
                 raise UserError(
-                    f"{path} was made with another config than {config} has for it now: delete it and make it again"
+                    f"{path} was made with another config than {config} has for it now, in {', '.join(changed)}: give "
+                    "the plan the old values, or move the run out of the folder and make it again"
                 )
             target, text = folder / "runs" / f"{run.name}.json", RunFolder(path).report.read_text(encoding="utf-8")
             if not target.is_file() or target.read_text(encoding="utf-8") != text:

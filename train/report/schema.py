@@ -112,13 +112,17 @@ class Attention(Struct, frozen=True):
     mass_on_anomaly: list[list[float]]
 
 
-class Epoch(Struct, frozen=True):
-    """One epoch of training: losses in nats, top-1 as fractions, seconds with and without validation."""
+class Epoch(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One epoch of training: losses in nats, top-1 as fractions, seconds with and without validation.
+
+    arithmetic: what its forward passes were computed in, where that was written down.
+    """
 
     epoch: int
     train_loss: float
     train_top1: float
     learning_rate: float
+    arithmetic: str | None = None
     train_seconds: float
     val_loss: float
     val_top1: float
