@@ -115,10 +115,10 @@ def decode(image: Any) -> np.ndarray:
 
 def _raw_mode(image: Any) -> str:
     """How the file packs its pixels, such as "L;4" or "RGB;16B"."""
-    with contextlib.suppress(AttributeError, IndexError, TypeError):
-        arguments = image.tile[0][3]
-        return arguments if isinstance(arguments, str) else arguments[0] or ""
-    return ""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
 
 
 def _narrow(image: Any, tags: dict[int, Any]) -> tuple[Any, Any]:
