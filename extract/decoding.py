@@ -47,7 +47,9 @@ def image_suffixes() -> frozenset[str]:
 
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `max_pixels` is the limit
+    # `max_pixels` is the limit of Pillow's bombs; what else it warns of, broken EXIF say, does no harm
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     known = Image.registered_extensions()
     return frozenset(s for s, kind in known.items() if kind in Image.OPEN and kind not in NO_PICTURES)
 

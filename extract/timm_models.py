@@ -17,15 +17,17 @@ class TimmModels:
         timm = _timm()
         if not timm.is_model(name):
             raise unknown_name("model of timm", name, timm.list_models())
-        sized = {} if image_size in (None, self._config(name)["input_size"][-1]) else {"dynamic_img_size": True}
+        try:
+            own_size = self._config(name)["input_size"][-1]
+        except RuntimeError as error:
+            raise UserError(f'timm has no weights "{name}" ({error}): see timm.list_pretrained()') from error
+        sized = {} if image_size in (None, own_size) else {"dynamic_img_size": True}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 return timm.create_model(name, pretrained=False, num_classes=0, **sized)
             except TypeError:  # a convolutional network takes images of any size anyhow
                 return timm.create_model(name, pretrained=False, num_classes=0)
-            except RuntimeError as error:  # an unknown tag
-                raise UserError(f'timm cannot make the model "{name}" ({error}): see timm.list_models()') from error
 
     def pretrained(self, name: str, image_size: int | None) -> tuple[nn.Module, Path]:
         module = self.build(name, image_size)

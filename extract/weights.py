@@ -3,6 +3,7 @@
 import functools
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,7 +82,9 @@ def _read(path: Path) -> Any:
     if start.startswith(b"PK"):
         _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is odd in a file; whether it will do is seen below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError as error:
         raise UserError(f"{path} asks for more memory than there is: get the weights again") from error
     except Exception as error:  # torch.load raises errors of any kind on a damaged file
