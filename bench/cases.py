@@ -295,5 +295,5 @@ def _large_store(path: Path, n: int) -> None:
         "split": split,
         "image_sha256": np.zeros((n, 32), np.uint8),
     }
-    write_store(path, make_header(100, 512), arrays)
+    write_store(path, make_header(100, 512, precision="bfloat16"), arrays)
     raw.unlink()

@@ -1,4 +1,4 @@
-"""Files that are complete or not there: atomic writes, locks, and digests."""
+"""Files that are complete or not there: atomic writes, locks, what dead processes leave, and digests."""
 
 import contextlib
 import errno
@@ -6,27 +6,20 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
+
 from common.errors import UserError
 
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory locks, everything else works
-    fcntl = None  # type: ignore[assignment]
-
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-UNWRITABLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENOENT,
-}
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+# ".<stem>.<process>-<random><suffix>"; files of earlier versions have no random part
+TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<process>\d+)(-[0-9a-f]{8})?(?P<suffix>(\.[^.]+)?)")
+LOCK = ".lock"
 
 
 def canonical_json(value: Any) -> str:
@@ -63,40 +56,60 @@ def sha256_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def writing_to(target: Path) -> Iterator[None]:
-    """Turn an unwritable or full `target` into a UserError that names it; other errors pass."""
+    """Turn an error of writing `target` into a UserError that names it and says what to do.
+
+    An error that names another file passes: it is not about `target`. Errors of write, flush and close name none.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno is None or (error.filename is not None and not _is_part(error.filename, target)):
+            raise
         if error.errno in FULL:
             raise UserError(f"no space left for {target}: free some and run the same command again") from error
-        if error.errno in UNWRITABLE:
-            reason = os.strerror(error.errno).lower()
-            raise UserError(f"cannot write {target} ({reason}): choose a path that is writable") from error
-        raise
+        reason = os.strerror(error.errno).lower()
+        raise UserError(f"cannot write {target} ({reason}): choose a path that is writable") from error
+
+
+def _is_part(named: Any, target: Path) -> bool:
+    """Whether a file is `target`, a folder above it, inside it, or hidden beside it under its name."""
+    path, target = Path(os.path.abspath(os.fsdecode(named))), Path(os.path.abspath(target))  # noqa: PTH100
+    beside = any(part.parent == target.parent and part.name.startswith(f".{target.stem}.") for part in path.parents)
+    temporary = path.parent == target.parent and path.name.startswith(f".{target.stem}.")
+    return beside or temporary or path in (target, *target.parents) or target in path.parents
 
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success it is flushed and renamed to `target`, else removed.
 
-    Whoever looks at `target` sees the old content or the whole new one, never a part.
+    Whoever looks at `target` sees the old content or the whole new one, never a part. A process that is killed leaves
+    the temporary file: `remove_leftovers` knows it. The body should do nothing but write.
     """
-    # The suffix stays last: matplotlib and others choose the format by it.
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    # The suffix stays last: others choose the format by it.
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
     with writing_to(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
             flush_to_disk(temporary)
             temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        flush_folder(target.parent)
+
+
+def write_bytes(target: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write a text file atomically, in UTF-8."""
+    write_bytes(target, text.encode())
 
 
 def flush_to_disk(path: Path) -> None:
@@ -105,28 +118,80 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def flush_folder(folder: Path) -> None:
+    """Ask the operating system to put a folder's names on the disk, so that a rename outlasts a loss of power."""
+    if os.name != "posix":  # Windows does not open folders
+        return
+    with contextlib.suppress(OSError):  # some file systems refuse; the content itself is safe
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 class Busy(UserError):
     """Another process holds what this one wants."""
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, busy: str) -> Iterator[None]:
+def exclusive(folder: Path, busy: str, *writes: Path) -> Iterator[None]:
     """Hold `folder` (made when missing) for this process alone, or raise Busy(`busy`) at once.
 
-    The lock belongs to the process: a killed one leaves none behind.
+    `writes` are files or folders elsewhere that only the holder writes. What dead processes left of these and inside
+    `folder` is removed. The lock is the file `.lock` in the folder. It belongs to the process: a killed one holds none.
+    In the end the file is removed, and so is the folder when nothing else is in it. Where the file system has no
+    locks, one line says so and the work goes on.
     """
+    import filelock  # here: it is slow to start
+
+    path = folder / LOCK
+    lock = filelock.FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise Busy(busy) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            click.echo(f"no locks on the file system of {folder}: let no other process write there", err=True)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not folder.exists() or folder.stat().st_ino != os.fstat(handle).st_ino:
-            raise BlockingIOError  # its last owner finished and removed it in this very moment
+        for place in (folder, *writes):
+            remove_leftovers(place, sure=lock.is_locked)
         yield
-    except BlockingIOError:
-        raise Busy(busy) from None
     finally:
-        os.close(handle)
+        if os.name == "posix":  # under the lock, so nobody else's file; filelock notices a lock on a file that is gone
+            with contextlib.suppress(OSError):
+                path.unlink()
+                folder.rmdir()
+        lock.release()
+
+
+def remove_leftovers(place: Path, sure: bool) -> None:
+    """Remove the temporary files that dead processes left of the file `place`, or of all files in the folder `place`.
+
+    `sure`: the caller holds the lock of all who write there, so that each temporary file is a dead process's. Else the
+    files of processes that run stay.
+    """
+    folder, own = (place, None) if place.is_dir() else (place.parent, (place.stem, place.suffix))
+    for path in folder.glob(".*"):
+        found = TEMPORARY.fullmatch(path.name)
+        if not found or (own and own != (found["stem"], found["suffix"])):
+            continue
+        if sure or not _is_running(int(found["process"])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":  # there, signal 0 is not a mere question
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True

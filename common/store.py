@@ -1,9 +1,9 @@
-"""The feature store's schema and reader; `docs/feature-store.md` is the specification."""
+"""The feature store's reader; `docs/feature-store.md` is the specification."""
 
+import contextlib
 import hashlib
-import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,54 +13,48 @@ import numpy as np
 
 from common.checks import check_shape
 from common.errors import UserError
-from common.files import canonical_json, sha256_text
+from common.store_format import (
+    FORMAT,
+    VERSION,
+    ArrayPlace,
+    Damage,
+    DamagedStore,
+    ForeignStore,
+    Layout,
+    MissingStore,
+    NewerStore,
+    UnreadableStore,
+    read_at,
+    read_layout,
+    reading,
+)
+from common.store_schema import BLOCK_BYTES, SPLITS, check_content, check_schema, identity_digest
 
-FORMAT = "set-anomaly/feature-store"
-VERSION = 1
-BLOCK_BYTES = 4 << 20
+__all__ = [
+    "BLOCK_BYTES",
+    "FORMAT",
+    "SPLITS",
+    "VERSION",
+    "ArrayPlace",
+    "DamagedStore",
+    "FeatureStore",
+    "ForeignStore",
+    "MissingStore",
+    "NewerStore",
+    "UnreadableStore",
+    "block_digests",
+    "check_features",
+    "identity_digest",
+]
+
 ROOMY = 1 << 30
-SPLITS = ("train", "test")
-FEATURE_TYPES = ("<f4", "<f2")
-# name: (dtype, the axes behind the first N); thumbnails may be absent
-PER_IMAGE = {
-    "labels": "<i8",
-    "image_index": "<i8",
-    "split": "|u1",
-    "image_sha256": "|u1",
-    "thumbnails": "|u1",
-}
-
-
-class DamagedStore(UserError):
-    """The file is a feature store, but its content is not what was written."""
-
-
-class ForeignStore(UserError):
-    """The file is not a feature store."""
-
-
-class NewerStore(UserError):
-    """The file is a feature store of a version that this code does not know."""
-
-
-def identity_digest(identity: dict[str, Any]) -> str:
-    """Hexadecimal SHA-256 of an identity: equal digests mean interchangeable stores."""
-    return sha256_text(canonical_json(identity))
+SMALL_ARRAYS = ("labels", "split", "image_index", "name_bytes", "name_offsets")
 
 
 def block_digests(array: np.ndarray) -> list[str]:
     """SHA-256 of each `BLOCK_BYTES` of a C-contiguous array's bytes, in order; the last block may be shorter."""
     data = memoryview(array.reshape(-1).view(np.uint8).data)
     return [hashlib.sha256(data[i : i + BLOCK_BYTES]).hexdigest() for i in range(0, len(data), BLOCK_BYTES)]
-
-
-@dataclass(frozen=True)
-class ArrayPlace:
-    """Where the bytes of one array lie in the file."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
 
 
 @dataclass(frozen=True)
@@ -75,21 +69,30 @@ class FeatureStore:
     """
 
     path: Path
-    header: dict[str, Any] = field(repr=False)
-    places: dict[str, ArrayPlace] = field(repr=False)
+    layout: Layout = field(repr=False)
 
     @classmethod
     def open(cls, path: Path | str) -> "FeatureStore":
-        """Open a store: milliseconds, whatever its size.
+        """Open a store: milliseconds, whatever its size. Its arrays are not read.
 
-        Raises UserError when there is no such file, ForeignStore, NewerStore, or DamagedStore when the file is
-        truncated, its header does not match its seal, or an array has not the shape and dtype of the schema.
+        Raises MissingStore, UnreadableStore, ForeignStore, NewerStore, or DamagedStore when the file is truncated, a
+        byte outside its arrays has changed, or the header or an array is not as the specification says.
         """
         path = Path(path)
-        header, places = _read_layout(path)
-        store = cls(path, header, places)
-        store._check_schema()
-        return store
+        layout = read_layout(path)
+        with _damage(path):
+            check_schema(layout.version, layout.header, layout.places)
+        return cls(path, layout)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """All that is said of the arrays."""
+        return self.layout.header
+
+    @property
+    def places(self) -> dict[str, ArrayPlace]:
+        """Where each array lies."""
+        return self.layout.places
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -158,25 +161,43 @@ class FeatureStore:
         """The rows (n,) int64 of a split, ascending."""
         return np.flatnonzero(self.split == SPLITS.index(split))
 
-    def verify(self, names: tuple[str, ...] | None = None) -> None:
-        """Compare every block of the arrays `names` (default: all) with its digest; DamagedStore names a bad one."""
-        for name in names or tuple(self.places):
+    def names(self, rows: Sequence[int] | np.ndarray) -> list[str] | None:
+        """The file of each of these rows, relative to the root of the images; None where the store does not say.
+
+        Bytes that are not UTF-8 come as Python has them in file names: `os.fsencode` gives them back.
+        """
+        if "name_offsets" not in self.places:
+            return None
+        offsets, data = self._map("name_offsets"), self._map("name_bytes")
+        return [data[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8", "surrogateescape") for row in rows]
+
+    def name(self, row: int) -> str | None:
+        """The file of one row, as `names` has it."""
+        names = self.names([row])
+        return names[0] if names else None
+
+    def verify(self, names: Sequence[str] | None = None) -> None:
+        """Compare every block of the arrays `names` with its digest, and see whether labels and the like are possible.
+
+        names: default all. DamagedStore names a bad block or array.
+        """
+        names = names or tuple(self.places)
+        for name in names:
             for number, (block, sealed) in enumerate(zip(self.blocks(name), self.header["blocks"][name], strict=True)):
                 if hashlib.sha256(block).hexdigest() != sealed:
                     raise DamagedStore(
-                        f"{self.path}: block {number} of /{name} does not match its digest: "
-                        "the file was damaged after it was written; extract it again"
+                        f"{self.path} is damaged: block {number} of /{name} does not match its digest; extract it again"
                     )
+        with _damage(self.path):
+            small = [name for name in SMALL_ARRAYS if name in self.places]
+            check_content({name: self._map(name) for name in small}, len(self.class_names))
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """The bytes of an array, `BLOCK_BYTES` at a time, read without mapping them: memory stays as it is."""
         place = self.places[name]
-        left = int(np.prod(place.shape)) * np.dtype(place.dtype).itemsize
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(place.offset)
-            while left and (block := file.read(min(left, BLOCK_BYTES))):
-                left -= len(block)
-                yield block
+        with reading(self.path, self.layout.stamp) as file:
+            for offset in range(place.offset, place.stop, BLOCK_BYTES):
+                yield read_at(file, offset, min(BLOCK_BYTES, place.stop - offset))
 
     def release(self) -> None:
         """Give the pages of mapped features back to the system, which keeps them for the next use while it has room.
@@ -194,69 +215,16 @@ class FeatureStore:
 
     def _map(self, name: str) -> np.ndarray:
         place = self.places[name]
-        return np.memmap(self.path, place.dtype, "c", place.offset, place.shape)
-
-    def _check_schema(self) -> None:
-        features = self.places.get("features")
-        if features is None or features.dtype not in FEATURE_TYPES or len(features.shape) != 3:
-            raise DamagedStore(
-                f"{self.path}: /features must be (V, N, D) of {' or '.join(FEATURE_TYPES)}, found {features}; "
-                "extract it again"
-            )
-        views, n, _ = features.shape
-        for name, dtype in PER_IMAGE.items():
-            place = self.places.get(name)
-            if place is None and name == "thumbnails":
-                continue
-            if place is None or place.dtype != dtype or place.shape[0] != n:
-                raise DamagedStore(
-                    f"{self.path}: /{name} must be {dtype} with N={n} rows, found {place}; extract it again"
-                )
-        if views != len(self.views):
-            raise DamagedStore(
-                f"{self.path}: /features has V={views} but the header names {len(self.views)} views; extract it again"
-            )
+        with reading(self.path, self.layout.stamp) as file:
+            return np.memmap(file, place.dtype, "c", place.offset, place.shape)
 
 
-def _read_layout(path: Path) -> tuple[dict[str, Any], dict[str, ArrayPlace]]:
-    """Read the header and the place of each array with HDF5, and close the file."""
-    import h5py  # here, because `--help` must not wait for it
-
-    if not path.is_file():
-        raise UserError(
-            f"there is no feature store at {path}: make it with `make features` or `python -m extract features`"
-        )
-    if not h5py.is_hdf5(path):
-        raise ForeignStore(
-            f"{path} is not an HDF5 file, so not a feature store: give the path of a .h5 that extract wrote"
-        )
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
     try:
-        with h5py.File(path, "r") as file:
-            if file.attrs.get("format") != FORMAT:
-                raise ForeignStore(f'{path} is HDF5 but its attribute "format" is not "{FORMAT}": give a feature store')
-            version = int(file.attrs["format_version"])
-            if version > VERSION:
-                raise NewerStore(f"{path} has format version {version}, this code reads up to {VERSION}: update it")
-            text = file["header"][()].decode()
-            if sha256_text(text) != file.attrs["header_sha256"]:
-                raise DamagedStore(f"{path}: /header does not match its seal; extract it again")
-            header = json.loads(text)
-            places = {name: _place(path, file, name) for name in header["blocks"]}
-    except (OSError, KeyError, ValueError, AttributeError, RuntimeError) as error:
-        raise DamagedStore(f"{path} is truncated or damaged ({error}): extract it again") from error
-    size = path.stat().st_size
-    for name, place in places.items():
-        if place.offset + int(np.prod(place.shape)) * np.dtype(place.dtype).itemsize > size:
-            raise DamagedStore(f"{path} is truncated: /{name} reaches beyond its end; extract it again")
-    return header, places
-
-
-def _place(path: Path, file: Any, name: str) -> ArrayPlace:
-    dataset = file[name]
-    offset = dataset.id.get_offset()
-    if dataset.chunks is not None or offset is None:
-        raise DamagedStore(f"{path}: /{name} must be contiguous and uncompressed; extract it again")
-    return ArrayPlace(dataset.dtype.str, dataset.shape, offset)
+        yield
+    except Damage as error:
+        raise DamagedStore(f"{path} is damaged: {error}; extract it again") from error
 
 
 def check_features(features: np.ndarray, feature_dim: int, where: str) -> None:

@@ -1,176 +1,183 @@
-"""Writing a feature store: batch by batch into a partial folder, then at once into one HDF5 file.
+"""Writing a feature store: HDF5 draws up the file in memory, plain writes, whose errors are seen, put it on the disk.
 
-The partial folder holds one raw file per array and a journal. HDF5 is not open while batches come in, so that a killed
-process leaves nothing half-written inside it; the final file appears by a rename.
+The HDF5 library may report a write error where nobody hears it, when it frees its objects. It never touches the disk.
 """
 
-import contextlib
 import hashlib
-import json
+import io
 import os
-import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from common.files import atomic_path, canonical_json, sha256_text, write_text, writing_to
-from common.store import BLOCK_BYTES, FORMAT, VERSION, FeatureStore, block_digests
+from common.files import atomic_path, canonical_json, sha256_text
+from common.store import FeatureStore, block_digests, identity_digest
+from common.store_format import (
+    BLOCK,
+    FORMAT,
+    VERSION,
+    ArrayPlace,
+    DamagedStore,
+    UnreadableStore,
+    gaps,
+    parse_json,
+    seal_block,
+)
+from common.store_schema import BLOCK_BYTES, check_schema
 
-Layout = dict[str, tuple[str, tuple[int, ...]]]
-
-
-def partial_folder(store: Path) -> Path:
-    """Where the batches of a store under way are kept: beside it, hidden, on the same disk."""
-    return store.with_name(f".{store.name}.partial")
-
-
-def read_progress(store: Path) -> tuple[int, int] | None:
-    """The rows (written, N) of a store under way, or None when none is."""
-    plan = read_plan(store)
-    if not plan:
-        return None
-    entries = _journal_entries(partial_folder(store) / "journal.jsonl")
-    return sum(entry["stop"] - entry["start"] for entry in entries), plan["n"]
-
-
-def read_plan(store: Path) -> dict[str, Any]:
-    """The plan of a store under way, or {} when none is."""
-    try:
-        _, plan, _ = json.loads((partial_folder(store) / "plan.json").read_text())
-        return plan
-    except (OSError, ValueError):
-        return {}
-
-
-class StoreWriter:
-    """Collects the arrays of one store by ranges of rows; a later process goes on where this one was stopped.
-
-    `plan` is a JSON object that fixes the content: a partial folder made under another plan is discarded. Its "n" is N.
-    `layout` names the arrays that come in batches, {name: (dtype, shape)}. N is axis 1 of features, axis 0 of others.
-    `done` holds the ranges {start: stop} that are written.
-
-    Only one writer may use a target at a time: hold `common.files.exclusive(partial_folder(target), …)`.
-    """
-
-    def __init__(self, target: Path, plan: dict[str, Any], layout: Layout):
-        self.target = target
-        self.folder = partial_folder(target)
-        self._journal = self.folder / "journal.jsonl"
-        with writing_to(target):
-            self._prepare(canonical_json([VERSION, plan, layout]), layout)
-        self._arrays = {
-            name: np.memmap(self.folder / name, dtype, "r+", shape=shape) for name, (dtype, shape) in layout.items()
-        }
-        self.done = self._read_journal()
-
-    def write(self, start: int, batch: dict[str, np.ndarray]) -> None:
-        """Store rows `start…` of every array of the layout, then note their digest in the journal."""
-        stop = start + batch["features"].shape[1]
-        for name, array in self._arrays.items():
-            _rows(name, array, start, stop)[...] = batch[name]
-        entry = {"start": start, "stop": stop, "sha256": self._range_digest(start, stop)}
-        with writing_to(self.target), self._journal.open("a") as journal:
-            journal.write(canonical_json(entry) + "\n")
-        self.done[start] = stop
-
-    def array(self, name: str) -> np.ndarray:
-        """The rows written so far, for what is derived from them at the end."""
-        return self._arrays[name]
-
-    def finish(self, header: dict[str, Any], whole: dict[str, np.ndarray]) -> FeatureStore:
-        """Write the HDF5 file from the batches and the arrays `whole`, put it in place, clear the partial folder."""
-        write_store(self.target, header, {**self._arrays, **whole})
-        shutil.rmtree(self.folder)
-        return FeatureStore.open(self.target)
-
-    def _prepare(self, plan: str, layout: Layout) -> None:
-        plan_file = self.folder / "plan.json"
-        if plan_file.is_file() and plan_file.read_text() == plan:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.iterdir():
-            leftover.unlink()
-        needed = sum(_bytes_of(dtype, shape) for dtype, shape in layout.values())
-        if 2 * needed > shutil.disk_usage(self.folder).free:
-            raise UserError(
-                f"no space for {self.target}: it needs {2 * needed / 1e6:,.0f} MB while it is made; "
-                "free some, or choose another --store"
-            )
-        for name, (dtype, shape) in layout.items():
-            with (self.folder / name).open("wb") as file:
-                _reserve(file.fileno(), _bytes_of(dtype, shape))
-        write_text(plan_file, plan)  # last: a folder with a plan has all its files
-
-    def _read_journal(self) -> dict[int, int]:
-        """The ranges whose bytes are on the disk as they were noted; the journal is rewritten without the others."""
-        sound = [e for e in _journal_entries(self._journal) if self._range_digest(e["start"], e["stop"]) == e["sha256"]]
-        with writing_to(self.target):
-            write_text(self._journal, "".join(canonical_json(entry) + "\n" for entry in sound))
-        return {entry["start"]: entry["stop"] for entry in sound}
-
-    def _range_digest(self, start: int, stop: int) -> str:
-        digest = hashlib.sha256()
-        for name, array in self._arrays.items():
-            digest.update(_rows(name, array, start, stop).tobytes())
-        return digest.hexdigest()
+ALIGNMENT = 64
 
 
 def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Write one feature store atomically; the digests of the blocks are added to `header`, which is sealed."""
+    """Write one feature store atomically. The digests of the identity and of the blocks are added to `header`.
+
+    What is on the disk is read back and compared before it takes its place. Raises UserError when the disk is full,
+    cannot be written, or does not give back what it was given; then `target` is as it was. Raises ValueError, naming
+    the key, when header or arrays are not as the specification says.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    blocks = {name: block_digests(array) for name, array in arrays.items()}
+    sealed = {"identity_sha256": identity_digest(header["identity"]), "block_bytes": BLOCK_BYTES, "blocks": blocks}
+    text = canonical_json({**header, **sealed})
+    memory, header_offset, places = _draw_up(text, arrays)
+    size = memory.seek(0, os.SEEK_END)
+    check_schema(VERSION, parse_json(text.encode(), "the header"), places)
+    pieces = {start: memory.read_at(start, stop - start) for start, stop in gaps(places, size)}
+    rest_sha256 = hashlib.sha256(b"".join(pieces.values())).hexdigest()
+    first = seal_block((header_offset, len(text.encode())), places, size, rest_sha256)
+    by_offset = {0: first, **pieces} | {places[name].offset: array for name, array in arrays.items()}
+    with atomic_path(target) as temporary:
+        _write(temporary, [by_offset[offset] for offset in sorted(by_offset)])
+        _read_back(temporary, target, first)
+
+
+def name_arrays(names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The file names of N images as the arrays of a store: their bytes one behind the other, and N + 1 offsets.
+
+    >>> {name: array.tolist() for name, array in name_arrays(["a/b", "é"]).items()}
+    {'name_bytes': [97, 47, 98, 195, 169], 'name_offsets': [0, 3, 5]}
+    """
+    encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+    return {
+        "name_bytes": np.frombuffer(b"".join(encoded), np.uint8),
+        "name_offsets": np.cumsum([0, *map(len, encoded)], dtype=np.int64),
+    }
+
+
+def _draw_up(text: str, arrays: dict[str, np.ndarray]) -> tuple["_SparseFile", int, dict[str, ArrayPlace]]:
+    """The file as HDF5 wants it, without the arrays' bytes; the offset of the header, and the places of the arrays."""
     import h5py
 
-    blocks = {name: block_digests(array) for name, array in arrays.items()}
-    text = canonical_json({**header, "block_bytes": BLOCK_BYTES, "blocks": blocks})
-    with (
-        atomic_path(target) as temporary,
-        _system_errors(),
-        h5py.File(temporary, "w", libver=("v108", "v108")) as file,
-    ):
-        file.attrs["format"] = FORMAT
+    memory = _SparseFile()
+    options = {"libver": ("v108", "v108"), "userblock_size": BLOCK, "meta_block_size": 1 << 14}
+    with h5py.File(memory, "w", alignment_threshold=1, alignment_interval=ALIGNMENT, **options) as file:
+        file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["format_version"] = VERSION
-        file.attrs["header_sha256"] = sha256_text(text)
-        file.create_dataset("header", data=np.bytes_(text.encode()))
+        file.attrs["header_sha256"] = np.bytes_(sha256_text(text))
+        header_offset = file.create_dataset("header", data=np.bytes_(text.encode())).id.get_offset()
+        places = {}
         for name, array in arrays.items():
-            file.create_dataset(name, data=array)
+            plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            plan.set_obj_track_times(False)
+            space = h5py.h5s.create_simple(array.shape)
+            dataset = h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(array.dtype), space, plan)
+            places[name] = ArrayPlace(array.dtype.str, array.shape, dataset.get_offset())
+    return memory, header_offset, places
 
 
-@contextlib.contextmanager
-def _system_errors() -> Iterator[None]:
-    """Raise the OSError that HDF5 reports in the words of its own errors: "… errno = 28 …"."""
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return memoryview(array.reshape(-1).view(np.uint8).data)
+
+
+def write_all(file: io.FileIO, data: Any) -> None:
+    """Write all bytes of a C-contiguous array or a bytes-like object, however few the system takes at a time."""
+    left = _bytes_of(data) if isinstance(data, np.ndarray) else memoryview(data)
+    while left:
+        left = left[file.write(left[:BLOCK_BYTES]) :]
+
+
+def _write(path: Path, pieces: list[bytes | np.ndarray]) -> None:
+    """Write the pieces one behind the other, and ask the system to put them on the disk."""
+    with path.open("wb", buffering=0) as file:
+        for piece in pieces:
+            write_all(file, piece)
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):  # what is read back comes from the disk, where the system can do that
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _read_back(temporary: Path, target: Path, first: bytes) -> None:
     try:
-        yield
-    except (OSError, RuntimeError) as error:
-        number = re.search(r"errno = (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), str(error)) from error
+        with temporary.open("rb") as file:
+            if file.read(BLOCK) != first:
+                raise DamagedStore("its first block is not what was written")
+        FeatureStore.open(temporary).verify()
+    except (DamagedStore, UnreadableStore) as error:
+        raise UserError(
+            f"{target} was not put in place: read back from the disk, it is not what was written ({error.message}). "
+            "Check the disk and the memory, and run the same command again"
+        ) from error
 
 
-def _rows(name: str, array: np.ndarray, start: int, stop: int) -> np.ndarray:
-    return array[:, start:stop] if name == "features" else array[start:stop]
+class _SparseFile(io.RawIOBase):
+    """A file in memory that holds the pages which were written to; between them are zeros, which take no room."""
 
+    PAGE = 4096
 
-def _bytes_of(dtype: str, shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    def __init__(self) -> None:
+        self._pages: dict[int, bytearray] = {}
+        self._position = self._size = 0
 
+    def readable(self) -> bool:
+        return True
 
-def _reserve(file: int, size: int) -> None:
-    # A full disk must show now, as an error: later, a write into the map would kill the process
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file, 0, size)
-    else:
-        os.truncate(file, size)
+    def writable(self) -> bool:
+        return True
 
+    def seekable(self) -> bool:
+        return True
 
-def _journal_entries(journal: Path) -> list[dict[str, Any]]:
-    entries = []
-    for line in journal.read_text().splitlines() if journal.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:  # the line that a kill cut off
-            continue
-    return entries
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def truncate(self, size: int | None = None) -> int:
+        self._size = self._position if size is None else size
+        return self._size
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        size = max(0, min(len(view), self._size - self._position))
+        view[:size] = self.read_at(self._position, size)
+        self._position += size
+        return size
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        for page, within, part in self._parts(self._position, len(view)):
+            content = self._pages.setdefault(page, bytearray(self.PAGE))
+            content[within] = view[part]
+        self._position += len(view)
+        self._size = max(self._size, self._position)
+        return len(view)
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on."""
+        empty = bytes(self.PAGE)
+        return b"".join(bytes(self._pages.get(page, empty)[within]) for page, within, _ in self._parts(offset, size))
+
+    def _parts(self, offset: int, size: int) -> Iterator[tuple[int, slice, slice]]:
+        """For each page that a range touches: its number, the range within it, and within the whole."""
+        for page in range(offset // self.PAGE, -(-(offset + size) // self.PAGE)):
+            base = page * self.PAGE
+            start, stop = max(offset, base), min(offset + size, base + self.PAGE)
+            yield page, slice(start - base, stop - base), slice(start - offset, stop - offset)

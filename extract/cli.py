@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from common.command_line import CommandLine
 from common.errors import UserError
 from common.store import DamagedStore, FeatureStore, ForeignStore, NewerStore, identity_digest
 
@@ -73,7 +74,7 @@ class Request:
         return "sha256:" + sha256_file(Path(self.weights))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Stage 1: run a frozen backbone over the images once and keep the vectors in a feature store."""
 
@@ -175,7 +176,7 @@ def verify(store: Path) -> None:
 
 def store_status(store: Path) -> tuple[str, str]:
     """One word for what is at a path, and a sentence."""
-    from common.store_writer import read_progress
+    from common.store_partial import read_progress
 
     try:
         opened = FeatureStore.open(store)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.files import exclusive, sha256_text
 from common.machine import versions
 from common.store import SPLITS, FeatureStore, check_features, identity_digest
-from common.store_writer import StoreWriter, partial_folder, read_plan
+from common.store_partial import StoreWriter, partial_folder, read_plan
 from extract.backbones import Backbone
 from extract.choice import PER_CLASS, EngineChoice
 from extract.engines import Engine
@@ -61,7 +61,7 @@ class Extraction:
         another process is at work on the same target.
         """
         busy = f"another extraction is writing {target}: wait for it, or choose another --store"
-        with exclusive(partial_folder(target), busy):
+        with exclusive(partial_folder(target), busy, target):
             return self._run_alone(target)
 
     def identity(self, pixels: dict[str, str]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.store import FeatureStore
-from common.store_writer import write_store
+from common.store import SPLITS, FeatureStore
+from common.store_writer import name_arrays, write_store
 from train.config import Config
 from train.runs import Run, pack_bits
 
@@ -47,9 +47,11 @@ def make_store(
         "split": np.repeat(np.arange(2, dtype=np.uint8), [classes * train, classes * test]),
         "image_sha256": generator.integers(256, size=(n, 32), dtype=np.uint8),
     }
+    files = [f"{SPLITS[split]}/{row:05d}.png" for row, split in enumerate(arrays["split"])]
+    arrays |= name_arrays(files)
     if thumbnails:
         arrays["thumbnails"] = generator.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
-    header = make_header(classes, feature_dim, views, seed)
+    header = make_header(classes, feature_dim, views, seed, "bfloat16" if dtype == "<f2" else "float32")
     if class_superclass:
         header["superclass_names"] = [f"super{number}" for number in range(max(class_superclass) + 1)]
         header["class_superclass"] = list(class_superclass)
@@ -59,7 +61,7 @@ def make_store(
     return FeatureStore.open(path)
 
 
-def make_header(classes: int, feature_dim: int, views: int = 1, seed: int = 0) -> dict:
+def make_header(classes: int, feature_dim: int, views: int = 1, seed: int = 0, precision: str = "float32") -> dict:
     """The header of a store of noise."""
     names = [f"class{label}" for label in range(classes)]
     identity = {
@@ -67,7 +69,7 @@ def make_header(classes: int, feature_dim: int, views: int = 1, seed: int = 0) -
         "backbone": {"name": "resnet18", "feature_dim": feature_dim},
         "weights": {"sha256": "0" * 64, "random_seed": None},
         "preprocessing": {"views": ["plain", "mirror", "third"][:views]},
-        "precision": "float32",
+        "precision": precision,
     }
     return {
         "identity": identity,

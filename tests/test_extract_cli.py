@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from fabricate import make_images, make_store
 
 from common.store import FeatureStore
-from common.store_writer import partial_folder, read_progress
+from common.store_partial import partial_folder, read_progress
 from extract.cli import main
 
 SMALL = ["--weights", "random", "--image-size", "32"]

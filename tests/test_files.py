@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -13,9 +15,11 @@ from common.files import (
     canonical_json,
     exclusive,
     readable_json,
+    remove_leftovers,
     sha256_file,
     sha256_text,
     write_text,
+    writing_to,
 )
 
 VALUES = st.recursive(
@@ -75,14 +79,90 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path):
     with exclusive(tmp_path / "x", "busy"), pytest.raises(Busy, match="busy"), exclusive(tmp_path / "x", "busy"):
         pass
     with exclusive(tmp_path / "x", "busy"):
-        pass
+        (tmp_path / "x/file").write_text("")
+    assert names(tmp_path / "x") == ["file"]
 
 
-def test_a_killed_process_leaves_no_lock(tmp_path):
-    code = (
-        "import os, sys; from pathlib import Path; from common.files import exclusive\n"
-        "with exclusive(Path(sys.argv[1]), 'busy'): os.kill(os.getpid(), 9)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")])
+def test_an_empty_folder_does_not_stay_behind_the_lock(tmp_path):
     with exclusive(tmp_path / "x", "busy"):
         pass
+    assert names(tmp_path) == []
+
+
+def test_what_the_body_raises_is_not_another_process(tmp_path):
+    with pytest.raises(BlockingIOError), exclusive(tmp_path / "x", "busy"):
+        raise BlockingIOError(errno.EAGAIN, "of something else")
+
+
+def test_a_killed_process_leaves_no_lock_and_its_temporary_file_is_removed(tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from common.files import atomic_path, exclusive\n"
+        "folder = Path(sys.argv[1])\n"
+        "with exclusive(folder, 'busy'), atomic_path(folder / 'a.pt') as a, atomic_path(folder.parent / 'b.h5') as b:\n"
+        "    a.write_text('half'); b.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")])
+    (tmp_path / ".c.12-01234567.h5").write_text("of another target")
+    assert len(names(tmp_path / "x")) == 2
+    with exclusive(tmp_path / "x", "busy", tmp_path / "b.h5"):
+        assert names(tmp_path / "x") == [".lock"]
+    assert names(tmp_path) == [".c.12-01234567.h5"]
+
+
+@pytest.mark.parametrize("name", [".a.{}.pt", ".a.{}-0a1b2c3d.pt", ".a.b.{}-0a1b2c3d.pt", ".a.{}-0a1b2c3d"])
+def test_without_a_lock_the_temporary_files_of_running_processes_stay(tmp_path, name):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for process in (dead.pid, os.getppid(), os.getpid()):
+        (tmp_path / name.format(process)).write_text("")
+    remove_leftovers(tmp_path, sure=False)
+    assert names(tmp_path) == sorted(name.format(process) for process in (os.getppid(), os.getpid()))
+    remove_leftovers(tmp_path, sure=True)
+    assert names(tmp_path) == []
+
+
+def test_other_hidden_files_are_nobodys_leftovers(tmp_path):
+    others = [".git", ".a.pt", ".a.x1.pt", ".a.12-xyz.pt", "a.12-0a1b2c3d.pt", ".x.h5.partial"]
+    for name in others:
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path, sure=True)
+    assert names(tmp_path) == sorted(others)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_used(tmp_path, monkeypatch, capsys, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with exclusive(tmp_path / "x", "busy"):
+        write_text(tmp_path / "x/a", "written")
+    assert names(tmp_path / "x") == ["a"]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [(errno.ENOSPC, "no space left for .*a.txt: free some"), (errno.EDQUOT, "no space"), (errno.EIO, "cannot write")],
+)
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_every_error_of_writing_is_one_sentence_and_the_old_content_stays(tmp_path, monkeypatch, number, hint, call):
+    write_text(tmp_path / "a.txt", "old")
+
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("os.fsync" if call == "fsync" else "pathlib.Path.write_bytes", fails)
+    with pytest.raises(UserError, match=hint):
+        write_text(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_missing_file_that_is_not_the_target_is_not_called_unwritable(tmp_path):
+    with pytest.raises(FileNotFoundError), writing_to(tmp_path / "a.txt"):
+        (tmp_path / "image.png").read_bytes()
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())

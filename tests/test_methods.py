@@ -1,4 +1,7 @@
+import hashlib
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,9 +13,9 @@ from scipy.stats import kstest, multivariate_normal
 from sklearn.covariance import LedoitWolf
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
-from train.config import LEARNED, TRAINING_FREE, Config
+from train.config import Config
 from train.loop import evaluate
-from train.methods import METHODS, build_method
+from train.methods import METHODS, build_method, depends_on_seed, method_class, parameters_of
 from train.methods.base import Standardise
 from train.methods.knn import NearestNeighbours
 from train.methods.random import Random
@@ -28,6 +31,7 @@ TINY = [
 ]
 DIM, CLASSES = 12, 7
 ONE_SIZE = ("dummy", "mlp")  # they have weights of each position
+LEARNED = ("dummy", "mlp", "shared_mlp", "deepsets", "set_transformer", "deep_plda", "posterior", "transformer")
 EQUIVARIANT = [name for name in METHODS if name not in ("random", *ONE_SIZE)]
 CLOSED_FORM = {
     **{
@@ -75,9 +79,38 @@ def fitted(task):
     return found
 
 
-def test_the_config_knows_the_methods_and_which_of_them_learn():
-    assert set(METHODS) == {*TRAINING_FREE, *LEARNED}
-    assert {name for name in METHODS if build(name).learns} == set(LEARNED)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_made_of_what_the_config_and_the_task_have(name):
+    known = {"input_dim", "classes", "set_size", "seed", *vars(getattr(Config(), method_class(name).settings))}
+    assert set(parameters_of(name)) <= known
+    assert depends_on_seed(name) == (name not in ("centroid", "knn", "mahalanobis", "plda"))
+    assert build(name).learns == (name in LEARNED)
+
+
+def test_no_method_is_imported_before_it_is_asked_for():
+    code = "import sys, train.config; print([n for n in sys.modules if n == 'torch' or n.startswith('train.methods.')])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+# SHA-256 of what the explicit generators of format version 1 gave for seed 7: a seed keeps its initial weights
+INITIAL = {
+    "dummy": "c92a067e0435d806",
+    "mlp": "bf84345e34bdf0dd",
+    "shared_mlp": "21db25f54b4f007c",
+    "deepsets": "1df2c0272a775355",
+    "set_transformer": "69819784d3b152ba",
+    "deep_plda": "16b619ab99022b73",
+    "posterior": "c93f53695f632519",
+    "transformer": "75968c589177650d",
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_seed_gives_the_same_initial_weights_as_ever(name):
+    digest = hashlib.sha256()
+    for key, value in sorted(build(name, "training.seed=7").state_dict().items()):
+        digest.update(f"{key}{tuple(value.shape)}".encode() + value.numpy().tobytes())
+    assert digest.hexdigest()[:16] == INITIAL[name]
 
 
 @pytest.mark.parametrize("name", METHODS)

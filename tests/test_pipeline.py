@@ -9,7 +9,7 @@ from fabricate import make_images
 
 from common.errors import UserError
 from common.files import exclusive
-from common.store_writer import partial_folder, read_progress
+from common.store_partial import partial_folder, read_progress
 from extract.backbones import load_backbone
 from extract.choice import EngineChoice
 from extract.pipeline import Extraction, _ahead

@@ -3,14 +3,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from train.config import Config
+from train.methods import build_method
 from train.methods.base import Dropout
-from train.methods.transformer import AnomalyTransformer
 
 
 def head(dropout=0.0, seed=0, input_dim=12):
-    model = AnomalyTransformer(input_dim, width=16, layers=2, heads=4, hidden=32, dropout=dropout)
-    model.initialise(torch.Generator().manual_seed(seed))
-    return model.eval()
+    changes = ["head.width=16", "head.layers=2", "head.feed_forward=32", f"head.dropout={dropout}"]
+    return build_method(Config.load(None, [*changes, f"training.seed={seed}"]), input_dim).eval()
 
 
 def features(batch=3, size=10, seed=1, input_dim=12):

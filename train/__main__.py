@@ -1,3 +1,6 @@
-from train.cli import main
+from common.command_line import stoppable
 
-main(prog_name="python -m train")
+with stoppable():  # from here, since what the command line imports takes a moment, too
+    from train.cli import main
+
+    main(prog_name="python -m train")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from train.methods.transformer import AnomalyTransformer
+from train.methods.base import Method
 from train.metrics import wilson_interval
 from train.sets import Sets
 from train.task import Task
@@ -43,15 +43,17 @@ def measure_failures(solved: np.ndarray, task: Task, solved_hard: np.ndarray | N
     return found
 
 
-def measure_attention(model: AnomalyTransformer, task: Task) -> dict[str, Any]:
+def measure_attention(model: Method, task: Task) -> dict[str, Any] | None:
     """How much of their attention the inliers give to the anomaly: the mean by layer and head, beside 1/S.
 
-    Over the first 1,000 of the test sets, evenly spaced, in view 0.
+    Over at most 1,000 of the test sets, evenly spaced, in view 0. None of a method without attention.
     """
     some = np.linspace(0, len(task.test) - 1, min(ATTENTION_SETS, len(task.test))).astype(int)
     sets = task.test[some]
     with torch.inference_mode():
         maps = model.attention_maps(task.gather(sets.rows))  # (layers, B, heads, query, key)
+    if maps is None:
+        return None
     target = torch.from_numpy(sets.target)
     to_anomaly = maps.gather(-1, target.reshape(1, -1, 1, 1, 1).expand(*maps.shape[:-1], 1)).squeeze(-1)
     is_inlier = torch.arange(task.set_size) != target[:, None]

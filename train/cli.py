@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from common.command_line import CommandLine
 from common.config import to_toml
 from common.errors import UserError
 from common.files import Busy, exclusive, sha256_text, write_text, writing_to
@@ -13,7 +14,7 @@ from common.store import FeatureStore
 from train.config import Config, Phase, classes_from
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Stage 2: train a head on sets of cached features."""
 

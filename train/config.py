@@ -8,15 +8,13 @@ from typing import Any
 
 from common import config
 from common.errors import UserError, unknown_name
+from train.methods import METHODS, depends_on_seed
 
 VIEWS = ("first", "all")
 LAYERS = ("last", "all")
 PRECISIONS = ("float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")
-# Without gradient steps; a seed changes nothing but in the first
-TRAINING_FREE = ("random", "centroid", "knn", "mahalanobis", "plda")
-LEARNED = ("dummy", "mlp", "shared_mlp", "deepsets", "set_transformer", "deep_plda", "posterior", "transformer")
 
 
 @dataclass(frozen=True)
@@ -183,9 +181,8 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        known = (*TRAINING_FREE, *LEARNED)
-        if self.method not in known:
-            raise unknown_name("method", self.method, known)
+        if self.method not in METHODS:
+            raise unknown_name("method", self.method, METHODS)
 
     @classmethod
     def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "Config":
@@ -241,7 +238,7 @@ class Phase(Config):
                     made = Config.load(path, [*overrides, *changes.split(), *keys])
                 except UserError as error:
                     raise UserError(f'{path}, the run "{name}" of its plan: {error.message}') from error
-                seeded = run not in plan.once and made.method in (*LEARNED, "random")
+                seeded = run not in plan.once and depends_on_seed(made.method)
                 if seed == 0 or seeded or run in plan.splits:
                     runs[f"{name}-seed{seed}"] = made
         if not runs:

@@ -5,13 +5,14 @@ K sets drawn · S set_size · H, W height and width of an image
 matplotlib is imported where it is used, since it is slow to start; pyplot never, since it has global state.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from common.files import atomic_path
+from common.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -179,5 +180,6 @@ def _message(text: str) -> "Figure":
 
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a PNG without matplotlib's name and version in it: equal plots are equal files."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": None})
+    picture = io.BytesIO()  # first into memory: how matplotlib reports a full disk is its own affair
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_bytes(path, picture.getvalue())

@@ -17,7 +17,6 @@ from train.beyond import measure_beyond
 from train.config import Config
 from train.loop import predict
 from train.methods.base import Method
-from train.methods.transformer import AnomalyTransformer
 from train.metrics import evaluate_scores
 from train.plots import plot_attention, plot_curves, plot_mistakes
 from train.runs import pack_bits
@@ -45,7 +44,7 @@ def write_report(
         "without_twins": measure_twins(solved["test"], task),
         "failures": measure_failures(solved["test"], task, solved.get("hard")),
         "beyond": measure_beyond(model, task, batch_size),
-        "attention": measure_attention(model, task) if isinstance(model, AnomalyTransformer) else None,
+        "attention": measure_attention(model, task),
         "history": history,
         "best_epoch": best["epoch"],
         "chance_top1": 1 / task.set_size,
@@ -116,14 +115,14 @@ def _draw(
         plot_curves(history, run.path / "curves.png", task.set_size)
     probabilities = torch.from_numpy(logits).softmax(1).numpy()
     some = np.linspace(0, len(task.test) - 1, PICTURED_SETS).astype(int)
-    if isinstance(model, AnomalyTransformer):
-        with torch.inference_mode():
-            last_layer = model.attention_maps(task.gather(task.test.rows[some]))[-1]
+    with torch.inference_mode():
+        maps = model.attention_maps(task.gather(task.test.rows[some]))
+    if maps is not None:
         plot_attention(
             _pictures(store, task.test, some),
             probabilities[some],
             task.test.target[some],
-            last_layer.mean(1).numpy(),
+            maps[-1].mean(1).numpy(),
             _names(task, some),
             run.path / "attention.png",
         )

@@ -1,45 +1,60 @@
-"""The methods, one file each, behind one contract: `train.methods.base.Method`."""
+"""The list of methods: name → the module and class, imported when it is asked for.
 
-import torch
+A new method is a file beside this one and a line here; see docs/extending.md.
+"""
 
-from train.config import Config
-from train.methods.base import Method
-from train.methods.centroid import Centroid
-from train.methods.deep_plda import DeepPLDA
-from train.methods.deepsets import DeepSets
-from train.methods.dummy import Dummy
-from train.methods.knn import NearestNeighbours
-from train.methods.mahalanobis import Mahalanobis
-from train.methods.mlp import FlatMLP
-from train.methods.plda import PLDA
-from train.methods.posterior import ClassPosterior
-from train.methods.random import Random
-from train.methods.set_transformer import SetTransformer
-from train.methods.shared_mlp import SharedMLP
-from train.methods.transformer import AnomalyTransformer
+import importlib
+import inspect
+from typing import TYPE_CHECKING
 
-METHODS: dict[str, type[Method]] = {
-    "random": Random,
-    "dummy": Dummy,
-    "centroid": Centroid,
-    "knn": NearestNeighbours,
-    "mahalanobis": Mahalanobis,
-    "plda": PLDA,
-    "mlp": FlatMLP,
-    "shared_mlp": SharedMLP,
-    "deepsets": DeepSets,
-    "set_transformer": SetTransformer,
-    "deep_plda": DeepPLDA,
-    "posterior": ClassPosterior,
-    "transformer": AnomalyTransformer,
+if TYPE_CHECKING:
+    from train.config import Config
+    from train.methods.base import Method
+
+METHODS = {
+    "random": "train.methods.random:Random",
+    "dummy": "train.methods.dummy:Dummy",
+    "centroid": "train.methods.centroid:Centroid",
+    "knn": "train.methods.knn:NearestNeighbours",
+    "mahalanobis": "train.methods.mahalanobis:Mahalanobis",
+    "plda": "train.methods.plda:PLDA",
+    "mlp": "train.methods.mlp:FlatMLP",
+    "shared_mlp": "train.methods.shared_mlp:SharedMLP",
+    "deepsets": "train.methods.deepsets:DeepSets",
+    "set_transformer": "train.methods.set_transformer:SetTransformer",
+    "deep_plda": "train.methods.deep_plda:DeepPLDA",
+    "posterior": "train.methods.posterior:ClassPosterior",
+    "transformer": "train.methods.transformer:AnomalyTransformer",
 }
 
 
-def build_method(config: Config, input_dim: int, classes: int = 0) -> Method:
+def method_class(name: str) -> type["Method"]:
+    """The class of a method, from its name in the config."""
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def parameters_of(name: str) -> tuple[str, ...]:
+    """The names of the parameters of a method's constructor: what it is made of, and so which settings it has."""
+    return tuple(inspect.signature(method_class(name)).parameters)
+
+
+def depends_on_seed(name: str) -> bool:
+    """Whether a method's result changes with `training.seed`: it is trained, or it draws from a generator."""
+    return method_class(name).settings == "head" or "seed" in parameters_of(name)
+
+
+def build_method(config: "Config", input_dim: int, classes: int = 0) -> "Method":
     """The method of a config, initialised from `training.seed`, on the CPU; not fitted.
 
     It is for features of `input_dim`; `classes`, the number of training classes, matters to methods that know classes.
+    The state of torch's generators is left as it was.
     """
-    method = METHODS[config.method].from_config(config, input_dim, classes)
-    method.initialise(torch.Generator().manual_seed(config.training.seed))
-    return method
+    import torch
+
+    cls, seed = method_class(config.method), config.training.seed
+    known = vars(getattr(config, cls.settings)) | {"input_dim": input_dim, "classes": classes, "seed": seed}
+    known["set_size"] = config.data.set_size
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return cls(**{name: known[name] for name in parameters_of(config.method)})

@@ -1,12 +1,11 @@
 """The contract of all methods, and the layers that several of them are made of."""
 
-from typing import Self
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from common.checks import check_shape
-from train.config import Config
 from train.task import Task
 
 
@@ -14,25 +13,23 @@ class Method(nn.Module):
     """Features (B, S, D) float32 → scores (B, S) float32, larger = more anomalous.
 
     In two steps: `encode`, what can be found out of each image alone, done once an image however many sets it is in;
-    and `compare`, what needs the set. `from_config` builds a method; `fit` learns what has a closed form; parameters,
-    where it has some, are then trained by `train.loop`. What `fit` finds lies in buffers: the state dict is all that
-    there is to keep.
+    and `compare`, what needs the set. `fit` learns what has a closed form; parameters, where it has some, are then
+    trained by `train.loop`. What `fit` finds lies in buffers: the state dict is all that there is to keep.
+
+    The names of the constructor's parameters say what a method is made of: `input_dim`; `classes`, the number of
+    training classes, where it knows classes; `set_size` and `seed`, of the config; each other one is a key of the
+    config's table `settings`. No parameter needs a generator: `train.methods.build_method` seeds torch's own.
+
+    settings: "head", or "distance" for what is not trained by gradients.
     set_size: the only S that the method can score; None: any.
     """
 
+    settings: ClassVar[Literal["head", "distance"]] = "head"
     set_size: int | None = None
 
     def __init__(self, input_dim: int):
         super().__init__()
         self.input_dim = input_dim
-
-    @classmethod
-    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
-        """The method as a config wants it, for features of `input_dim` and a number of training classes.
-
-        Its parameters are not set before `initialise` or `load_state_dict`.
-        """
-        raise NotImplementedError
 
     def encode(self, features: Tensor) -> Tensor:
         """Features (n, D) of images → (n, E), what `compare` needs of each; here: the features."""
@@ -44,6 +41,13 @@ class Method(nn.Module):
 
     def class_logits(self, encoded: Tensor) -> Tensor | None:
         """What `encode` gave for images, (n, E) → logits of the training classes (n, C); None without such."""
+        return None
+
+    def attention_maps(self, features: Tensor) -> Tensor | None:
+        """How much each item (row) looks at each other (column), of set features (B, S, D): (layers, B, heads, S, S).
+
+        Rows sum to 1. None where a method has no attention among the items.
+        """
         return None
 
     def forward(self, features: Tensor) -> Tensor:
@@ -80,15 +84,6 @@ class Method(nn.Module):
         check_shape("scores", scores, type(self).__name__, B=places.shape[0], S=places.shape[1])
         return scores
 
-    def initialise(self, generator: torch.Generator) -> None:
-        """Set all parameters: Xavier-uniform matrices drawn from `generator`, zero biases, unit norms."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-
     def seed_dropout(self, generator: torch.Generator) -> None:
         """Let all dropout masks be drawn from `generator`, which lives on the device of the features."""
         for module in self.modules():
@@ -117,7 +112,10 @@ def standardise_or_not(input_dim: int, wanted: bool) -> nn.Module:
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask comes from an explicit generator; off in evaluation."""
+    """Dropout whose mask comes from an explicit generator; off in evaluation.
+
+    By hand: torch's takes no generator, and one draw for each activation took a seventh of the training time.
+    """
 
     def __init__(self, probability: float):
         super().__init__()
@@ -130,18 +128,29 @@ class Dropout(nn.Module):
             return x
         if self.generator is None:
             raise RuntimeError("dropout needs a generator: call seed_dropout first")
-        # Eight bytes a draw: with one, the draws would take a seventh of the training time
+        # Eight activations a draw
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
         words.random_(-(2**63), None, generator=self.generator)
         draws = words.view(torch.uint8)[: x.numel()].view(x.shape)
         return x * (draws >= self.dropped).to(x.dtype).mul_(256 / (256 - self.dropped))
 
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    """A linear layer that is not filled yet: torch would fill it from the global generator."""
-    return nn.utils.skip_init(nn.Linear, inputs, outputs)
+class Linear(nn.Linear):
+    """A linear layer with Xavier-uniform weights and zero biases at first."""
+
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        nn.init.zeros_(self.bias)
 
 
-def feed_forward(width: int, hidden: int, dropout: float) -> nn.Sequential:
+def feed_forward_part(width: int, hidden: int, dropout: float) -> nn.Sequential:
     """The feed-forward part of a Transformer layer, (…, W) → (…, W)."""
-    return nn.Sequential(linear(width, hidden), nn.GELU(), Dropout(dropout), linear(hidden, width))
+    return nn.Sequential(Linear(width, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, width))
+
+
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """softmax(q kᵀ / √d) of queries (B, heads, Q, d) and keys (B, heads, K, d) → (B, heads, Q, K).
+
+    By hand: on a CPU, sets of ten were measured faster so than with torch's fused attention.
+    """
+    return (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)

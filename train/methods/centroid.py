@@ -1,11 +1,8 @@
 """Distance to the set's mean: the first thing to try, without any training."""
 
-from typing import Self
-
 from torch import Tensor
 from torch.nn import functional
 
-from train.config import Config
 from train.methods.base import Method, standardise_or_not
 
 
@@ -17,15 +14,12 @@ class Centroid(Method):
     which it multiplies by S / (S - 1).
     """
 
+    settings = "distance"
+
     def __init__(self, input_dim: int, metric: str, leave_one_out: bool, standardise: bool):
         super().__init__(input_dim)
         self.metric, self.leave_one_out = metric, leave_one_out
         self.standardise = standardise_or_not(input_dim, standardise)
-
-    @classmethod
-    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
-        settings = config.distance
-        return cls(input_dim, settings.metric, settings.leave_one_out, settings.standardise)
 
     def compare(self, encoded: Tensor) -> Tensor:
         return distance_from_centre(self.standardise(encoded), self.metric, self.leave_one_out)

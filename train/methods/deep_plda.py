@@ -1,12 +1,9 @@
 """PLDA on a learned embedding: trained on some classes, made for classes that were never seen."""
 
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 
-from train.config import Config
-from train.methods.base import Dropout, Method, linear, standardise_or_not
+from train.methods.base import Dropout, Linear, Method, standardise_or_not
 from train.methods.plda import log_density_ratio
 
 
@@ -23,15 +20,10 @@ class DeepPLDA(Method):
         super().__init__(input_dim)
         self.standardise = standardise_or_not(input_dim, standardise)
         self.layers = nn.Sequential(
-            linear(input_dim, hidden), nn.LayerNorm(hidden), nn.GELU(), Dropout(dropout), linear(hidden, width)
+            Linear(input_dim, hidden), nn.LayerNorm(hidden), nn.GELU(), Dropout(dropout), Linear(hidden, width)
         )
         self.log_ratio = nn.Parameter(torch.zeros(width))
-        self.classifier = linear(width, classes)
-
-    @classmethod
-    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
-        head = config.head
-        return cls(input_dim, classes, head.width, head.hidden, head.dropout, head.standardise)
+        self.classifier = Linear(width, classes)
 
     def encode(self, features: Tensor) -> Tensor:
         """Features (…, D) → embedding (…, width)."""

@@ -1,11 +1,8 @@
 """Phase 1's dummy model: trainable, blind to the features. It validates the pipeline: it must stay at chance."""
 
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 
-from train.config import Config
 from train.methods.base import Method
 
 
@@ -16,10 +13,6 @@ class Dummy(Method):
         super().__init__(input_dim)
         self.set_size = set_size
         self.position = nn.Parameter(torch.zeros(set_size))
-
-    @classmethod
-    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
-        return cls(input_dim, config.data.set_size)
 
     def compare(self, encoded: Tensor) -> Tensor:
         return self.position + encoded.new_zeros(encoded.shape[0], 1)

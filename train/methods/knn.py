@@ -1,12 +1,9 @@
 """Distance to the nearest neighbours within the set."""
 
-from typing import Self
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.config import Config
 from train.methods.base import Method, standardise_or_not
 
 
@@ -16,15 +13,12 @@ class NearestNeighbours(Method):
     metric: "l2", or "cosine" (1 - cosine).
     """
 
+    settings = "distance"
+
     def __init__(self, input_dim: int, neighbours: int, metric: str, standardise: bool):
         super().__init__(input_dim)
         self.neighbours, self.metric = neighbours, metric
         self.standardise = standardise_or_not(input_dim, standardise)
-
-    @classmethod
-    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
-        settings = config.distance
-        return cls(input_dim, settings.neighbours, settings.metric, settings.standardise)
 
     def compare(self, encoded: Tensor) -> Tensor:
         x = self.standardise(encoded)

@@ -1,15 +1,14 @@
 """Mahalanobis distance to the set's mean, in the metric of how images of one class vary."""
 
-from typing import Self
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from train.config import Config
 from train.methods.base import Method
 from train.methods.centroid import distance_from_centre
 from train.task import Task
+
+ROWS_AT_A_TIME = 1 << 14
 
 
 class Mahalanobis(Method):
@@ -22,6 +21,7 @@ class Mahalanobis(Method):
     2004).
     """
 
+    settings = "distance"
     mean: Tensor
     whitening: Tensor
 
@@ -30,10 +30,6 @@ class Mahalanobis(Method):
         self.metric = metric
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("whitening", torch.eye(input_dim))
-
-    @classmethod
-    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
-        return cls(input_dim, config.distance.metric)
 
     def fit(self, task: Task) -> None:
         within, means = within_class_covariance(task)
@@ -46,11 +42,24 @@ class Mahalanobis(Method):
 
 
 def within_class_covariance(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Of the training images in view 0: their shrunk within-class covariance (D, D), and the class means (C, D)."""
-    from sklearn.covariance import ledoit_wolf  # here: it is slow to start
+    """Of the training images in view 0: their shrunk within-class covariance (D, D), and the class means (C, D).
 
-    index = task.train
-    features = task.gather(index.rows[None])[0].double().numpy()
-    means = np.add.reduceat(features, index.starts) / index.counts[:, None]
-    residuals = features - np.repeat(means, index.counts, axis=0)
-    return ledoit_wolf(residuals, assume_centered=True)[0], means
+    Some rows at a time. The shrinkage is that of `sklearn.covariance.ledoit_wolf`, which wants all rows at once.
+    """
+    index, n = task.train, len(task.train.rows)
+    class_of = np.repeat(np.arange(len(index.classes)), index.counts)
+    parts = [slice(start, start + ROWS_AT_A_TIME) for start in range(0, n, ROWS_AT_A_TIME)]
+    dim = task.feature_dim
+    means, covariance, fourth_powers = np.zeros((len(index.classes), dim)), np.zeros((dim, dim)), 0.0
+    for part in parts:
+        np.add.at(means, class_of[part], task.gather(index.rows[None, part])[0].double().numpy())
+    means /= index.counts[:, None]
+    for part in parts:
+        residuals = task.gather(index.rows[None, part])[0].double().numpy() - means[class_of[part]]
+        covariance += residuals.T @ residuals / n
+        fourth_powers += float((residuals**2).sum(1) @ (residuals**2).sum(1))
+    scale = np.trace(covariance) / dim
+    distance = (covariance**2).sum() - dim * scale**2  # from scale · 1, squared
+    error = (fourth_powers / n - (covariance**2).sum()) / n
+    shrinkage = min(error, distance) / distance if distance > 0 else 0.0
+    return (1 - shrinkage) * covariance + shrinkage * scale * np.eye(dim), means

@@ -1,11 +1,8 @@
 """An MLP on the flattened set: not permutation-equivariant, and so the control for position."""
 
-from typing import Self
-
 from torch import Tensor, nn
 
-from train.config import Config
-from train.methods.base import Dropout, Method, linear, standardise_or_not
+from train.methods.base import Dropout, Linear, Method, standardise_or_not
 
 
 class FlatMLP(Method):
@@ -17,13 +14,8 @@ class FlatMLP(Method):
         self.set_size = set_size
         self.standardise = standardise_or_not(input_dim, standardise)
         self.layers = nn.Sequential(
-            linear(set_size * input_dim, hidden), nn.GELU(), Dropout(dropout), linear(hidden, set_size)
+            Linear(set_size * input_dim, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, set_size)
         )
-
-    @classmethod
-    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
-        head = config.head
-        return cls(input_dim, config.data.set_size, head.hidden, head.dropout, head.standardise)
 
     def compare(self, encoded: Tensor) -> Tensor:
         return self.layers(self.standardise(encoded).flatten(1)).float()

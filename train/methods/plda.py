@@ -1,12 +1,9 @@
 """Probabilistic linear discriminant analysis: the exact answer, if classes were Gaussians of one covariance."""
 
-from typing import Self
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from train.config import Config
 from train.methods.base import Method
 from train.methods.mahalanobis import within_class_covariance
 from train.task import Task
@@ -21,6 +18,7 @@ class PLDA(Method):
     No gradient steps, and classes that were never seen are no special case.
     """
 
+    settings = "distance"
     mean: Tensor
     projection: Tensor
     ratio: Tensor
@@ -30,10 +28,6 @@ class PLDA(Method):
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("projection", torch.eye(input_dim))
         self.register_buffer("ratio", torch.ones(input_dim))
-
-    @classmethod
-    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
-        return cls(input_dim)
 
     def fit(self, task: Task) -> None:
         from scipy.linalg import eigh  # here: it is slow to start

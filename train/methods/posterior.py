@@ -1,13 +1,10 @@
 """Class posteriors of each image, and Bayes' rule over the classes of a set."""
 
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.config import Config
-from train.methods.base import Dropout, Method, linear, standardise_or_not
+from train.methods.base import Dropout, Linear, Method, standardise_or_not
 
 
 class ClassPosterior(Method):
@@ -23,13 +20,8 @@ class ClassPosterior(Method):
         super().__init__(input_dim)
         self.standardise = standardise_or_not(input_dim, standardise)
         self.layers = nn.Sequential(
-            linear(input_dim, hidden), nn.LayerNorm(hidden), nn.GELU(), Dropout(dropout), linear(hidden, classes)
+            Linear(input_dim, hidden), nn.LayerNorm(hidden), nn.GELU(), Dropout(dropout), Linear(hidden, classes)
         )
-
-    @classmethod
-    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
-        head = config.head
-        return cls(input_dim, classes, head.hidden, head.dropout, head.standardise)
 
     def encode(self, features: Tensor) -> Tensor:
         """Features (…, D) → logits of the classes (…, C)."""

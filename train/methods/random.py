@@ -1,11 +1,8 @@
 """Chance, measured: uniform scores that never look at the features."""
 
-from typing import Self
-
 import torch
 from torch import Tensor
 
-from train.config import Config
 from train.methods.base import Method
 
 
@@ -15,10 +12,6 @@ class Random(Method):
     def __init__(self, input_dim: int, seed: int):
         super().__init__(input_dim)
         self.generator = torch.Generator().manual_seed(seed)
-
-    @classmethod
-    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
-        return cls(input_dim, config.training.seed)
 
     def compare(self, encoded: Tensor) -> Tensor:
         return torch.rand(encoded.shape[:2], generator=self.generator).to(encoded.device)

@@ -1,14 +1,10 @@
 """The head: a Transformer encoder over the items of a set, without positions (Vaswani et al., 2017; pre-norm)."""
 
-import math
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 
 from common.checks import check_shape
-from train.config import Config
-from train.methods.base import Dropout, Method, feed_forward, linear, standardise_or_not
+from train.methods.base import Dropout, Linear, Method, attention_weights, feed_forward_part, standardise_or_not
 
 
 class AnomalyTransformer(Method):
@@ -25,21 +21,16 @@ class AnomalyTransformer(Method):
         width: int,
         layers: int,
         heads: int,
-        hidden: int,
+        feed_forward: int,
         dropout: float,
         standardise: bool = False,
     ):
         super().__init__(input_dim)
         self.standardise = standardise_or_not(input_dim, standardise)
-        self.embed = linear(input_dim, width)
-        self.layers = nn.Sequential(*(EncoderLayer(width, heads, hidden, dropout) for _ in range(layers)))
+        self.embed = Linear(input_dim, width)
+        self.layers = nn.Sequential(*(EncoderLayer(width, heads, feed_forward, dropout) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
-        self.classifier = linear(width, 1)
-
-    @classmethod
-    def from_config(cls, config: Config, input_dim: int, classes: int) -> Self:
-        head = config.head
-        return cls(input_dim, head.width, head.layers, head.heads, head.feed_forward, head.dropout, head.standardise)
+        self.classifier = Linear(width, 1)
 
     def compare(self, encoded: Tensor) -> Tensor:
         """Logits (B, S) float32 of features (B, S, D). Raises ValueError for another D."""
@@ -48,7 +39,6 @@ class AnomalyTransformer(Method):
         return self.classifier(self.norm(x)).squeeze(-1).float()
 
     def attention_maps(self, features: Tensor) -> Tensor:
-        """How much each item (row) looks at each other (column): (layers, B, heads, S, S), rows sum to 1."""
         check_shape("set features", features, "head", D=self.input_dim)
         x, maps = self.embed(self.standardise(features)), []
         for layer in self.layers:
@@ -66,7 +56,7 @@ class EncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, dropout)
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = feed_forward(width, hidden, dropout)
+        self.feed_forward = feed_forward_part(width, hidden, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -79,15 +69,15 @@ class EncoderLayer(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head scaled dot-product attention, written out: on a CPU, sets of ten are faster so than fused."""
+    """Multi-head scaled dot-product attention among the items of a set."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
         if width % heads:
             raise ValueError(f"width must be a multiple of heads ({heads}), got {width}")
         self.heads = heads
-        self.query_key_value = linear(width, 3 * width)
-        self.output = linear(width, width)
+        self.query_key_value = Linear(width, 3 * width)
+        self.output = Linear(width, width)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,5 +88,4 @@ class SelfAttention(nn.Module):
     def weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """softmax(q kᵀ / √d) (B, heads, S, S) and the values (B, heads, S, d) of an input (B, S, W)."""
         query, key, value = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        scale = 1 / math.sqrt(query.shape[-1])
-        return (query * scale @ key.transpose(-2, -1)).softmax(-1), value
+        return attention_weights(query, key), value

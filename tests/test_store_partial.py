@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.store_writer import StoreWriter, partial_folder, read_progress
+from common.store_partial import StoreWriter, partial_folder, read_progress
 
 N, DIM = 20, 3
 FEATURES = np.random.default_rng(0).normal(size=(2, N, DIM)).astype("<f4")

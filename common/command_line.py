@@ -1,0 +1,85 @@
+"""What both command lines share: how they end when they are stopped."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+AGAIN = "the same command goes on"
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM. Whoever keeps something then says so by a note, which the user reads."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class CommandLine(click.Group):
+    """A group of commands that ends with one sentence and exit code 130 on SIGINT, 143 on SIGTERM."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with stoppable():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into `Stopped`, and let that end the process; a second one ends it at once.
+
+    Both are safe: whatever is written is written atomically, so that even `kill -9` loses no more than a step.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        _end(stop)
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is _stop:  # else it was stopped, and nothing is to cut its end off
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def keeping(kept: Callable[[], str]) -> Iterator[None]:
+    """When the body is stopped, let the user read what `kept()` says is kept."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(kept())
+        raise
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    for later in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(later, _stop_at_once)
+    raise Stopped(number)
+
+
+def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    os.write(2, f"stopped while cleaning up: {AGAIN}\n".encode())
+    os._exit(128 + number)
+
+
+def _end(stop: KeyboardInterrupt) -> NoReturn:
+    kept = "".join(f"{note}; " for note in getattr(stop, "__notes__", []))
+    click.echo(f"\nstopped: {kept}{AGAIN}", err=True)
+    code = getattr(stop, "exit_code", 128 + signal.SIGINT)
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    if others:  # the interpreter would wait for these, however long what they do takes
+        sys.stdout.flush()
+        os._exit(code)
+    raise SystemExit(code)

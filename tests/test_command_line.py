@@ -1,0 +1,76 @@
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+CODE = """
+import sys, threading, time
+import click
+from common.command_line import CommandLine, keeping
+
+@click.group(cls=CommandLine)
+def main(): pass
+
+@main.command()
+def plain():
+    print("ready", flush=True)
+    time.sleep(60)
+
+@main.command()
+def keeps():
+    with keeping(lambda: "3 epochs are kept"):
+        print("ready", flush=True)
+        time.sleep(60)
+
+@main.command()
+def threads():
+    threading.Thread(target=time.sleep, args=(60,)).start()
+    print("ready", flush=True)
+    time.sleep(60)
+
+@main.command()
+def slow():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaning", flush=True)
+        time.sleep(60)
+
+main()
+"""
+
+
+def start(command):
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", ["plain", "keeps", "threads"])
+def test_a_stopped_command_says_one_sentence_and_how_it_was_stopped(command, number, code):
+    process, started = start(command), time.monotonic()
+    process.send_signal(number)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert error.strip().count("\n") == 0
+    assert "the same command goes on" in error
+    assert ("3 epochs are kept" in error) == (command == "keeps")
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(("first", "second", "code"), [("SIGINT", "SIGINT", 130), ("SIGINT", "SIGTERM", 143)])
+def test_a_second_signal_ends_a_slow_clean_up(first, second, code):
+    process, started = start("slow"), time.monotonic()
+    process.send_signal(signal.Signals[first])
+    assert process.stdout.readline() == "cleaning\n"
+    process.send_signal(signal.Signals[second])
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "the same command goes on" in error
+    assert time.monotonic() - started < 10
