@@ -140,7 +140,7 @@ ODD = {
     "cut": (cut, "is truncated or damaged"),
     "TorchScript": (script, "is a TorchScript program, not a state dict"),
     "pickled model": (nn.Linear(2, 2), r"Python objects \(torch\.nn\.modules\.linear\.Linear\)"),
-    "danger": (Dangerous(), r"Python objects \(builtins\.print\)"),
+    "danger": (Dangerous(), r"Python objects \((builtins\.)?print\)"),
     "namespace": ({"state_dict": STATE, "args": argparse.Namespace(lr=1)}, r"Python objects \(argparse\.Namespace\)"),
     "plain pickle": (pickle.dumps(Dangerous()), "is not a readable state dict|Python objects"),
     "a list": ([1, 2], "is not a state dict"),
