@@ -20,7 +20,7 @@ from common.store import FeatureStore
 from common.store_writer import write_store
 from extract.backbones import load_backbone
 from extract.engines import OpenVinoEngine, TorchEngine, available, bfloat16, float32
-from extract.pipeline import Extraction, all_images
+from extract.pipeline import Extraction, all_images, computed
 from extract.preprocessing import Preprocessing
 from extract.sources import load_source
 from tests.fabricate import make_header, make_images, make_store
@@ -60,7 +60,7 @@ def extraction(folder: Path, rounds: int, weights: str) -> Section:
 
     def ours(engine: Any) -> Work:
         job = Extraction(source, backbone, preprocessing, "float32", {}, 32, CPU)
-        return lambda: sum(len(batch["thumbnails"]) for _, batch in job.computed(engine, images, range(0, IMAGES, 32)))
+        return lambda: sum(len(batch["thumbnails"]) for _, batch in computed(job, engine, images, range(0, IMAGES, 32)))
 
     cases: dict[str, Work] = {
         "tutorial: PIL, DataLoader, torch float32": tutorial_extraction(root / "train", _contiguous(backbone.module))

@@ -127,7 +127,7 @@ class FeatureStore:
     @cached_property
     def features(self) -> np.ndarray:
         """The features (V, N, D), mapped."""
-        mapped = self._map("features")
+        mapped = self.array("features")
         # Rows are asked for in no order: what the system would read ahead is not wanted
         self._advise(mapped, "MADV_RANDOM")
         return mapped
@@ -135,27 +135,27 @@ class FeatureStore:
     @cached_property
     def labels(self) -> np.ndarray:
         """The labels (N,) int64."""
-        return self._map("labels")
+        return self.array("labels")
 
     @cached_property
     def thumbnails(self) -> np.ndarray | None:
         """Small pictures (N, H, W, 3) uint8, or None where they were left out."""
-        return self._map("thumbnails") if "thumbnails" in self.places else None
+        return self.array("thumbnails") if "thumbnails" in self.places else None
 
     @cached_property
     def image_index(self) -> np.ndarray:
         """The index of each image in its split of the source (N,) int64."""
-        return self._map("image_index")
+        return self.array("image_index")
 
     @cached_property
     def image_sha256(self) -> np.ndarray:
         """The digest of each decoded image (N, 32) uint8."""
-        return self._map("image_sha256")
+        return self.array("image_sha256")
 
     @cached_property
     def split(self) -> np.ndarray:
         """The split of each row (N,) uint8, an index into `SPLITS`."""
-        return self._map("split")
+        return self.array("split")
 
     def rows_of(self, split: str) -> np.ndarray:
         """The rows (n,) int64 of a split, ascending."""
@@ -168,7 +168,7 @@ class FeatureStore:
         """
         if "name_offsets" not in self.places:
             return None
-        offsets, data = self._map("name_offsets"), self._map("name_bytes")
+        offsets, data = self.array("name_offsets"), self.array("name_bytes")
         return [data[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8", "surrogateescape") for row in rows]
 
     def name(self, row: int) -> str | None:
@@ -190,7 +190,7 @@ class FeatureStore:
                     )
         with _damage(self.path):
             small = [name for name in SMALL_ARRAYS if name in self.places]
-            check_content({name: self._map(name) for name in small}, len(self.class_names))
+            check_content({name: self.array(name) for name in small}, len(self.class_names))
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """The bytes of an array, `BLOCK_BYTES` at a time, read without mapping them: memory stays as it is."""
@@ -213,7 +213,7 @@ class FeatureStore:
         if mapped.nbytes >= ROOMY and isinstance(mapped.base, mmap.mmap) and hasattr(mmap, advice):
             mapped.base.madvise(getattr(mmap, advice))
 
-    def _map(self, name: str) -> np.ndarray:
+    def array(self, name: str) -> np.ndarray:
         place = self.places[name]
         with reading(self.path, self.layout.stamp) as file:
             return np.memmap(file, place.dtype, "c", place.offset, place.shape)

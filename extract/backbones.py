@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from common.errors import UserError, unknown_name
+from common.files import sha256_file
 from extract.preprocessing import Preprocessing
-from extract.weights import load_weights, weights_digest
+from extract.weights import load_weights
 
 # name: where its kind lives; nothing is imported before it is asked for
 KINDS = {"torchvision": "extract.torchvision_models:TorchvisionModels", "timm": "extract.timm_models:TimmModels"}
@@ -105,7 +106,7 @@ def load_backbone(
     random_seed, said = None, ""
     if weights in PRETRAINED:
         module, path = kind.pretrained(model, image_size)
-        digest = weights_digest(path)
+        digest = sha256_file(path)
         kind.remove_classifier(module)
     else:
         with torch.random.fork_rng(devices=[]):  # the global generator is lent, and given back as it was
@@ -116,7 +117,7 @@ def load_backbone(
             kind.remove_classifier(module)
         else:
             said = load_weights(module, name, Path(weights), kind.remove_classifier(module))
-            digest = weights_digest(Path(weights))
+            digest = sha256_file(Path(weights))
     module.eval().requires_grad_(False)
     if layers != (LAST,):
         module = PooledLayers(module, name, layers[1:])

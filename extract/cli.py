@@ -1,8 +1,10 @@
 """The command line of stage 1. Heavy imports wait inside the commands, so that --help answers at once."""
 
-import importlib.metadata
+import csv
+import io
 import json
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,68 +12,15 @@ import click
 
 from common.command_line import CommandLine
 from common.errors import UserError
-from common.store import DamagedStore, FeatureStore, ForeignStore, NewerStore, identity_digest
+from common.store import SPLITS, FeatureStore
+from common.store_partial import clear_up
+from extract.decoding import MAX_PIXELS
+from extract.request import has_what_is_asked, request, store_at, store_status
+from extract.sources import SOURCES, TEST_FRACTION
 
-SOURCES = ("cifar100", "cifar10", "imagefolder", "digits")
 PRECISIONS = ("float32", "bfloat16")
 ENGINES = ("auto", "torch", "openvino")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for: fixes the features, once the images and the weights are what they are."""
-
-    dataset: str
-    root: Path
-    backbone: str
-    weights: str
-    weights_seed: int
-    image_size: int
-    views: str
-    layers: str
-    precision: str
-
-    def as_json(self) -> dict[str, Any]:
-        """As recorded in the store, with a cheap fingerprint of the images and the digest of the weights file."""
-        from extract.sources import fingerprint
-
-        said = {} if self.layers == "last" else {"layers": self.layers}
-        return {
-            "dataset": self.dataset,
-            "fingerprint": fingerprint(self.dataset, self.root),
-            "backbone": self.backbone,
-            "weights": self._weights(),
-            "image_size": self.image_size,
-            "views": self.views,
-            "precision": self.precision,
-            **said,
-        }
-
-    def default_store(self) -> Path:
-        """A readable file name, one for each request."""
-        parts = [self.dataset, self.backbone, self._weights().split(":")[-1][:8], str(self.image_size)]
-        if self.dataset == "imagefolder":
-            parts.insert(1, self.root.resolve().name)
-        if self.views != "plain":
-            parts.append(self.views.replace(",", "+"))
-        if self.layers != "last":
-            parts.append(self.layers.replace(",", "+"))
-        if self.precision != "float32":
-            parts.append(self.precision)
-        return Path("data/features") / ("-".join(parts) + ".h5")
-
-    def _weights(self) -> str:
-        from common.files import sha256_file
-
-        if self.weights == "torchvision":
-            return "imagenet:" + importlib.metadata.version("torchvision")
-        if self.weights == "random":
-            return f"random:random{self.weights_seed}"
-        if not Path(self.weights).is_file():
-            raise UserError(
-                f"there are no weights at {self.weights}: give --weights (make: WEIGHTS=) a state dict file"
-            )
-        return "sha256:" + sha256_file(Path(self.weights))
+ROWS = 10_000  # printed at a time
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -80,23 +29,41 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--dataset", type=click.Choice(SOURCES), default="cifar100", show_default=True, help="Image source.")
+@click.option("--dataset", default="cifar100", show_default=True, help=f"Image source: {', '.join(SOURCES)}.")
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
     default=None,
-    help="imagefolder: the folder with train/ and test/; CIFAR: where the archive is kept.  [default: data]",
+    help="imagefolder, folder: the folder; csv: the file; CIFAR: where the archive is kept.  [default: data]",
 )
-@click.option("--backbone", default="resnet18", show_default=True, help="A classification model of torchvision.")
+@click.option(
+    "--on-error", type=click.Choice(["fail", "skip"]), default="fail", help="What to do with unreadable files."
+)
+@click.option(
+    "--test-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=None,
+    help=f"Of each class, for the test, where your images have no split.  [default: {TEST_FRACTION}]",
+)
+@click.option(
+    "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, help="Of an image, at most."
+)
+@click.option("--list-left-out", is_flag=True, help="Name every file that is left out, and why.")
+@click.option(
+    "--backbone", default="resnet18", show_default=True, help="A classification model of torchvision, or timm:<name>."
+)
 @click.option(
     "--weights",
     default="torchvision",
     show_default=True,
-    help='"torchvision" (ImageNet), "random", or the path of a state dict.',
+    help='"torchvision" or "pretrained" (the published ones), "random", or the path of a state dict.',
 )
 @click.option("--weights-seed", default=0, show_default=True, help='The seed of "random" weights.')
 @click.option(
-    "--image-size", type=click.IntRange(8, 4096), default=224, show_default=True, help="Pixels, after resize."
+    "--image-size",
+    type=click.IntRange(8, 4096),
+    default=None,
+    help="Pixels, after resize.  [default: the model's own; resnet18: 224]",
 )
 @click.option(
     "--views", default="plain", show_default=True, help="Views of each image to cache, such as plain,mirror,zoom."
@@ -127,31 +94,53 @@ def main() -> None:
     "--store", type=click.Path(path_type=Path), default=None, help="Where to.  [default: data/features/<request>.h5]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace a store that holds something else.")
-def features(store: Path | None, engine: str, batch_size: int, device: str, overwrite: bool, **asked: Any) -> None:
+def features(
+    store: Path | None,
+    engine: str,
+    batch_size: int,
+    device: str,
+    overwrite: bool,
+    list_left_out: bool,
+    **asked: Any,
+) -> None:
     """Make a feature store, or say that it is up to date. Prints its path.
 
     An interrupted extraction goes on where it stopped when the same command is given again.
     """
-    request = _request(**asked)
-    store = store or request.default_store()
-    wanted = request.as_json()
-    if _is_up_to_date(store, wanted, overwrite):
+    asked_for = request(**asked)
+    store = store or asked_for.default_store()
+    found = store_at(store, overwrite)
+    if found is not None and has_what_is_asked(found, asked_for.as_json()):
+        clear_up(found)
         click.echo(f"up to date: {store}", err=True)
     else:
-        _extract(request, wanted, store, engine, batch_size, device, overwrite)
-    click.echo(store)
+        from extract.pipeline import make_features
+
+        _, line = make_features(
+            asked_for,
+            store,
+            engine=engine,
+            batch_size=batch_size,
+            device=device,
+            overwrite=overwrite,
+            list_left_out=list_left_out,
+        )
+        click.echo(line or store_status(store)[1], err=True)
+    click.echo(os.fsencode(store))
 
 
 @main.command()
 @click.argument("store", type=click.Path(path_type=Path))
 def status(store: Path) -> None:
-    """Say what a file is: complete, partial, damaged, foreign, newer or missing. Exit code 0 for complete, else 1.
+    """Say what a file is: complete, partial, damaged, foreign, newer, unreadable or missing. Exit code 0 for complete.
+
+    Else it is 2 for a damaged file, 1 for the others.
 
     Reads the header only; `verify` reads every byte.
     """
     word, detail = store_status(store)
     click.echo(f"{word}: {detail}")
-    raise SystemExit(word != "complete")
+    raise SystemExit({"complete": 0, "damaged": 2}.get(word, 1))
 
 
 @main.command()
@@ -174,90 +163,29 @@ def verify(store: Path) -> None:
     click.echo(f"sound: {store}, {blocks} blocks, identity {opened.identity_sha256[:16]}")
 
 
-def store_status(store: Path) -> tuple[str, str]:
-    """One word for what is at a path, and a sentence."""
-    from common.store_partial import read_progress
-
-    try:
-        opened = FeatureStore.open(store)
-    except DamagedStore as error:
-        return "damaged", error.message
-    except ForeignStore as error:
-        return "foreign", error.message
-    except NewerStore as error:
-        return "newer", error.message
-    except UserError as error:
-        progress = read_progress(store)
-        if progress is None:
-            return "missing", error.message
-        return "partial", f"{progress[0]:,} of {progress[1]:,} images; run the same extraction again to go on"
-    views, n, feature_dim = opened.places["features"].shape
-    return "complete", f"{n:,} images × {views} view(s) × {feature_dim}, identity {opened.identity_sha256[:16]}"
-
-
-def _request(dataset: str, root: Path | None, views: str, layers: str, **asked: Any) -> Request:
-    if dataset == "imagefolder" and root is None:
-        raise UserError("--dataset imagefolder needs --root (make: ROOT=), a folder with train/ and test/")
-    return Request(dataset, root or Path("data"), views=views.replace(" ", ""), layers=layers.replace(" ", ""), **asked)
-
-
-def _is_up_to_date(store: Path, wanted: dict[str, Any], overwrite: bool) -> bool:
-    if not store.exists():
-        return False
-    try:
-        found = FeatureStore.open(store).header["provenance"]["request"]
-    except (DamagedStore, ForeignStore, NewerStore) as error:
-        if overwrite:
-            return False
-        raise UserError(f"{error.message}; or give --overwrite to replace it") from error
-    return found == wanted
-
-
-def _extract(
-    request: Request, wanted: dict[str, Any], store: Path, engine: str, batch_size: int, device: str, overwrite: bool
-) -> None:
-    from extract.backbones import load_backbone, parse_layers
-    from extract.preprocessing import Preprocessing, parse_views
-
-    views, layers = parse_views(request.views), parse_layers(request.layers)
-    from common.machine import choose_device
-    from extract.pipeline import Extraction
-    from extract.sources import load_source
-
-    chosen = choose_device(device)
-    backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size, layers)
-    source = load_source(request.dataset, request.root)
-    # A data set that was downloaded a moment ago has its fingerprint only now
-    extraction = Extraction(
-        source,
-        backbone,
-        Preprocessing(request.image_size, views),
-        request.precision,
-        request.as_json(),
-        batch_size,
-        chosen,
-        engine,
-    )
-    if backbone.random_seed is not None:
-        click.echo(
-            f"{backbone.name} has RANDOM weights (seed {backbone.random_seed}): its features show that the "
-            "pipeline works, not what a trained network can do",
-            err=True,
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+def names(store: Path) -> None:
+    """Print which file is which row, as CSV: row, split, class, file."""
+    opened = FeatureStore.open(store)
+    if "name_bytes" not in opened.places:
+        raise UserError(
+            f"{store} does not hold the names of its files (it is of format version {opened.layout.version}): "
+            "extract the images to another --store"
         )
-    if store.exists() and not overwrite:
-        _require_identity(store, extraction.identity_of_pixels())
-        click.echo(f"up to date: {store} (files changed their names or times, their pixels are the same)", err=True)
-        return
-    made = extraction.run(store)
-    click.echo(store_status(made.path)[1], err=True)
+    opened.verify(("labels", "split", "name_bytes", "name_offsets"))
+    for text in _name_lines(opened):
+        click.echo(text.encode("utf-8", "surrogateescape"), nl=False)
 
 
-def _require_identity(store: Path, wanted: dict[str, Any]) -> None:
-    found = FeatureStore.open(store).identity
-    if identity_digest(found) == identity_digest(wanted):
-        return
-    different = [key for key in wanted if found.get(key) != wanted[key]]
-    raise UserError(
-        f"{store} holds features of something else (other {', '.join(different)}): "
-        "choose another --store, or give --overwrite to replace it"
-    )
+def _name_lines(store: FeatureStore) -> Iterator[str]:
+    yield "row,split,class,file\n"
+    n = len(store.labels)
+    for start in range(0, n, ROWS):
+        rows, text = range(start, min(start + ROWS, n)), io.StringIO()
+        files = store.names(rows) or []
+        csv.writer(text, lineterminator="\n").writerows(
+            (row, SPLITS[store.split[row]], store.class_names[store.labels[row]], file)
+            for row, file in zip(rows, files, strict=True)
+        )
+        yield text.getvalue()

@@ -1,14 +1,14 @@
 """The way of the images: read → preprocess → frozen backbone → feature store, each image once, resumable by batch."""
 
 import contextlib
-import hashlib
 import itertools
+import os
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,18 +16,24 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.files import exclusive, sha256_text
-from common.machine import versions
-from common.store import SPLITS, FeatureStore, check_features, identity_digest
+from common.command_line import keeping
+from common.errors import UserError
+from common.files import exclusive
+from common.machine import choose_device, versions
+from common.store import SPLITS, DamagedStore, FeatureStore, check_features
 from common.store_partial import StoreWriter, partial_folder, read_plan
-from extract.backbones import Backbone
+from common.store_schema import STORED_AS
+from common.store_writer import name_arrays, write_store
+from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
 from extract.choice import PER_CLASS, EngineChoice
+from extract.decoding import UnreadableImage, printable
 from extract.engines import Engine
-from extract.preprocessing import Preprocessing
-from extract.sources import ImageSource, pixel_digest
+from extract.identity import identity_of
+from extract.preprocessing import Preprocessing, parse_views
+from extract.reading import THUMBNAIL, Unreadable, all_images, digests_of, names_of, read_batch, without
+from extract.request import Request, require_identity, store_at
+from extract.sources import ImageSource, Split, left_out_line, load_source
 
-STORED_AS = {"float32": "<f4", "bfloat16": "<f2"}  # half precision has room for every digit that bfloat16 gives
-THUMBNAIL = 32  # pixels
 PREFETCHED = 2  # batches
 STAGES = ("reading", "network", "writing")
 SAMPLED_CLASSES = 16
@@ -42,7 +48,7 @@ class Extraction:
     """All that fixes the features, and how to compute them.
 
     `request` is what the user asked for, as JSON, with a cheap fingerprint of the images: by it an unchanged request is
-    recognised without reading them.
+    recognised without reading them. on_error: "fail" or "skip" images that cannot be read.
     """
 
     source: ImageSource
@@ -53,180 +59,336 @@ class Extraction:
     batch_size: int
     device: torch.device
     engine: str = "auto"
+    on_error: str = "fail"
 
-    def run(self, target: Path) -> FeatureStore:
-        """Make the store at `target`, or go on with one that was interrupted, and return it.
 
-        Raises UserError for an unreadable image, non-finite features, a target that cannot be written, and while
-        another process is at work on the same target.
-        """
-        busy = f"another extraction is writing {target}: wait for it, or choose another --store"
-        with exclusive(partial_folder(target), busy, target):
-            return self._run_alone(target)
+def make_features(
+    request: Request,
+    target: Path,
+    *,
+    engine: str,
+    batch_size: int,
+    device: str,
+    overwrite: bool,
+    list_left_out: bool = False,
+) -> tuple[FeatureStore, str]:
+    """The store of what is asked for at `target`, made now if need be; and a line that says what was done.
 
-    def identity(self, pixels: dict[str, str]) -> dict[str, Any]:
-        """What the features are: two stores of one identity are interchangeable. `pixels` is a digest per split."""
-        return {
-            "data_set": {
-                "pixels": pixels,
-                "labels": {name: sha256_text(str(self.source.splits[name].labels.tolist())) for name in SPLITS},
-                "class_names": self.source.class_names,
-            },
-            "backbone": self._backbone_identity(),
-            "weights": {"sha256": self.backbone.weights_sha256, "random_seed": self.backbone.random_seed},
-            "preprocessing": self.preprocessing.as_json(),
-            "precision": self.precision,
-        }
+    Raises UserError for bad input, when `target` holds features of something else and must not be overwritten, and as
+    `extract` does.
+    """
+    found = None if overwrite else store_at(target, overwrite)
+    views, layers = parse_views(request.views), parse_layers(request.layers)
+    chosen = choose_device(device)
+    backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size, layers)
+    source = load_source(request.dataset, request.root, request.reading)
+    preprocessing = preprocessing_of(request.backbone, request.image_size, views)
+    _tell(source, backbone, list_left_out)
+    # A data set that was downloaded a moment ago has its fingerprint only now
+    wanted = request.as_json()
+    on_error = request.reading.on_error
+    job = Extraction(source, backbone, preprocessing, request.precision, wanted, batch_size, chosen, engine, on_error)
+    if found is None:
+        return extract(job, target), ""
+    job, image_sha256 = readable(job)
+    require_identity(found, _identity(job, image_sha256))
+    try:
+        found = renewed(job, found)
+        note = ""
+    except DamagedStore:
+        raise
+    except UserError as error:  # such as a full disk: the store is what it was
+        note = f"; this is not noted in it: {error.message}"
+    return found, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
 
-    def identity_of_pixels(self) -> dict[str, Any]:
-        """The identity that a run would give, from the decoded images alone."""
-        digests = [pixel_digest(image(i)) for image, i in tqdm(all_images(self.source), **_bar("comparing images"))]
-        return self.identity(self._split_digests(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)))
 
-    def _backbone_identity(self) -> dict[str, Any]:
-        identity: dict[str, Any] = {"name": self.backbone.name, "feature_dim": self.backbone.feature_dim}
-        # Where it goes without saying it stays unsaid: what was made before there were layers is still the same
-        return identity if len(self.backbone.layers) == 1 else identity | {"layers": list(self.backbone.layers.items())}
+def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
+    """The same without the images that cannot be read, and the digests (N, 32) of the others.
 
-    def _run_alone(self, target: Path) -> FeatureStore:
-        images = all_images(self.source)
-        n, views = len(images), len(self.preprocessing.views)
-        layout = {
-            "features": (STORED_AS[self.precision], (views, n, self.backbone.feature_dim)),
-            "image_sha256": ("|u1", (n, 32)),
-            "thumbnails": ("|u1", (n, THUMBNAIL, THUMBNAIL, 3)),
-        }
-        engine, environment = self._engine(target)
-        # Batches of another size, engine, device or library may differ in the last digits: a resumed file must not
-        plan = {
-            "n": n,
-            "request": self.request,
-            "weights": self.backbone.weights_sha256,
-            "batch_size": self.batch_size,
-            "environment": environment,
-        }
-        writer = StoreWriter(target, plan, layout)
-        starts = [start for start in range(0, n, self.batch_size) if start not in writer.done]
-        if len(starts) < -(-n // self.batch_size):
-            going_on = f"going on with {target}: {sum(b - a for a, b in writer.done.items()):,} of {n:,} images done"
-            tqdm.write(going_on, file=sys.stderr)
-        self._fill(writer, engine, images, starts)
-        return self._finish(writer, environment)
+    Raises UserError, which names them, where they must not be skipped.
+    """
+    images, unreadable = all_images(job.source), Unreadable(names_of(job.source), _say)
+    digests = _as_rows(list(tqdm(digests_of(images, unreadable), total=len(images), **_bar("comparing images"))))
+    if unreadable.reasons and job.on_error == "fail":
+        raise unreadable.error()
+    return _without(job, digests)
 
-    def computed(
-        self, engine: Engine, images: list, starts: Iterable[int], watch: "_Stopwatch | None" = None
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """For each start the arrays of its batch of `images`, the next batches being read meanwhile."""
-        watch = watch or _Stopwatch()
 
-        def read(start: int) -> tuple[int, dict[str, Any]]:
-            with watch.time("reading"):
-                return start, self._read(engine, images[start : start + self.batch_size])
+def identity_of_pixels(job: Extraction) -> dict[str, Any]:
+    """The identity that the features would have, from the decoded images alone."""
+    return _identity(*readable(job))
 
+
+def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
+    """The same features, with the request and the file names of today: the next time nothing needs to be decoded.
+
+    Raises DamagedStore, since what is damaged must not be sealed again, and UserError where it cannot be written.
+    """
+    with exclusive(partial_folder(store.path), _busy(store.path), store.path):
+        store.verify()
+        said = {"request": job.request, "data_set": _text(job.source.name)}
+        header = {**store.header, "provenance": {**store.header["provenance"], **said}}
+        arrays = {name: store.array(name) for name in store.places}
+        write_store(store.path, header, {**arrays, **name_arrays(names_of(job.source))})
+    return FeatureStore.open(store.path)
+
+
+def extract(job: Extraction, target: Path) -> FeatureStore:
+    """Make the store at `target`, or go on with one that was interrupted, and return it.
+
+    Raises UserError for unreadable images, when all others are done, non-finite features, a target that cannot be
+    written, and while another process is at work on the same target.
+    """
+    with exclusive(partial_folder(target), _busy(target), target):
+        images = all_images(job.source)
+        engine, environment = _engine(job, target)
+        writer = _writer(job, target, environment)
+        _keep_what_is_sound(writer, images)
+        unreadable = Unreadable(names_of(job.source), _say)
+        with keeping(lambda: f"{sum(b - a for a, b in writer.done.items()):,} of {len(images):,} images are kept"):
+            _fill(job, writer, engine, images, unreadable)
+            if unreadable.reasons and job.on_error == "fail":
+                raise unreadable.error()
+            return _finish(job, writer, environment, unreadable)
+
+
+def computed(
+    job: Extraction,
+    engine: Engine,
+    images: list,
+    starts: Iterable[int],
+    watch: "_Stopwatch | None" = None,
+    unreadable: Unreadable | None = None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """For each start the arrays of its batch of `images`, the next batches being read meanwhile.
+
+    A batch with an image that cannot be read is left out, unless such images are to be skipped.
+    """
+    watch = watch or _Stopwatch()
+    unreadable = unreadable or Unreadable(names_of(job.source), _say)
+    pool = ThreadPoolExecutor(os.cpu_count())
+
+    def read(start: int) -> tuple[int, dict[str, Any]]:
+        with watch.time("reading"):
+            batch = read_batch(pool, images[start : start + job.batch_size], start, job.preprocessing, unreadable)
+            batch["uploaded"] = [engine.upload(view) for view in batch.pop("images")]
+            return start, batch
+
+    try:
         for start, batch in _ahead(read, starts):
+            if job.on_error == "fail" and not batch["image_sha256"].any(1).all():
+                continue
             with watch.time("network"):
-                batch["features"] = self._features(engine, batch.pop("uploaded"), start)
+                batch["features"] = _features(job, engine, batch.pop("uploaded"), start)
             yield start, batch
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
-    def _fill(self, writer: StoreWriter, engine: Engine, images: list, starts: list[int]) -> None:
-        watch = _Stopwatch()
 
-        def write(job: tuple[int, dict[str, Any]]) -> int:
+def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> StoreWriter:
+    n, views = sum(len(split.labels) for split in job.source.splits.values()), len(job.preprocessing.views)
+    layout = {
+        "features": (STORED_AS[job.precision], (views, n, job.backbone.feature_dim)),
+        "image_sha256": ("|u1", (n, 32)),
+        "thumbnails": ("|u1", (n, THUMBNAIL, THUMBNAIL, 3)),
+    }
+    # Batches of another size, engine, device or library may differ in the last digits: a resumed file must not
+    plan = {
+        "n": n,
+        "request": {key: value for key, value in job.request.items() if key != "fingerprint"},
+        "weights": job.backbone.weights_sha256,
+        "batch_size": job.batch_size,
+        "environment": environment,
+    }
+    writer = StoreWriter(target, plan, layout, job.request.get("fingerprint", ""))
+    if writer.discarded:
+        _say(f"beginning {target} anew: what was there of it {writer.discarded}")
+    return writer
+
+
+def _keep_what_is_sound(writer: StoreWriter, images: list) -> None:
+    """Where files have changed since their batch was written, an image was repaired, say, the pixels decide."""
+    begun = len(writer.done)
+    if writer.moved:
+        bar = tqdm(total=sum(b - a for a, b in writer.done.items()), **_bar("comparing images"))
+
+        def same(start: int, digests: np.ndarray) -> bool:
+            bar.update(len(digests))
+            chosen = images[start : start + len(digests)]
+            return bool((_as_rows(list(digests_of(chosen))) == digests).all())
+
+        with bar:
+            writer.keep(same)
+    if begun:
+        done = sum(b - a for a, b in writer.done.items())
+        again = begun - len(writer.done)
+        _say(
+            f"going on with {writer.target}: {done:,} of {len(images):,} images done"
+            + (f"; {again} batch(es) are made again, since images in them have changed" if again else "")
+        )
+
+
+def _fill(job: Extraction, writer: StoreWriter, engine: Engine, images: list, unreadable: Unreadable) -> None:
+    watch, starts = _Stopwatch(), writer.missing()
+    done = sum(stop - start for start, stop in writer.done.items())
+    with tqdm(total=len(images), initial=done, **_bar("extracting")) as bar:
+        for start, batch in computed(job, engine, images, starts, watch, unreadable):
             with watch.time("writing"):
-                writer.write(*job)
-                return len(job[1]["thumbnails"])
-
-        done = sum(stop - start for start, stop in writer.done.items())
-        with tqdm(total=len(images), initial=done, **_bar("extracting")) as bar:
-            for written in _ahead(write, self.computed(engine, images, starts, watch)):
-                bar.update(written)
-        if starts:
-            tqdm.write(watch.line(len(images) - done), file=sys.stderr)
-
-    def _read(self, engine: Engine, chosen: list) -> dict[str, Any]:
-        images = [image(i) for image, i in chosen]
-        return {
-            "uploaded": [engine.upload(view) for view in self.preprocessing(images)],
-            "image_sha256": np.frombuffer(b"".join(map(pixel_digest, images)), np.uint8).reshape(-1, 32),
-            "thumbnails": np.stack([_thumbnail(image) for image in images]),
-        }
-
-    def _features(self, engine: Engine, views: list, start: int) -> np.ndarray:
-        """Uploaded images of each view → (V, B, D) in the precision of the store."""
-        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and the check says so
-            features = np.stack([engine.features(view) for view in views]).astype(STORED_AS[self.precision])
-        check_features(features, self.backbone.feature_dim, f"images {start} to {start + features.shape[1] - 1}")
-        return features
-
-    def _finish(self, writer: StoreWriter, environment: dict[str, Any]) -> FeatureStore:
-        splits = [self.source.splits[name] for name in SPLITS]
-        superclass_names, class_superclass = self.source.superclasses()
-        identity = self.identity(self._split_digests(writer.array("image_sha256")))
-        header = {
-            "identity": identity,
-            "identity_sha256": identity_digest(identity),
-            "class_names": self.source.class_names,
-            "superclass_names": superclass_names,
-            "class_superclass": class_superclass,
-            "provenance": {
-                "data_set": self.source.name,
-                "weights": self.backbone.weights,
-                "request": self.request,
-                "batch_size": self.batch_size,
-                **environment,
-            },
-        }
-        whole = {
-            "labels": np.concatenate([split.labels for split in splits]),
-            "image_index": np.concatenate([np.arange(len(split.labels)) for split in splits]),
-            "split": np.repeat(np.arange(len(SPLITS), dtype=np.uint8), [len(split.labels) for split in splits]),
-        }
-        return writer.finish(header, whole)
-
-    def _split_digests(self, image_sha256: np.ndarray) -> dict[str, str]:
-        """Per split, the SHA-256 over its images' digests (N, 32), in their order."""
-        stops = list(itertools.accumulate(len(self.source.splits[name].labels) for name in SPLITS))
-        ranges = zip(SPLITS, [0, *stops[:-1]], stops, strict=True)
-        return {name: hashlib.sha256(image_sha256[a:b].tobytes()).hexdigest() for name, a, b in ranges}
-
-    def _engine(self, target: Path) -> tuple[Engine, dict[str, Any]]:
-        """The engine, and the part of the plan and of the provenance that it makes up."""
-        environment: dict[str, Any] = {"device": self.device.type, "versions": versions()}
-        size = self.preprocessing.image_size
-        choice = EngineChoice(self.backbone, self.precision, self.device, size, self.engine)
-        begun = read_plan(target).get("environment", {})
-        if begun and {**begun, **environment} == begun and (engine := choice.named(begun["engine"])):
-            return engine, begun  # another measurement might choose another one
-        n = sum(len(split.labels) for split in self.source.splits.values())
-        sample = self._sample() if choice.needs_sample() else []
-        if sample and (self.precision != "float32" or self.engine != "auto" or n >= MIN_GAIN * len(sample)):
-            engine, fidelity = choice.fastest(self.preprocessing(sample)[0])
-            if self.precision != "float32" and not fidelity:
-                tqdm.write("no engine is true enough in bfloat16: computing in float32", file=sys.stderr)
-        else:
-            engine, fidelity = choice.reference(), {}
-        tqdm.write(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()), file=sys.stderr)
-        return engine, {"engine": engine.name, "fidelity": fidelity, **environment}
-
-    def _sample(self) -> list[np.ndarray]:
-        """Ten training images of each of some classes, spread over all."""
-        split = self.source.splits["train"]
-        classes = np.unique(split.labels)
-        some = classes[np.linspace(0, len(classes) - 1, min(SAMPLED_CLASSES, len(classes))).astype(int)]
-        return [split.image(int(i)) for label in some for i in np.flatnonzero(split.labels == label)[:PER_CLASS]]
+                writer.write(start, batch)
+            bar.update(len(batch["thumbnails"]))
+    if starts:
+        _say(watch.line(len(images) - done))
 
 
-def all_images(source: ImageSource) -> list:
-    """(image function, index) of every image, in the order of the rows: train, then test."""
-    return [(source.splits[name].image, i) for name in SPLITS for i in range(len(source.splits[name].labels))]
+def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], unreadable: Unreadable) -> FeatureStore:
+    digests = np.array(writer.array("image_sha256"))
+    images, skipped = all_images(job.source), []
+    for row in np.flatnonzero(~digests.any(1)).tolist():
+        if row not in unreadable.reasons:  # an earlier process met it
+            try:
+                images[row][0](images[row][1])
+            except UnreadableImage as error:
+                unreadable.reasons[row] = error.reason
+        skipped.append([printable(unreadable.names[row]), unreadable.reasons.get(row, "could not be read")])
+    kept = np.flatnonzero(digests.any(1)) if skipped else None
+    job, digests = _without(job, digests)
+    provenance = {**environment, **_account(job.source), **({"skipped": skipped} if skipped else {})}
+    store = writer.finish(_header(job, digests, provenance), _whole(job.source), kept)
+    if skipped:
+        _say(f"{len(skipped):,} images were skipped, since they cannot be read; the store names them")
+    same = len(digests) - len(np.unique(digests.view("V32")))
+    if same:
+        _say(f"{same:,} of {len(digests):,} images have the same pixels as another one")
+    return store
 
 
-def _thumbnail(image: np.ndarray) -> np.ndarray:
-    if image.shape[:2] == (THUMBNAIL, THUMBNAIL):
-        return image
-    from PIL import Image, ImageOps
+def _without(job: Extraction, digests: np.ndarray) -> tuple[Extraction, np.ndarray]:
+    """The same without the images that have no digest, and the digests of the others."""
+    has_digest = digests.any(1)
+    if has_digest.all():
+        return job, digests
+    return replace(job, source=without(job.source, np.flatnonzero(~has_digest))), digests[has_digest]
 
-    return np.asarray(ImageOps.fit(Image.fromarray(image), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
+
+def _account(source: ImageSource) -> dict[str, Any]:
+    """How a source's files were split and which were left out: part of the provenance, where there is anything."""
+    reasons = dict(sorted(Counter(reason for _, reason in source.left_out).items()))
+    return {key: value for key, value in {"layout": source.notes, "left_out": reasons}.items() if value}
+
+
+def _tell(source: ImageSource, backbone: Backbone, list_left_out: bool) -> None:
+    """What was decided about images and weights, in a line each."""
+    for name, reason in source.left_out if list_left_out else ():
+        _say(f"left out: {printable(name)}: {reason}")
+    for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.said]:
+        if line:
+            _say(line)
+    if backbone.random_seed is not None:
+        _say(
+            f"{backbone.name} has RANDOM weights (seed {backbone.random_seed}): its features show that the "
+            "pipeline works, not what a trained network can do"
+        )
+
+
+def _features(job: Extraction, engine: Engine, views: list, start: int) -> np.ndarray:
+    """Uploaded images of each view → (V, B, D) in the precision of the store."""
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and the check says so
+        features = np.stack([engine.features(view) for view in views]).astype(STORED_AS[job.precision])
+    check_features(features, job.backbone.feature_dim, f"images {start} to {start + features.shape[1] - 1}")
+    return features
+
+
+def _header(job: Extraction, image_sha256: np.ndarray, environment: dict[str, Any]) -> dict[str, Any]:
+    superclass_names, class_superclass = job.source.superclasses()
+    return {
+        "identity": _identity(job, image_sha256),
+        "class_names": job.source.class_names,
+        "superclass_names": superclass_names,
+        "class_superclass": class_superclass,
+        "provenance": {
+            "data_set": _text(job.source.name),
+            "weights": job.backbone.weights,
+            "request": job.request,
+            "batch_size": job.batch_size,
+            **environment,
+        },
+    }
+
+
+def _whole(source: ImageSource) -> dict[str, np.ndarray]:
+    """The arrays that do not come in batches."""
+    splits = [source.splits[name] for name in SPLITS]
+    return {
+        "labels": np.concatenate([split.labels for split in splits]),
+        "image_index": np.concatenate([np.arange(len(split.labels)) for split in splits]),
+        "split": np.repeat(np.arange(len(SPLITS), dtype=np.uint8), [len(split.labels) for split in splits]),
+        **name_arrays(names_of(source)),
+    }
+
+
+def _identity(job: Extraction, image_sha256: np.ndarray) -> dict[str, Any]:
+    return identity_of(job.source, job.backbone, job.preprocessing, job.precision, image_sha256)
+
+
+def _engine(job: Extraction, target: Path) -> tuple[Engine, dict[str, Any]]:
+    """The engine, and the part of the plan and of the provenance that it makes up."""
+    environment: dict[str, Any] = {"device": job.device.type, "versions": versions()}
+    choice = EngineChoice(job.backbone, job.precision, job.device, job.preprocessing.image_size, job.engine)
+    begun = read_plan(target).get("environment", {})
+    if begun and {**begun, **environment} == begun and (engine := choice.named(begun["engine"])):
+        return engine, begun  # another measurement might choose another one
+    n = sum(len(split.labels) for split in job.source.splits.values())
+    sample = _sample(job.source) if choice.needs_sample() else []
+    if sample and (job.precision != "float32" or job.engine != "auto" or n >= MIN_GAIN * len(sample)):
+        engine, fidelity = choice.fastest(job.preprocessing(sample)[0])
+        if job.precision != "float32" and not fidelity:
+            _say("no engine is true enough in bfloat16: computing in float32")
+    else:
+        engine, fidelity = choice.reference(), {}
+    _say(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()))
+    return engine, {"engine": engine.name, "fidelity": fidelity, **environment}
+
+
+def _sample(source: ImageSource) -> list[np.ndarray]:
+    """Ten training images of each of some classes, spread over all; where classes are too few or small, any tens."""
+    split = source.splits["train"]
+    of_class = [np.flatnonzero(split.labels == label) for label in np.unique(split.labels)]
+    classes = [rows for rows in of_class if len(rows) >= PER_CLASS]
+    if len(classes) < 2:
+        tens = min(max(len(split.labels) // PER_CLASS, 2), SAMPLED_CLASSES)
+        classes = np.array_split(
+            np.resize(np.arange(len(split.labels)), max(tens * PER_CLASS, len(split.labels))), tens
+        )
+    chosen = np.linspace(0, len(classes) - 1, min(SAMPLED_CLASSES, len(classes))).astype(int)
+    sample = []
+    for rows in (classes[i] for i in chosen):
+        found = list(itertools.islice(_readable_images(split, rows), PER_CLASS))
+        if found:  # of a class with unreadable images, some stand in for others
+            sample += [found[i % len(found)] for i in range(PER_CLASS)]
+    return sample if len(sample) >= 2 * PER_CLASS else []
+
+
+def _readable_images(split: Split, rows: np.ndarray) -> Iterator[np.ndarray]:
+    for row in rows.tolist():
+        with contextlib.suppress(UnreadableImage):
+            yield split.image(row)
+
+
+def _as_rows(digests: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+
+
+def _text(name: str) -> str:
+    """A path as text: what is not UTF-8 in it is replaced."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _busy(target: Path) -> str:
+    return f"another extraction is writing {target}: wait for it, or choose another --store"
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
 
 
 def _bar(what: str) -> dict[str, Any]:
@@ -250,7 +412,7 @@ def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
 
 
 class _Stopwatch:
-    """Seconds by stage. Stages run beside each other, so the sum may exceed the time that passes."""
+    """Seconds by stage. Reading runs beside the others, so the sum may exceed the time that passes."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)

@@ -1,6 +1,5 @@
 """Reading a state dict from a file, whatever it is wrapped in, and never by running what the file says."""
 
-import functools
 import pickle
 import re
 import warnings
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.files import sha256_file
 
 State = dict[str, Tensor]
 # What a network may end in after fine-tuning or self-supervision; it is thrown away like the classifier
@@ -23,29 +21,14 @@ SLACK = 1 << 26  # bytes that a file may declare beyond its own size: what torch
 SAVE = "save it with torch.save(model.state_dict(), …) in the program that it comes from"
 
 
-def weights_digest(path: Path) -> str:
-    """The SHA-256 of a weights file, read once in a process, however often it is asked for.
-
-    Raises UserError where there is no such file.
-    """
-    if not path.is_file():
-        raise UserError(f"there are no weights at {path}: give --weights (make: WEIGHTS=) a file with a state dict")
-    status = path.stat()
-    return _digest(path, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=8)
-def _digest(path: Path, *_stamp: int) -> str:
-    return sha256_file(path)
-
-
 def load_weights(module: nn.Module, name: str, path: Path, classifier: str = "") -> str:
     """Load the weights in a file into a network without classifier; returns what was decided, "" where nothing was.
 
     classifier: where the network had it. Wrappers and prefixes are taken off where what is inside fits in exactly one
     way. Raises UserError, which names the file, for everything else.
     """
-    weights_digest(path)  # says so where there is no file
+    if not path.is_file():
+        raise UserError(f"there are no weights at {path}: give --weights (make: WEIGHTS=) a file with a state dict")
     content = _read(path)
     wanted = module.state_dict()
     fitting, nearest = _fitting(content, wanted, classifier)

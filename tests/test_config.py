@@ -367,6 +367,8 @@ def test_a_mistake_in_a_plan_is_one_sentence(tmp_path, plan, part):
 
 
 def test_groups_that_cannot_fill_a_set_are_refused_before_work_begins():
-    with pytest.raises(UserError, match=r"training\.images_per_class must be 0 or at least data\.set_size - 1 = 9.*got 3"):
+    with pytest.raises(
+        UserError, match=r"training\.images_per_class must be 0 or at least data\.set_size - 1 = 9.*got 3"
+    ):
         Config.load(None, ["training.images_per_class=3"])
     assert Config.load(None, ["training.images_per_class=3", "data.set_size=4"]).training.images_per_class == 3

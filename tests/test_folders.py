@@ -72,7 +72,9 @@ def test_a_class_of_files_that_cannot_be_decoded_here_says_so(tmp_path):
     make_images(tmp_path)
     for file in (tmp_path / "test/class1").iterdir():
         file.rename(file.with_suffix(".xyz"))
-    with pytest.raises(UserError, match=r'0 images of class "class1" in its test split \(10 .* \.xyz \(no image format'):
+    with pytest.raises(
+        UserError, match=r'0 images of class "class1" in its test split \(10 .* \.xyz \(no image format'
+    ):
         load_source("imagefolder", tmp_path)
 
 

@@ -10,9 +10,10 @@ from fabricate import make_images
 from common.errors import UserError
 from common.files import exclusive
 from common.store_partial import partial_folder, read_progress
+from extract import pipeline
 from extract.backbones import load_backbone
 from extract.choice import EngineChoice
-from extract.pipeline import Extraction, _ahead
+from extract.pipeline import Extraction, _ahead, extract, identity_of_pixels
 from extract.preprocessing import Preprocessing
 from extract.sources import load_source, pixel_digest
 
@@ -39,7 +40,7 @@ def relative_error(found, expected):
 
 
 def test_every_image_has_one_row_in_the_order_of_the_source(extraction, source, tmp_path):
-    store = extraction.run(tmp_path / "s.h5")
+    store = extract(extraction, tmp_path / "s.h5")
     images = [
         source.splits[name].image(i) for name in ("train", "test") for i in range(len(source.splits[name].labels))
     ]
@@ -47,17 +48,18 @@ def test_every_image_has_one_row_in_the_order_of_the_source(extraction, source, 
     for row in (0, 17, 35, 36, 65):
         expected = extraction.backbone.features(extraction.preprocessing([images[row]])[0]).numpy()
         assert relative_error(store.features[:, row], expected) < 1e-5
-        assert store._map("image_sha256")[row].tobytes() == pixel_digest(images[row])
+        assert store.array("image_sha256")[row].tobytes() == pixel_digest(images[row])
     assert store.labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [0] * 10 + [1] * 10 + [2] * 10
     assert store.class_names == ["class0", "class1", "class2"]
-    assert store._map("image_index").tolist() == [*range(36), *range(30)]
+    assert store.array("image_index").tolist() == [*range(36), *range(30)]
     assert store.thumbnails.shape == (66, 32, 32, 3)
     store.verify()
 
 
 def test_the_batch_size_changes_nothing_but_rounding(extraction, tmp_path):
     stores = [
-        dataclasses.replace(extraction, batch_size=size).run(tmp_path / f"{size}.h5").features for size in (1, 7, 66)
+        extract(dataclasses.replace(extraction, batch_size=size), tmp_path / f"{size}.h5").features
+        for size in (1, 7, 66)
     ]
     assert relative_error(stores[0], stores[2]) < 1e-5
     assert relative_error(stores[1], stores[2]) < 1e-5
@@ -66,7 +68,7 @@ def test_the_batch_size_changes_nothing_but_rounding(extraction, tmp_path):
 def test_the_cached_route_equals_the_network_inside_the_model(extraction, source, tmp_path):
     """Phase 1: raw images (B, 10, 3, 224, 224) through the network, against features (B, 10, 512) of the store."""
     extraction = dataclasses.replace(extraction, preprocessing=Preprocessing(224))
-    store = extraction.run(tmp_path / "s.h5")
+    store = extract(extraction, tmp_path / "s.h5")
     rows = np.random.default_rng(0).integers(36, size=(2, 10))
     images = [source.splits["train"].image(row) for row in rows.ravel()]
     raw = extraction.preprocessing(images)[0].reshape(2, 10, 3, 224, 224)
@@ -76,46 +78,46 @@ def test_the_cached_route_equals_the_network_inside_the_model(extraction, source
 
 def test_views_lie_on_their_axis(extraction, tmp_path):
     both = dataclasses.replace(extraction, preprocessing=Preprocessing(32, ("plain", "mirror")))
-    store = both.run(tmp_path / "two.h5")
+    store = extract(both, tmp_path / "two.h5")
     assert store.views == ["plain", "mirror"]
-    plain = extraction.run(tmp_path / "one.h5")
+    plain = extract(extraction, tmp_path / "one.h5")
     assert (store.features[0] == plain.features[0]).all()
     assert relative_error(store.features[1], plain.features[0]) > 1e-3
 
 
 def test_bfloat16_is_stored_as_half_precision_and_stays_close(extraction, tmp_path):
-    half = dataclasses.replace(extraction, precision="bfloat16").run(tmp_path / "half.h5")
+    half = extract(dataclasses.replace(extraction, precision="bfloat16"), tmp_path / "half.h5")
     assert half.features.dtype == np.float16
-    full = extraction.run(tmp_path / "full.h5")
+    full = extract(extraction, tmp_path / "full.h5")
     assert relative_error(half.features.astype("f4"), full.features) < 0.05
     assert half.identity_sha256 != full.identity_sha256
 
 
 def test_the_identity_follows_pixels_and_weights_not_paths(extraction, tmp_path):
-    first = extraction.run(tmp_path / "a.h5")
+    first = extract(extraction, tmp_path / "a.h5")
     moved = dataclasses.replace(extraction, source=load_source("imagefolder", make_images(tmp_path / "copy")))
-    assert moved.run(tmp_path / "b.h5").identity == first.identity == moved.identity_of_pixels()
+    assert extract(moved, tmp_path / "b.h5").identity == first.identity == identity_of_pixels(moved)
     other = load_source("imagefolder", make_images(tmp_path / "other", seed=1))
-    assert dataclasses.replace(extraction, source=other).identity_of_pixels() != first.identity
+    assert identity_of_pixels(dataclasses.replace(extraction, source=other)) != first.identity
 
 
 def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_path, monkeypatch):
-    expected = hashlib.sha256(extraction.run(tmp_path / "whole.h5").path.read_bytes()).hexdigest()
+    expected = hashlib.sha256(extract(extraction, tmp_path / "whole.h5").path.read_bytes()).hexdigest()
     computed = []
-    features = Extraction._features
+    features = pipeline._features
 
-    def interrupted(self, engine, views, start):
+    def interrupted(job, engine, views, start):
         computed.append(start)
         if len(computed) in (2, 4):
             raise KeyboardInterrupt
-        return features(self, engine, views, start)
+        return features(job, engine, views, start)
 
-    monkeypatch.setattr(Extraction, "_features", interrupted)
+    monkeypatch.setattr(pipeline, "_features", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            extraction.run(tmp_path / "s.h5")
+            extract(extraction, tmp_path / "s.h5")
     assert read_progress(tmp_path / "s.h5") == (32, 66)
-    store = extraction.run(tmp_path / "s.h5")
+    store = extract(extraction, tmp_path / "s.h5")
     assert computed == [0, 16, 16, 32, 32, 48, 64]
     assert hashlib.sha256(store.path.read_bytes()).hexdigest() == expected
     assert not partial_folder(store.path).exists()
@@ -132,28 +134,28 @@ def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(extr
         return self.named(name), measured
 
     monkeypatch.setattr(EngineChoice, "fastest", fastest)
-    whole = half.run(tmp_path / "whole.h5")
+    whole = extract(half, tmp_path / "whole.h5")
     assert whole.header["provenance"]["engine"] == name
     assert whole.header["provenance"]["fidelity"] == measured
-    features = Extraction._features
+    features = pipeline._features
     stops = [32]
 
-    def interrupted(self, engine, views, start):
+    def interrupted(job, engine, views, start):
         if start in stops:
             stops.clear()
             raise KeyboardInterrupt
-        return features(self, engine, views, start)
+        return features(job, engine, views, start)
 
-    monkeypatch.setattr(Extraction, "_features", interrupted)
+    monkeypatch.setattr(pipeline, "_features", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        half.run(tmp_path / "s.h5")
+        extract(half, tmp_path / "s.h5")
     assert chosen == [(30, 3, 32, 32)] * 2
-    assert half.run(tmp_path / "s.h5").path.read_bytes() == whole.path.read_bytes()
+    assert extract(half, tmp_path / "s.h5").path.read_bytes() == whole.path.read_bytes()
     assert len(chosen) == 2  # the resumed run did not choose again
 
 
 def test_the_line_of_times_says_what_set_the_pace(extraction, tmp_path, capsys):
-    extraction.run(tmp_path / "s.h5")
+    extract(extraction, tmp_path / "s.h5")
     assert re.search(r"66 images in .* s \(.*/s\); busy: reading .*%, .* set the pace", capsys.readouterr().err)
 
 
@@ -162,7 +164,7 @@ def test_features_that_are_not_finite_are_refused_and_nothing_is_left_in_place(e
     torch.nn.init.constant_(module[1].bias, float("inf"))
     broken = dataclasses.replace(extraction, backbone=dataclasses.replace(extraction.backbone, module=module))
     with pytest.raises(UserError, match="non-finite features at images 0 to 15"):
-        broken.run(tmp_path / "s.h5")
+        extract(broken, tmp_path / "s.h5")
     assert not (tmp_path / "s.h5").exists()
 
 
@@ -171,7 +173,7 @@ def test_an_unreadable_image_stops_the_extraction_and_is_named(extraction, tmp_p
     (root / "train/class1/007.png").write_bytes(b"junk")
     broken = dataclasses.replace(extraction, source=load_source("imagefolder", root))
     with pytest.raises(UserError, match=r"class1/007\.png"):
-        broken.run(tmp_path / "s.h5")
+        extract(broken, tmp_path / "s.h5")
     assert not (tmp_path / "s.h5").exists()
 
 
@@ -181,13 +183,13 @@ def test_a_second_extraction_beside_a_running_one_is_refused(extraction, tmp_pat
         exclusive(partial_folder(target), "held"),
         pytest.raises(UserError, match=r"another extraction is writing .*s\.h5"),
     ):
-        extraction.run(target)
+        extract(extraction, target)
 
 
 def test_a_target_that_cannot_be_written_is_refused(extraction, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
-        extraction.run(tmp_path / "file/s.h5")
+        extract(extraction, tmp_path / "file/s.h5")
 
 
 def test_working_ahead_keeps_the_order_and_passes_on_errors():

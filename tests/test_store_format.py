@@ -53,7 +53,7 @@ def test_it_is_an_hdf5_file_for_everybody(store):
         assert json.loads(file["header"][()]) == store.header
         assert set(file) == {"header", *store.places}
         for name, place in store.places.items():
-            assert (file[name][()] == store._map(name)).all()
+            assert (file[name][()] == store.array(name)).all()
             assert file[name].id.get_offset() == place.offset
             assert file[name].compression is None
             assert place.offset % 64 == 0  # rows of any type are where a processor likes them

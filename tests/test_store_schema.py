@@ -151,7 +151,7 @@ def test_an_array_has_the_type_and_all_the_axes_that_are_specified(sound, tmp_pa
 def test_values_that_cannot_be_are_never_written(tmp_path, name, change, rule):
     store = make_store(tmp_path / "s.h5", classes=2, train=3, test=2)
     before = store.path.read_bytes()
-    arrays = {key: np.array(store._map(key)) for key in store.places}
+    arrays = {key: np.array(store.array(key)) for key in store.places}
     change(arrays[name])
     from common.errors import UserError
 
@@ -163,6 +163,6 @@ def test_values_that_cannot_be_are_never_written(tmp_path, name, change, rule):
 
 def test_a_writer_that_breaks_the_schema_is_told_so(tmp_path):
     store = make_store(tmp_path / "s.h5")
-    arrays = {name: store._map(name) for name in store.places if name != "labels"}
+    arrays = {name: store.array(name) for name in store.places if name != "labels"}
     with pytest.raises(ValueError, match="/labels is missing"):
         write_store(tmp_path / "t.h5", make_header(4, 16), arrays)

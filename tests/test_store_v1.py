@@ -22,7 +22,7 @@ def test_a_store_of_version_1_is_read():
     assert store.name(0) is store.names([0]) is None
     with h5py.File(FIXTURE) as file:
         for name, place in store.places.items():
-            assert (file[name][()] == store._map(name)).all()
+            assert (file[name][()] == store.array(name)).all()
             assert file[name].id.get_offset() == place.offset
 
 

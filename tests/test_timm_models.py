@@ -65,7 +65,9 @@ def test_without_a_network_the_weights_can_be_given_as_a_file(tmp_path, monkeypa
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_network)
-    with pytest.raises(UserError, match=r"cannot be downloaded \(no route to host\): get .* by hand and give it with --weights"):
+    with pytest.raises(
+        UserError, match=r"cannot be downloaded \(no route to host\): get .* by hand and give it with --weights"
+    ):
         load_backbone("timm:resnet18", "pretrained", 0, 64)
     path = tmp_path / "model.safetensors"
     from safetensors.torch import save_file

@@ -1,5 +1,4 @@
 import argparse
-import hashlib
 import io
 import pickle
 import zipfile
@@ -11,7 +10,7 @@ from torch import nn
 
 import extract.weights
 from common.errors import UserError
-from extract.weights import load_weights, weights_digest
+from extract.weights import load_weights
 
 
 class Net(nn.Module):
@@ -149,7 +148,10 @@ ODD = {
     "wider": (weights(width=8), r"another architecture than net .*expected \(4,.*found \(8,"),
     "deeper": (changed("layer.1.weight", torch.ones(2)), r'another architecture .*"layer\.1\.weight": expected none'),
     "shallower": ({k: v for k, v in STATE.items() if "layer" not in k}, r'"layer\.0\.weight".*found none'),
-    "not finite": (changed("bn1.weight", torch.full((4,), float("nan"))), '"bn1.weight" has values that are not finite'),
+    "not finite": (
+        changed("bn1.weight", torch.full((4,), float("nan"))),
+        '"bn1.weight" has values that are not finite',
+    ),
     "meta": (changed("bn1.weight", torch.ones(4, device="meta")), '"bn1.weight" has a shape but no values'),
     "sparse": (changed("bn1.weight", torch.ones(4).to_sparse()), '"bn1.weight" is sparse'),
     "quantised": (changed("conv1.weight", quantised()), '"conv1.weight" is quantised'),
@@ -194,12 +196,3 @@ def test_a_dictionary_that_holds_itself_ends(tmp_path):
     content = {"model": STATE}
     content["again"] = content
     assert is_loaded(load(tmp_path / "w.pth", content)[0])
-
-
-def test_the_digest_is_that_of_the_file_and_read_once(tmp_path, monkeypatch):
-    path = tmp_path / "w.pth"
-    torch.save(STATE, path)
-    assert weights_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
-    expected = weights_digest(path)
-    monkeypatch.setattr(extract.weights, "sha256_file", lambda path: pytest.fail("it was read again"))
-    assert weights_digest(path) == expected

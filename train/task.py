@@ -113,7 +113,9 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
     train_rows, val_rows = split_validation(
         train_rows, labels[train_rows], config.val_fraction, config.set_size, config.split_seed, store.class_names
     )
-    train, val, test = (ClassIndex.build(rows, labels[rows], store.class_names) for rows in (train_rows, val_rows, test_rows))
+    train, val, test = (
+        ClassIndex.build(rows, labels[rows], store.class_names) for rows in (train_rows, val_rows, test_rows)
+    )
     superclass = np.array(store.header["class_superclass"]) if store.header["class_superclass"] else None
     pairs = None if superclass is None else pairs_within(superclass[test.classes])
     hard = pairs is not None and pairs.any() and not config.shuffle_labels

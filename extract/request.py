@@ -1,0 +1,165 @@
+"""What was asked for, and whether a store has it. Imports nothing heavy: "up to date" is said at once."""
+
+import contextlib
+import importlib.metadata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.store import DamagedStore, FeatureStore, ForeignStore, MissingStore, NewerStore, UnreadableStore
+from common.store import identity_digest as digest
+from common.store_partial import read_progress
+from extract.sources import Reading, reading_request, source_kind
+
+IMAGE_SIZES = {"resnet18": 224}  # known without asking the model, so that "up to date" is said without torch
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for: fixes the features, once the images and the weights are what they are.
+
+    image_size: None for the model's own. reading: how people's own files are read.
+    """
+
+    dataset: str
+    root: Path
+    backbone: str
+    weights: str
+    weights_seed: int
+    image_size: int | None
+    views: str
+    layers: str
+    precision: str
+    reading: Reading = field(default_factory=Reading)
+
+    def as_json(self) -> dict[str, Any]:
+        """As recorded in the store, with a cheap fingerprint of the images and the digest of the weights file."""
+        said = {} if self.layers == "last" else {"layers": self.layers}
+        return {
+            "dataset": self.dataset,
+            "fingerprint": source_kind(self.dataset).fingerprint(self.root),
+            "backbone": self.backbone,
+            "weights": self._weights(),
+            "image_size": self.image_size,
+            "views": self.views,
+            "precision": self.precision,
+            **said,
+            **reading_request(self.dataset, self.reading),
+        }
+
+    def default_store(self) -> Path:
+        """A readable file name, one for each request."""
+        parts = [self.dataset, self.backbone.replace(":", "-"), self._weights().split(":")[-1][:8]]
+        if source_kind(self.dataset).own_files:
+            parts.insert(1, self.root.resolve().stem)
+        if self.image_size is not None:
+            parts.append(str(self.image_size))
+        if self.reading.test_fraction is not None:
+            parts.append(f"test{self.reading.test_fraction:g}")
+        if self.views != "plain":
+            parts.append(self.views.replace(",", "+"))
+        if self.layers != "last":
+            parts.append(self.layers.replace(",", "+"))
+        if self.precision != "float32":
+            parts.append(self.precision)
+        return Path("data/features") / ("-".join(parts) + ".h5")
+
+    def _weights(self) -> str:
+        from common.files import sha256_file
+
+        if self.weights in ("torchvision", "pretrained"):
+            library = self.backbone.rpartition(":")[0] or "torchvision"
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                return "imagenet:" + importlib.metadata.version(library)
+            return "imagenet:"
+        if self.weights == "random":
+            return f"random:random{self.weights_seed}"
+        if not Path(self.weights).is_file():
+            raise UserError(
+                f"there are no weights at {self.weights}: give --weights (make: WEIGHTS=) a state dict file"
+            )
+        return "sha256:" + sha256_file(Path(self.weights))
+
+
+def request(
+    dataset: str,
+    root: Path | None,
+    backbone: str,
+    image_size: int | None,
+    views: str,
+    layers: str,
+    on_error: str,
+    test_fraction: float | None,
+    max_pixels: int,
+    **asked: Any,
+) -> Request:
+    """The request of a command line. Raises UserError where it lacks the root that its data set needs."""
+    if source_kind(dataset).own_files and root is None:
+        raise UserError(f"--dataset {dataset} needs --root (make: ROOT=), the folder or the file with your images")
+    return Request(
+        dataset,
+        root or Path("data"),
+        backbone,
+        image_size=image_size or IMAGE_SIZES.get(backbone),
+        views=views.replace(" ", ""),
+        layers=layers.replace(" ", ""),
+        reading=Reading(on_error, test_fraction, max_pixels),
+        **asked,
+    )
+
+
+def store_at(path: Path, overwrite: bool) -> FeatureStore | None:
+    """The store at a path, None where there is none, or what is there may be overwritten and is no sound store.
+
+    Raises UserError for a file that is something else, unless `overwrite`, and for one that cannot be read.
+    """
+    try:
+        return FeatureStore.open(path)
+    except MissingStore:
+        return None
+    except DamagedStore as error:
+        if overwrite:
+            return None
+        raise UserError(f"{error.message} (--overwrite replaces it)") from error
+    except (ForeignStore, NewerStore) as error:
+        if overwrite and path.is_file():
+            return None
+        raise UserError(f"{error.message}, or choose another --store: this file is not touched") from error
+
+
+def has_what_is_asked(store: FeatureStore, wanted: dict[str, Any]) -> bool:
+    """Whether a store was made for this request, and its images' files are as they were: then its identity is equal."""
+    return store.header["provenance"]["request"] == wanted
+
+
+def require_identity(store: FeatureStore, wanted: dict[str, Any]) -> None:
+    """Raise UserError, naming what differs, unless a store has this identity."""
+    found = store.identity
+    if digest(found) != digest(wanted):
+        different = [key for key in wanted if found.get(key) != wanted[key]]
+        raise UserError(
+            f"{store.path} holds features of something else (other {', '.join(different)}): "
+            "choose another --store (--overwrite would replace these)"
+        )
+
+
+def store_status(path: Path) -> tuple[str, str]:
+    """One word for what is at a path, and a sentence."""
+    try:
+        opened = FeatureStore.open(path)
+    except MissingStore as error:
+        progress = read_progress(path)
+        if progress is None:
+            return "missing", error.message
+        return "partial", f"{progress[0]:,} of {progress[1]:,} images; run the same extraction again to go on"
+    except DamagedStore as error:
+        return "damaged", error.message
+    except ForeignStore as error:
+        return "foreign", error.message
+    except NewerStore as error:
+        return "newer", error.message
+    except UnreadableStore as error:
+        return "unreadable", error.message
+    views, n, feature_dim = opened.places["features"].shape
+    return "complete", f"{n:,} images × {views} view(s) × {feature_dim}, identity {opened.identity_sha256[:16]}"
