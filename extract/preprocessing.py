@@ -91,18 +91,29 @@ class Window:
     length: int
     kernel: str
 
-    def matrix(self, start: int = 0, stop: int | None = None, inside: tuple[int, int] | None = None) -> Tensor:
-        """The matrix that makes the pixels from `start` to `stop` of a range of the input, default of all."""
+    def matrix(self) -> Tensor:
+        """The matrix (size, length) that makes the window."""
+        return self._matrix(0, len(self.first), 0, self.length)
+
+    def blocks(self, step: int) -> list[tuple[int, int, Tensor]]:
+        """For each `step` pixels: the range of the input that they are made of, and the matrix that makes them."""
+        if step not in self._made:
+            self._made[step] = []
+            for start in range(0, len(self.first), step):
+                first = self.first[start : start + step]
+                low, high = int(first[0]), min(int(first[-1]) + self.weights.shape[1], self.length)
+                self._made[step].append((low, high, self._matrix(start, start + step, low, high)))
+        return self._made[step]
+
+    @functools.cached_property
+    def _made(self) -> dict[int, list[tuple[int, int, Tensor]]]:
+        return {}
+
+    def _matrix(self, start: int, stop: int, low: int, high: int) -> Tensor:
         first, weights = self.first[start:stop], self.weights[start:stop]
-        low, high = inside or (0, self.length)
         matrix = np.zeros((len(first), high - low + weights.shape[1]), np.float32)
         np.put_along_axis(matrix, first[:, None] - low + np.arange(weights.shape[1]), weights, 1)
         return torch.from_numpy(matrix[:, : high - low].copy())
-
-    def needs(self, start: int = 0, stop: int | None = None) -> tuple[int, int]:
-        """The range of the input that the pixels from `start` to `stop` are made of."""
-        first = self.first[start:stop]
-        return int(first[0]), min(int(first[-1]) + self.weights.shape[1], self.length)
 
 
 @functools.lru_cache(maxsize=256)
@@ -140,20 +151,18 @@ def _kernel(name: str, x: np.ndarray) -> np.ndarray:
 def _in_blocks(pixels: Tensor, rows: Window, columns: Window) -> Tensor:
     """(3, H, W) uint8 → (3, size, size) float32, a block of the output at a time: the matrices are mostly zeros."""
     size = len(rows.first)
-    left, right = columns.needs()
-    high = rows.weights.shape[1]
-    step = min(
-        BLOCK, max(1, (BLOCK_VALUES // (3 * (right - left)) - high) * size // (rows.needs()[1] - rows.needs()[0]))
-    )
+    across = columns.blocks(BLOCK)
+    left, right = across[0][0], across[-1][1]
+    fitting = BLOCK_VALUES // (3 * (right - left)) - rows.weights.shape[1]  # rows of the input
+    step = min(BLOCK, max(1, fitting * size // rows.length))
     resized = torch.empty(3, size, size)
-    for top in range(0, size, step):
-        above, below = rows.needs(top, top + step)
-        part = pixels[:, above:below, left:right].permute(1, 2, 0).reshape(below - above, -1).float()
-        some = (rows.matrix(top, top + step, (above, below)) @ part).reshape(-1, right - left, 3).permute(2, 0, 1)
-        for start in range(0, size, BLOCK):
-            first, last = columns.needs(start, start + BLOCK)
-            matrix = columns.matrix(start, start + BLOCK, (first, last))
-            resized[:, top : top + step, start : start + BLOCK] = some[:, :, first - left : last - left] @ matrix.T
+    for number, (above, below, matrix) in enumerate(rows.blocks(step)):
+        part = pixels[:, above:below, left:right].permute(1, 2, 0).float().reshape(below - above, -1)
+        some = (matrix @ part).reshape(-1, right - left, 3).permute(2, 0, 1)
+        top = number * step
+        for place, (first, last, weights) in enumerate(across):
+            target = resized[:, top : top + len(matrix), place * BLOCK : place * BLOCK + len(weights)]
+            target.copy_(some[:, :, first - left : last - left] @ weights.T)
     return resized
 
 

@@ -64,13 +64,13 @@ def names_of(source: ImageSource) -> list[str]:
     ]
 
 
-def without(source: ImageSource, rows: Sequence[int]) -> ImageSource:
+def without(source: ImageSource, rows: np.ndarray) -> ImageSource:
     """A source that lacks some rows. Raises UserError where nothing, or nothing of a class, is left."""
     splits, start = {}, 0
     for name in SPLITS:
         split = source.splits[name]
         n = len(split.labels)
-        kept = np.setdiff1d(np.arange(n), np.asarray(rows, np.int64) - start)
+        kept = np.setdiff1d(np.arange(n), rows - start)
         splits[name] = _rows_of(split, kept)
         start += n
     if not sum(len(split.labels) for split in splits.values()):
