@@ -5,12 +5,14 @@ dataclass (a table). The default of every field is in the class; ranges are the 
 """
 
 import dataclasses
-import json
+import re
 import tomllib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import tomli_w
 
 from common.errors import UserError, unknown_name
 
@@ -26,16 +28,32 @@ RULES = {
 }
 
 
-def load(cls: type[T], path: Path | None, overrides: Sequence[str] = ()) -> T:
+def load(cls: type[T], path: Path | None, overrides: Sequence[str] = (), ignore: Sequence[str] = ()) -> T:
     """Read `path` (None: the defaults), apply `section.key=value` overrides, and build a `cls`.
 
-    The value of an override is a TOML value or a bare string; a list of strings may be written `a,b`.
+    The value of an override is a TOML value or a bare string; a list of strings may be written `a,b`. Tables of the
+    file whose names are in `ignore` are none of the config's.
     """
-    values = {} if path is None else _checked(cls, _read(path), str(path))
+    content = {} if path is None else {name: value for name, value in read(path).items() if name not in ignore}
+    values = _checked(cls, content, str(path))
     for override in overrides:
         _apply(cls, values, override)
     # Built only now: limits that tie two fields together hold for the sum of the file and all overrides.
     return _build(cls, values)
+
+
+def override_keys(overrides: Sequence[str]) -> set[str]:
+    """The dotted keys that overrides set."""
+    return {override.partition("=")[0].strip() for override in overrides}
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The value of each dotted key, in the order of the class."""
+    values: dict[str, Any] = {}
+    for name in _types(type(config)):
+        value = getattr(config, name)
+        values |= flat(value, f"{prefix}{name}.") if dataclasses.is_dataclass(value) else {prefix + name: value}
+    return values
 
 
 def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
@@ -44,18 +62,13 @@ def from_dict(cls: type[T], mapping: Mapping[str, Any], where: str) -> T:
 
 
 def to_toml(config: Any) -> str:
-    """The TOML text of a config, every field written out; `load` gives back an equal config."""
-    lines, tables = [], []
-    for name in _types(type(config)):
-        value = getattr(config, name)
-        if dataclasses.is_dataclass(value):
-            tables.append(f"[{name}]\n{to_toml(value)}")
-        else:
-            lines.append(f"{name} = {_literal(value)}\n")
-    return "\n".join(part for part in ("".join(lines), *tables) if part)
+    """The TOML text of a config, every field written out, each on one line; `load` gives back an equal config."""
+    text = tomli_w.dumps(dataclasses.asdict(config))
+    return re.sub(r"\[\n    (.*?),\n\]", lambda items: f"[{items[1].replace(chr(10) + '   ', '')}]", text, flags=re.S)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises UserError where it cannot be read, or is no TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -139,15 +152,3 @@ def _build(cls: type[T], values: Mapping[str, Any]) -> T:
     return cls(
         **{name: _build(types[name], value) if isinstance(value, dict) else value for name, value in values.items()}
     )
-
-
-def _literal(value: Any) -> str:
-    """One TOML value."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        # JSON's escapes are TOML's, but for the delete character, which TOML wants escaped as well.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(_literal, value))}]"
-    return repr(value)

@@ -8,6 +8,8 @@ Z_95 = 1.959963984540054  # the normal quantile of a two-sided 95 % interval
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
     """The 95 % score interval of a proportion (Wilson, 1927).
 
+    By hand: scores that are tied give a part of a success, and scipy and statsmodels want whole ones.
+
     >>> [round(bound, 4) for bound in wilson_interval(90, 100)]
     [0.8256, 0.9448]
     """

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from common.checks import check_shape
 from common.errors import UserError
+from common.shapes import check_shape
 from common.store_format import (
     FORMAT,
     VERSION,
@@ -176,18 +176,19 @@ class FeatureStore:
         names = self.names([row])
         return names[0] if names else None
 
-    def verify(self, names: Sequence[str] | None = None) -> None:
+    def verify(self, names: Sequence[str] | None = None, look: Callable[[str, bytes], None] = lambda *_: None) -> None:
         """Compare every block of the arrays `names` with its digest, and see whether labels and the like are possible.
 
-        names: default all. DamagedStore names a bad block or array.
+        names: default all. look: gets the name and the bytes of each sound block, for what else is to be seen in the
+        same pass. DamagedStore names a bad block or array.
         """
-        names = names or tuple(self.places)
-        for name in names:
+        for name in names or tuple(self.places):
             for number, (block, sealed) in enumerate(zip(self.blocks(name), self.header["blocks"][name], strict=True)):
                 if hashlib.sha256(block).hexdigest() != sealed:
                     raise DamagedStore(
                         f"{self.path} is damaged: block {number} of /{name} does not match its digest; extract it again"
                     )
+                look(name, block)
         with _damage(self.path):
             small = [name for name in SMALL_ARRAYS if name in self.places]
             check_content({name: self.array(name) for name in small}, len(self.class_names))

@@ -161,7 +161,8 @@ class StoreWriter:
     def _why_unusable(self, begun: dict[str, Any]) -> str | None:
         """Why the folder cannot be gone on with, "" where there is nothing in it, None where it can."""
         if not begun:
-            return "is damaged" if (self.folder / "plan.json").exists() else ""
+            there = self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - {LOCK}
+            return "is damaged" if there else ""
         wanted = json.loads(canonical_json(self._content))
         if begun["plan"] != wanted["plan"]:
             keys = sorted(set(begun["plan"]) | set(wanted["plan"]))
@@ -258,7 +259,9 @@ def _read_or_nothing(file: FileIO, offset: int, size: int) -> bytes:
 
 def _clear(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.name != LOCK:  # `exclusive` removes it and the empty folder, when nobody else can hold it
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:  # `exclusive` removes it and the empty folder, when nobody else can hold it
             path.unlink()
 
 

@@ -1,7 +1,6 @@
 """The way of the images: read → preprocess → frozen backbone → feature store, each image once, resumable by batch."""
 
 import contextlib
-import itertools
 import os
 import sys
 import time
@@ -25,18 +24,27 @@ from common.store_partial import StoreWriter, partial_folder, read_plan
 from common.store_schema import STORED_AS
 from common.store_writer import name_arrays, write_store
 from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
-from extract.choice import PER_CLASS, EngineChoice
 from extract.decoding import UnreadableImage, printable
 from extract.engines import Engine
+from extract.fidelity import PER_CLASS, EngineChoice
 from extract.identity import identity_of
 from extract.preprocessing import Preprocessing, parse_views
-from extract.reading import THUMBNAIL, Unreadable, all_images, digests_of, names_of, read_batch, without
+from extract.reading import (
+    THUMBNAIL,
+    Unreadable,
+    all_images,
+    digests_of,
+    names_of,
+    read_batch,
+    read_sample,
+    sample_rows,
+    without,
+)
 from extract.request import Request, require_identity, store_at
-from extract.sources import ImageSource, Split, left_out_line, load_source
+from extract.sources import ImageSource, left_out_line, load_source
 
 PREFETCHED = 2  # batches
 STAGES = ("reading", "network", "writing")
-SAMPLED_CLASSES = 16
 MIN_GAIN = 20  # choosing an engine takes as long as a few passes of its sample: fewer images are not worth it
 
 Item = TypeVar("Item")
@@ -47,8 +55,9 @@ Result = TypeVar("Result")
 class Extraction:
     """All that fixes the features, and how to compute them.
 
-    `request` is what the user asked for, as JSON, with a cheap fingerprint of the images: by it an unchanged request is
-    recognised without reading them. on_error: "fail" or "skip" images that cannot be read.
+    `precision` is the lowest one that is allowed: "bfloat16" may end in float32, where that is as fast or nothing else
+    is true. `request` is what the user asked for, as JSON, with a cheap fingerprint of the images: by it an unchanged
+    request is recognised without reading them. on_error: "fail" or "skip" images that cannot be read.
     """
 
     source: ImageSource
@@ -90,6 +99,8 @@ def make_features(
     job = Extraction(source, backbone, preprocessing, request.precision, wanted, batch_size, chosen, engine, on_error)
     if found is None:
         return extract(job, target), ""
+    if found.identity["precision"] == "float32":  # as true as bfloat16 may be
+        job = replace(job, precision="float32")
     job, image_sha256 = readable(job)
     require_identity(found, _identity(job, image_sha256))
     try:
@@ -142,6 +153,7 @@ def extract(job: Extraction, target: Path) -> FeatureStore:
     with exclusive(partial_folder(target), _busy(target), target):
         images = all_images(job.source)
         engine, environment = _engine(job, target)
+        job = replace(job, precision=engine.precision)  # from here on what is executed, no longer what was asked for
         writer = _writer(job, target, environment)
         _keep_what_is_sound(writer, images)
         unreadable = Unreadable(names_of(job.source), _say)
@@ -337,41 +349,20 @@ def _engine(job: Extraction, target: Path) -> tuple[Engine, dict[str, Any]]:
     begun = read_plan(target).get("environment", {})
     if begun and {**begun, **environment} == begun and (engine := choice.named(begun["engine"])):
         return engine, begun  # another measurement might choose another one
+    if job.precision != "float32" and not choice.low_kinds:
+        _say("bfloat16 is not faster than float32 on this machine: computing in float32")
     n = sum(len(split.labels) for split in job.source.splits.values())
-    sample = _sample(job.source) if choice.needs_sample() else []
-    if sample and (job.precision != "float32" or job.engine != "auto" or n >= MIN_GAIN * len(sample)):
-        engine, fidelity = choice.fastest(job.preprocessing(sample)[0])
-        if job.precision != "float32" and not fidelity:
-            _say("no engine is true enough in bfloat16: computing in float32")
+    groups = sample_rows(job.source.splits["train"].labels, PER_CLASS)
+    worth_it = n >= MIN_GAIN * PER_CLASS * len(groups) or not choice.reference_will_do()
+    sample = read_sample(job.source, groups, job.preprocessing, PER_CLASS) if worth_it else None
+    if sample is not None:
+        engine, fidelity = choice.fastest(sample)
+        if choice.low_kinds and engine.precision == "float32":
+            _say("no engine is true enough, and faster, in bfloat16: computing in float32")
     else:
         engine, fidelity = choice.reference(), {}
     _say(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()))
     return engine, {"engine": engine.name, "fidelity": fidelity, **environment}
-
-
-def _sample(source: ImageSource) -> list[np.ndarray]:
-    """Ten training images of each of some classes, spread over all; where classes are too few or small, any tens."""
-    split = source.splits["train"]
-    of_class = [np.flatnonzero(split.labels == label) for label in np.unique(split.labels)]
-    classes = [rows for rows in of_class if len(rows) >= PER_CLASS]
-    if len(classes) < 2:
-        tens = min(max(len(split.labels) // PER_CLASS, 2), SAMPLED_CLASSES)
-        classes = np.array_split(
-            np.resize(np.arange(len(split.labels)), max(tens * PER_CLASS, len(split.labels))), tens
-        )
-    chosen = np.linspace(0, len(classes) - 1, min(SAMPLED_CLASSES, len(classes))).astype(int)
-    sample = []
-    for rows in (classes[i] for i in chosen):
-        found = list(itertools.islice(_readable_images(split, rows), PER_CLASS))
-        if found:  # of a class with unreadable images, some stand in for others
-            sample += [found[i % len(found)] for i in range(PER_CLASS)]
-    return sample if len(sample) >= 2 * PER_CLASS else []
-
-
-def _readable_images(split: Split, rows: np.ndarray) -> Iterator[np.ndarray]:
-    for row in rows.tolist():
-        with contextlib.suppress(UnreadableImage):
-            yield split.image(row)
 
 
 def _as_rows(digests: list[bytes]) -> np.ndarray:

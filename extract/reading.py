@@ -1,5 +1,6 @@
 """Reading: images decoded by many threads → batches for the network, and a list of what cannot be read."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ THUMBNAIL = 32  # pixels
 LISTED = 10  # unreadable images in one sentence; each was told when it was met
 NO_IMAGE = bytes(32)  # in the place of the digest of an image that cannot be read
 GROUP = 4  # images that a thread takes at a time
+SAMPLED_CLASSES = 16
 AT_ONCE = 256  # images that are compared while others wait
 
 Image = tuple[Callable[[int], np.ndarray], int]
@@ -88,6 +90,38 @@ def digests_of(images: Sequence[Image], unreadable: Unreadable | None = None) ->
                 if error and unreadable:
                     unreadable.note(row, error)
                 yield digest
+
+
+def sample_rows(labels: np.ndarray, per_class: int) -> list[np.ndarray]:
+    """The rows of some classes, spread over all, each of `per_class` rows or more, out of which a sample is read.
+
+    Where fewer than two classes are so large, of groups of any images, which may share some.
+    """
+    classes = [rows for label in np.unique(labels) if len(rows := np.flatnonzero(labels == label)) >= per_class]
+    if len(classes) < 2:
+        groups = min(max(len(labels) // per_class, 2), SAMPLED_CLASSES)
+        classes = np.array_split(np.resize(np.arange(len(labels)), max(groups * per_class, len(labels))), groups)
+    chosen = np.linspace(0, len(classes) - 1, min(SAMPLED_CLASSES, len(classes))).astype(int)
+    return [classes[i] for i in chosen]
+
+
+def read_sample(
+    source: ImageSource, groups: list[np.ndarray], preprocessing: Preprocessing, per_class: int
+) -> Tensor | None:
+    """What the network sees (G · per_class, 3, size, size) of training images of each group, in the first view.
+
+    None where no group, or only one, has an image that can be read; where a group has too few of them, they return.
+    """
+    image, found = source.splits["train"].image, []
+    for rows in groups:
+        seen: list[Tensor] = []
+        for row in rows.tolist():
+            with contextlib.suppress(UnreadableImage):
+                seen.append(preprocessing([image(row)])[0])
+            if len(seen) == per_class:
+                break
+        found += [seen[i % len(seen)] for i in range(per_class)] if seen else []
+    return torch.cat(found) if len(found) >= 2 * per_class else None
 
 
 def read_batch(

@@ -171,7 +171,10 @@ def split_by_class(labels: np.ndarray, class_names: list[str], fraction: float |
 
 
 def make_splits(
-    labels: Sequence[int] | np.ndarray, is_test: np.ndarray, image: Callable[[int], np.ndarray], names: Sequence[str] = ()
+    labels: Sequence[int] | np.ndarray,
+    is_test: np.ndarray,
+    image: Callable[[int], np.ndarray],
+    names: Sequence[str] = (),
 ) -> dict[str, Split]:
     """The splits of images that stand in one list, `image(i)` being the i-th."""
     every = np.asarray(labels, np.int64)

@@ -1,98 +1,33 @@
-"""What tests are made of: feature stores with a cluster a class, folders of noisy images, and reports of runs."""
+"""What tests are made of: feature stores with a cluster a class, folders of noisy images, reports of runs, findings."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from common.store import SPLITS, FeatureStore
-from common.store_writer import name_arrays, write_store
+from common import config
+from find.findings import Finding, Findings, Threshold
+from find.findings import Image as ImageOfStore
 from train.config import Config
-from train.runs import Run, pack_bits
+from train.log.runs import Run
+from train.report.schema import (
+    Epoch,
+    Failures,
+    Hardware,
+    Measured,
+    OtherSets,
+    Report,
+    Store,
+    Twins,
+    pack_bits,
+)
 
 
-def make_store(
-    path: Path,
-    *,
-    classes: int = 4,
-    train: int = 30,
-    test: int = 15,
-    feature_dim: int = 16,
-    views: int = 1,
-    seed: int = 0,
-    spread: float = 0.3,
-    dtype: str = "<f4",
-    thumbnails: bool = True,
-    class_superclass: Sequence[int] = (),
-    layers: Sequence[tuple[str, int]] = (),
-) -> FeatureStore:
-    """A store of `train` and `test` images a class, whose features lie around one random centre a class.
-
-    class_superclass: the super-class of each class, where there are some. layers: names and dimensions that sum to
-    `feature_dim`, where it is made of several.
-    """
-    generator = np.random.default_rng(seed)
-    centres = generator.normal(size=(classes, feature_dim))
-    labels = np.concatenate([np.repeat(np.arange(classes), n) for n in (train, test)])
-    n = len(labels)
-    features = centres[labels] + spread * generator.normal(size=(views, n, feature_dim))
-    arrays = {
-        "features": features.astype(dtype),
-        "labels": labels,
-        "image_index": np.concatenate([np.arange(classes * train), np.arange(classes * test)]),
-        "split": np.repeat(np.arange(2, dtype=np.uint8), [classes * train, classes * test]),
-        "image_sha256": generator.integers(256, size=(n, 32), dtype=np.uint8),
-    }
-    files = [f"{SPLITS[split]}/{row:05d}.png" for row, split in enumerate(arrays["split"])]
-    arrays |= name_arrays(files)
-    if thumbnails:
-        arrays["thumbnails"] = generator.integers(256, size=(n, 32, 32, 3), dtype=np.uint8)
-    header = make_header(classes, feature_dim, views, seed, "bfloat16" if dtype == "<f2" else "float32")
-    if class_superclass:
-        header["superclass_names"] = [f"super{number}" for number in range(max(class_superclass) + 1)]
-        header["class_superclass"] = list(class_superclass)
-    if layers:
-        header["identity"]["backbone"]["layers"] = [list(layer) for layer in layers]
-    write_store(path, header, arrays)
-    return FeatureStore.open(path)
-
-
-def make_header(classes: int, feature_dim: int, views: int = 1, seed: int = 0, precision: str = "float32") -> dict:
-    """The header of a store of noise."""
-    names = [f"class{label}" for label in range(classes)]
-    identity = {
-        "data_set": {"pixels": {"train": str(seed), "test": ""}, "labels": {}, "class_names": names},
-        "backbone": {"name": "resnet18", "feature_dim": feature_dim},
-        "weights": {"sha256": "0" * 64, "random_seed": None},
-        "preprocessing": {"views": ["plain", "mirror", "third"][:views]},
-        "precision": precision,
-    }
-    return {
-        "identity": identity,
-        "class_names": names,
-        "superclass_names": [],
-        "class_superclass": [],
-        "provenance": {"request": {}},
-    }
-
-
-def make_images(
-    root: Path, *, classes: int = 3, train: int = 12, test: int = 10, size: int = 16, seed: int = 0
-) -> Path:
-    """An image folder: `train/` and `test/` with folders class0 … of noisy PNGs."""
-    generator = np.random.default_rng(seed)
-    for split, n in (("train", train), ("test", test)):
-        for label in range(classes):
-            folder = root / split / f"class{label}"
-            folder.mkdir(parents=True)
-            for i in range(n):
-                pixels = generator.integers(256, size=(size, size, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i:03d}.png")
-    return root
+def make_config(*overrides: str) -> Config:
+    """The default config with some keys changed, also by what does nothing for the method."""
+    return config.load(Config, None, overrides)
 
 
 def make_report(
@@ -101,20 +36,52 @@ def make_report(
     sets: str = "a",
     hard: Sequence[bool] | np.ndarray | None = None,
     store: str = "s",
-) -> dict[str, Any]:
-    """What comparisons read of the report of a run that solved these test sets, and hard sets.
+    threads: int = 1,
+    history: Sequence[Epoch] = (),
+    arithmetic: Sequence[str] = (),
+) -> Report:
+    """The report of a run that solved these test sets, and hard sets.
 
     changes: how its config differs from the defaults, "key=value". sets, store: equal for equal ones.
     """
-    report = {
-        "config": dataclasses.asdict(Config.load(None, changes)),
-        "test": _measured(np.asarray(solved), sets),
-        **({} if hard is None else {"hard": _measured(np.asarray(hard), f"hard {sets}")}),
-        "parameters": 1234,
-        "train_seconds": 60.0,
-        "store": {"identity_sha256": store},
-    }
-    return json.loads(json.dumps(report))
+    return Report(
+        config=dataclasses.asdict(make_config(*changes)),
+        test=_measured(np.asarray(solved), sets),
+        val=_measured(np.asarray(solved), f"val {sets}"),
+        hard=None if hard is None else _measured(np.asarray(hard), f"hard {sets}"),
+        without_twins=Twins([], len(solved), float(np.mean(solved)), [0.0, 1.0]),
+        failures=Failures(by_set_class={}, by_anomaly_class={}, worst_pairs=[]),
+        other_sets=OtherSets({}, {}, None),
+        attention=None,
+        history=list(history),
+        best_epoch=len(history) or None,
+        chance_top1=0.1,
+        train_images=100,
+        classes=10,
+        parameters=1234,
+        arithmetic=list(arithmetic),
+        train_seconds=sum(epoch.train_seconds for epoch in history) if history else 60.0,
+        seconds=90.0,
+        finished="2026-01-01 00:00 UTC",
+        train_sets_per_second=None,
+        store=Store("s.h5", store, "resnet18", 224, ["plain"], ["last"], "0" * 64, False),
+        versions={"python": "3", "torch": "2", "torchvision": "0", "numpy": "2", "h5py": "3", "pillow": "10"},
+        hardware=Hardware("a processor", 2, threads, "cpu"),
+    )
+
+
+def make_epoch(epoch: int, val_top1: float = 0.5, train_seconds: float = 2.0) -> Epoch:
+    """The record of an epoch."""
+    return Epoch(
+        epoch=epoch,
+        train_loss=1.0,
+        train_top1=0.5,
+        learning_rate=1e-3,
+        train_seconds=train_seconds,
+        val_loss=1.0,
+        val_top1=val_top1,
+        seconds=train_seconds + 0.5,
+    )
 
 
 def make_run(name: str, solved: Sequence[bool] | np.ndarray, *changes: str, **options: Any) -> Run:
@@ -122,13 +89,54 @@ def make_run(name: str, solved: Sequence[bool] | np.ndarray, *changes: str, **op
     return Run(name, make_report(solved, *changes, **options))
 
 
-def _measured(solved: np.ndarray, sets: str) -> dict[str, Any]:
-    return {
-        "n": len(solved),
-        "top1": float(solved.mean()),
-        "top5": 1.0,
-        "average_precision": 0.75,
-        "auroc": 0.875,
-        "sets_sha256": sets,
-        "solved": pack_bits(solved),
+def _measured(solved: np.ndarray, sets: str) -> Measured:
+    return Measured(
+        n=len(solved),
+        top1=float(solved.mean()),
+        top1_interval=[0.0, 1.0],
+        top5=1.0,
+        top5_interval=[0.0, 1.0],
+        average_precision=0.75,
+        auroc=0.875,
+        loss=1.0,
+        positions=[1] * 10,
+        sets_sha256=sets,
+        solved=pack_bits(solved),
+    )
+
+
+def make_findings(
+    paths: Sequence[str],
+    *,
+    mode: str = "audit",
+    probabilities: Sequence[float] | None = None,
+    flagged: int = 0,
+    names: Sequence[str] = ("cat", "dog"),
+    root: Path | None = None,
+    **options: Any,
+) -> Findings:
+    """Findings of these paths, the first `flagged` of them flagged; in an audit in classes `names` in turn.
+
+    The typical images of each class, in mode "odd" of the folder, are the first findings themselves.
+    """
+    if probabilities is None:
+        probabilities = [1 - (i + 0.5) / len(paths) for i in range(len(paths))]
+    audit = mode == "audit"
+    kind = "wrong label" if audit else "odd"
+    found = []
+    for i, (path, probability) in enumerate(zip(paths, probabilities, strict=True)):
+        own, suggested = (names[(i + k) % len(names)] if audit else None for k in (0, 1))
+        why = (f"nearer to {suggested}", f"far from {own}") if audit else ("far from the others",)
+        found.append(Finding(i, path, "train", own, suggested, probability, i < flagged, kind, why))
+    top = probabilities[:flagged]
+    typical = tuple(ImageOfStore(each.row, each.path) for each in found[:4])
+    values: dict[str, Any] = {
+        "findings": tuple(found),
+        "conclusion": f"{flagged} of {len(paths)} images" if flagged else "nothing odd here",
+        "class_names": tuple(names) if audit else (),
+        "typical": dict.fromkeys(names if audit else ["the folder"], typical),
+        "counts": {"images": len(paths), "findings": len(paths), "flagged": flagged},
+        "threshold": Threshold(0.2, min(top, default=1.0), flagged, float(np.mean(top)) if flagged else None),
+        "root": None if root is None else str(root),
     }
+    return Findings(mode, **(values | options))

@@ -1,57 +1,187 @@
+import shutil
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from common.config import to_toml
 from common.errors import UserError
-from train.checkpoint import load_checkpoint, progress_of, save_checkpoint
-from train.config import Config
-from train.loop import Progress
+from common.store import FeatureStore
+from common.synthetic import make_store
+from train.checkpoint import load_checkpoint, load_head, progress_of, require_fitting, save_checkpoint, sealed
+from train.config import Config, HeadConfig
+from train.fit import fit
+from train.loop import Progress, build_optimizer
+from train.methods import build_method
+from train.run_folder import RunFolder
 
-HEAD = {"weight": torch.arange(3.0)}
+OLD = Path(__file__).parent / "fixtures/run-of-format-1"
+CONFIG = Config.load(None, ["method=shared_mlp", "head.hidden=2", "training.epochs=4", "training.batch_size=64"])
+STORE = "a" * 64
+
+
+def record(epoch):
+    measured = ("train_loss", "train_top1", "val_loss", "val_top1", "train_seconds", "seconds")
+    return {"epoch": epoch, **dict.fromkeys(measured, 0.5)}
+
+
+def states():
+    """The states of a method that was trained for one step."""
+    model = build_method(CONFIG, 16, 4)
+    optimizer = build_optimizer(model, CONFIG)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return model.state_dict(), optimizer.state_dict()
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, Config(), 16, "a" * 64, Progress([{"epoch": 1}], HEAD, HEAD, {}))
+    path = tmp_path / "run/checkpoint.pt"
+    model, optimizer = states()
+    save_checkpoint(path, CONFIG, 16, STORE, Progress([record(1)], model, model, optimizer))
+    return path
+
+
+def content_of(path):
+    return torch.load(path, weights_only=True)
+
+
+def rewritten(path, **changes):
+    """The checkpoint with other content, under a seal that is right."""
+    content = content_of(path)
+    torch.save({key: value for key, value in {**content, **changes}.items() if value != "gone"}, path)
+    path.write_bytes(sealed(path.read_bytes()))
     return path
 
 
 def test_what_is_saved_comes_back(checkpoint):
     content = load_checkpoint(checkpoint)
-    assert content["config"] == to_toml(Config())
+    assert content["config"] == to_toml(CONFIG)
     assert content["input_dim"] == 16
-    progress = progress_of(checkpoint, Config(), "a" * 64)
-    assert progress.history == [{"epoch": 1}]
-    torch.testing.assert_close(progress.best, HEAD)
+    progress = progress_of(checkpoint, CONFIG, STORE)
+    assert progress.history == [record(1)]
+    torch.testing.assert_close(progress.best, states()[0])
+    require_fitting(checkpoint, progress, CONFIG, 16, 4)
+
+
+def test_it_is_a_zip_file_that_torch_opens_and_equal_content_is_equal_bytes(checkpoint, tmp_path):
+    assert zipfile.ZipFile(checkpoint).testzip() is None
+    assert torch.equal(content_of(checkpoint)["head"]["layers.0.weight"], states()[0]["layers.0.weight"])
+    model, optimizer = states()
+    save_checkpoint(tmp_path / "again.pt", CONFIG, 16, STORE, Progress([record(1)], model, model, optimizer))
+    assert (tmp_path / "again.pt").read_bytes() == checkpoint.read_bytes()
 
 
 def test_without_a_checkpoint_a_run_begins_anew(tmp_path):
-    assert progress_of(tmp_path / "checkpoint.pt", Config(), "a" * 64).history == []
+    assert progress_of(tmp_path / "checkpoint.pt", Config(), STORE).history == []
 
 
 def test_a_run_goes_on_with_its_own_config_and_store_only(checkpoint):
-    other = Config(training=replace(Config().training, epochs=7))
-    with pytest.raises(UserError, match=r"training\.epochs was 50, now 7"):
-        progress_of(checkpoint, other, "a" * 64)
+    other = replace(CONFIG, training=replace(CONFIG.training, epochs=7))
+    with pytest.raises(UserError, match=r"training\.epochs was 4, now 7"):
+        progress_of(checkpoint, other, STORE)
     with pytest.raises(UserError, match="identity aaaaaaaaaaaaaaaa, now bbbbbbbbbbbbbbbb"):
-        progress_of(checkpoint, Config(), "b" * 64)
+        progress_of(checkpoint, CONFIG, "b" * 64)
 
 
 def test_a_run_may_go_on_on_another_device(checkpoint):
-    other = Config(training=replace(Config().training, device="cuda"))
-    assert progress_of(checkpoint, other, "a" * 64).history == [{"epoch": 1}]
+    other = replace(CONFIG, training=replace(CONFIG.training, device="cuda"))
+    assert progress_of(checkpoint, other, STORE).history == [record(1)]
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[: len(data) // 2], lambda data: b"not a checkpoint", lambda data: b""]
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:-1],
+        lambda data: data + b"\0",
+        lambda data: b"not a checkpoint",
+        lambda data: b"",
+        lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
+        lambda data: data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
+        lambda data: data.replace(b"sha256:", b"sha257:"),
+    ],
 )
-def test_a_damaged_checkpoint_is_one_sentence(checkpoint, damage):
+def test_a_damaged_checkpoint_is_one_sentence_that_advises_nothing_rash(checkpoint, damage):
     checkpoint.write_bytes(damage(checkpoint.read_bytes()))
-    with pytest.raises(UserError, match=r"is not a readable checkpoint .*: delete its run folder"):
+    with pytest.raises(UserError, match=r"is not a sound checkpoint .*: put back a copy, or move this one file away"):
         load_checkpoint(checkpoint)
+    RunFolder(checkpoint.parent).done.write_text("")
+    with pytest.raises(UserError, match=r"the report beside it is sound; put back a copy, or choose another --run"):
+        load_checkpoint(checkpoint)
+
+
+def test_every_byte_is_under_the_seal(checkpoint):
+    data = checkpoint.read_bytes()
+    for place in range(0, len(data), 37):
+        checkpoint.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+        with pytest.raises(UserError, match="is not a sound checkpoint"):
+            load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": "gone"},
+        {"format": 0},
+        {"format": "2"},
+        {"format": torch.ones(1).to_sparse()},
+        {"config": 3},
+        {"config": "method ="},
+        {"input_dim": None},
+        {"store_identity": 7},
+        {"head": None},
+        {"head": {"layers.0.weight": 1.0}},
+        {"history": [1]},
+        {"history": [record(2)]},
+        {"history": [{"epoch": 1}]},
+        {"history": [record(1) | {"epoch": torch.ones(1).to_sparse()}]},
+        {"model": {0: torch.ones(1)}},
+        {"model": None},
+        {"optimizer": None},
+        {"optimizer": "gone"},
+    ],
+)
+def test_content_of_the_wrong_kind_is_refused(checkpoint, changes):
+    with pytest.raises(UserError, match="is not a sound checkpoint"):
+        load_checkpoint(rewritten(checkpoint, **changes))
+
+
+def test_a_checkpoint_of_a_newer_version_is_refused(checkpoint):
+    with pytest.raises(UserError, match="has format 3, this code reads up to 2"):
+        load_checkpoint(rewritten(checkpoint, format=3))
+
+
+def test_an_unfinished_run_without_its_state_is_not_begun_anew_in_the_middle(checkpoint):
+    with pytest.raises(UserError, match="what is needed to go on is not in it"):
+        progress_of(rewritten(checkpoint, model=None, optimizer=None), CONFIG, STORE)
+    with pytest.raises(UserError, match="more epochs than its config"):
+        progress_of(rewritten(checkpoint, history=[record(epoch) for epoch in range(1, 6)]), CONFIG, STORE)
+
+
+@pytest.mark.parametrize("part", ["head", "model", "optimizer"])
+@pytest.mark.parametrize("change", ["shape", "dtype", "name", "sparse"])
+def test_states_of_another_method_are_refused(checkpoint, part, change):
+    state = content_of(checkpoint)[part]
+    tensors = state if part != "optimizer" else state["state"][0]
+    name = next(name for name, value in tensors.items() if value.ndim)
+    if change == "name":
+        tensors["another"] = tensors.pop(name)
+    elif part == "optimizer" and change in ("dtype", "sparse"):
+        state["state"][0]["step"] = 3
+    else:
+        tensors[name] = {
+            "shape": lambda t: t[:-1],
+            "dtype": lambda t: t.double(),
+            "sparse": lambda t: t.to_sparse(),
+        }[change](tensors[name])
+    path = rewritten(checkpoint, **{part: state})
+    with pytest.raises(UserError, match="is of a method that this version builds otherwise"):
+        require_fitting(path, progress_of(path, CONFIG, STORE), CONFIG, 16, 4)
 
 
 def test_pickled_code_is_not_run(checkpoint):
@@ -59,6 +189,54 @@ def test_pickled_code_is_not_run(checkpoint):
         def __reduce__(self):
             return exec, ("raise SystemExit('the trap was sprung')",)
 
-    torch.save({"head": Trap(), "config": ""}, checkpoint)
-    with pytest.raises(UserError, match="is not a readable checkpoint"):
+    torch.save({"head": Trap(), "config": "", "format": 2}, checkpoint)
+    with pytest.raises(UserError, match="is not a sound checkpoint"):
         load_checkpoint(checkpoint)
+    checkpoint.write_bytes(sealed(checkpoint.read_bytes()))
+    with pytest.raises(UserError, match="is not a sound checkpoint"):
+        load_checkpoint(checkpoint)
+
+
+def test_a_zip_bomb_is_not_unpacked(checkpoint):
+    with zipfile.ZipFile(checkpoint, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 20))
+    with pytest.raises(UserError, match="is not a sound checkpoint"):
+        load_checkpoint(checkpoint)
+
+
+def test_a_run_of_format_1_goes_on(tmp_path, monkeypatch):
+    run = Path(shutil.copytree(OLD, tmp_path / "run"))
+    content = load_checkpoint(run / "checkpoint.pt")
+    assert content["format"] == 1
+    store = make_store(tmp_path / "s.h5")
+    monkeypatch.setattr(FeatureStore, "identity_sha256", property(lambda _: content["store_identity"]))
+    monkeypatch.setattr("train.report.write._draw", lambda *_: None)
+    said = []
+    began = replace(CONFIG, training=replace(CONFIG.training, precision="float32"))
+    report = fit(began, store, run, said.append)
+    assert said[0].endswith("after epoch 2")
+    assert msgspec.to_builtins(report.history[:2]) == content["history"]
+    assert len(report.history) == 4
+    assert load_checkpoint(run / "checkpoint.pt")["format"] == 2
+
+
+def test_a_flipped_bit_in_a_checkpoint_of_format_1_is_seen(tmp_path):
+    data, path = (OLD / "checkpoint.pt").read_bytes(), tmp_path / "checkpoint.pt"
+    sound = load_checkpoint(OLD / "checkpoint.pt")
+    for place in range(0, len(data), 97):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        try:
+            found = load_checkpoint(path)
+        except UserError:
+            continue
+        assert str(found) == str(sound), f"byte {place}"  # padding, or a name that nobody reads
+
+
+@pytest.mark.parametrize("method", ["transformer", "posterior", "deep_plda", "mahalanobis", "centroid", "dummy"])
+def test_the_head_of_any_method_comes_back(tmp_path, method):
+    config = Config(method, head=HeadConfig(width=8, heads=2, hidden=5, layers=1))
+    trained = build_method(config, 16, 7)
+    save_checkpoint(tmp_path / "c.pt", config, 16, STORE, Progress([], trained.state_dict()))
+    head = load_head(tmp_path / "c.pt")
+    features = torch.randn(3, 10, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(head.score_sets(features), trained.score_sets(features))

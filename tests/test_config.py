@@ -4,12 +4,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from fabricate import make_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import config
 from common.errors import UserError
-from train.config import Config, Phase, PlanConfig, classes_from
+from train.config import Config, classes_from, require_effective
+from train.log.plan import Plan, planned_configs
+from train.methods import METHODS, method_class, parameters_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,17 +82,7 @@ OTHER = {
 }
 
 
-def flat(value, prefix=""):
-    """Every dotted key of a config with its value, in their order."""
-    for field in dataclasses.fields(value):
-        part = getattr(value, field.name)
-        if dataclasses.is_dataclass(part):
-            yield from flat(part, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, part
-
-
-KEYS = [key for key, _ in flat(Config())]
+KEYS = list(config.flat(Config()))
 
 
 def written(folder: Path, text: str) -> Path:
@@ -112,8 +105,8 @@ def test_round_trip(value):
 
 
 def test_round_trip_through_a_file(tmp_path):
-    value = Config.load(None, [f"{key}={text}" for key, text in OTHER.items()])
-    assert Config.load(written(tmp_path, config.to_toml(value))) == value
+    value = make_config(*(f"{key}={text}" for key, text in OTHER.items() if key != "training.mixed_classes"))
+    assert config.load(Config, written(tmp_path, config.to_toml(value))) == value
     assert Config.load(written(tmp_path, config.to_toml(Config()))) == Config()
 
 
@@ -135,12 +128,13 @@ def test_no_path_and_empty_file_are_the_defaults(tmp_path):
 @pytest.mark.parametrize("key", KEYS)
 def test_every_field_changes_by_one_override(key):
     assert key in OTHER, f"give {key} another value in OTHER"
-    before, after = dict(flat(Config())), dict(flat(Config.load(None, [f"{key}={OTHER[key]}"])))
+    needs = ["training.images_per_class=9"] if key == "training.mixed_classes" else []
+    before, after = config.flat(make_config(*needs)), config.flat(make_config(*needs, f"{key}={OTHER[key]}"))
     assert [name for name in KEYS if before[name] != after[name]] == [key]
 
 
 @pytest.mark.parametrize(
-    "table", [PlanConfig, *(type(part) for part in vars(Config()).values() if dataclasses.is_dataclass(part))]
+    "table", [Plan, *(type(part) for part in vars(Config()).values() if dataclasses.is_dataclass(part))]
 )
 def test_every_field_has_its_meaning_in_the_docstring(table):
     for field in dataclasses.fields(table):
@@ -231,6 +225,80 @@ def test_wrong_overrides():
     )
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["head.inducing=8"], "head.inducing=8"),
+        (["distance.metric=l2"], "distance.metric=l2"),
+        (["training.class_loss=1"], "training.class_loss=1.0"),
+        (["training.label_smoothing=0.1"], "training.label_smoothing=0.1"),
+        (["method=posterior", "training.label_smoothing=0.1"], "training.label_smoothing=0.1"),
+        (["method=posterior", "head.layers=2"], "head.layers=2"),
+        (["method=plda", "distance.metric=l2"], "distance.metric=l2"),
+        (["method=knn", "training.epochs=3"], "training.epochs=3"),
+        (["method=knn", "head.standardise=true"], "head.standardise=True"),
+        (
+            ["method=posterior", "training.set_loss=0", "training.class_loss=1", "training.hard_pairs=0.5"],
+            "training.hard_pairs=0.5",
+        ),
+    ],
+)
+def test_a_setting_that_does_nothing_for_the_method_is_refused_by_name(overrides, key):
+    method = next((each.partition("=")[2] for each in overrides if each.startswith("method=")), "transformer")
+    with pytest.raises(UserError) as caught:
+        Config.load(None, overrides)
+    assert caught.value.message.startswith(f'{key} does nothing for the method "{method}"')
+    assert "leave it out" in caught.value.message
+    config.load(Config, None, overrides)  # reports and checkpoints that have it are read all the same
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_method_is_made_of_does_something(name):
+    table = method_class(name).settings
+    for key in set(parameters_of(name)) & set(vars(getattr(Config(), table))):
+        Config.load(None, [f"method={name}", f"{table}.{key}={OTHER[f'{table}.{key}']}"])
+    Config.load(None, [f"method={name}", "training.seed=3", "data.set_size=5", "training.evaluation_batch_size=10"])
+    Config.load(None, [f"method={name}", "head.inducing=4", "training.epochs=50"])  # the defaults
+
+
+def test_a_setting_of_a_file_serves_the_method_of_the_file(tmp_path):
+    path = written(tmp_path, "[head]\nlayers = 2\ninducing = 8")
+    with pytest.raises(UserError, match=r"head\.inducing=8 does nothing"):
+        Config.load(path)
+    assert Config.load(path, ["method=set_transformer"]).head.inducing == 8
+    path = written(tmp_path, "[head]\nlayers = 2")
+    assert Config.load(path, ["method=plda"]).head.layers == 2
+    shared = written(tmp_path, '[head]\ninducing = 8\n[plan]\nruns = ["a: method=set_transformer", "b:"]')
+    assert Config.load(shared).head.inducing == 8
+    assert list(planned_configs(shared)) == ["a-seed0", "b-seed0"]
+    recorded = written(tmp_path, config.to_toml(make_config("head.inducing=8")))
+    (tmp_path / "checkpoint.pt").touch()
+    assert Config.load(recorded).head.inducing == 8
+
+
+def test_an_override_of_a_phase_serves_one_of_its_runs(tmp_path):
+    path = written(tmp_path, PLAN)
+    assert planned_configs(path, ["distance.metric=l2"])["nearest-seed0"].distance.metric == "l2"
+    with pytest.raises(UserError, match=r"head\.inducing does nothing for any run of .*config\.toml: leave it out"):
+        planned_configs(path, ["head.inducing=8"])
+
+
+@pytest.mark.parametrize("overrides", [[], ["training.class_loss=1", "method=deepsets"]])
+def test_a_loss_of_nothing_is_refused(overrides):
+    made = make_config(*overrides, "training.set_loss=0")
+    with pytest.raises(UserError, match=r"training\.set_loss must be more than 0 .*, got 0\.0"):
+        require_effective(made, [])
+    require_effective(make_config("method=posterior", "training.class_loss=1", "training.set_loss=0"), [])
+
+
+def test_mixed_classes_need_shared_images_and_no_hard_pairs():
+    mixed = "training.mixed_classes=4"
+    assert message(Config, None, mixed).startswith("training.images_per_class must be above 0")
+    assert message(Config, None, mixed, "training.images_per_class=9", "training.hard_pairs=0.5").startswith(
+        "training.hard_pairs must be 0"
+    )
+
+
 def test_limits_hold_for_the_sum_of_overrides():
     assert Config.load(None, ["head.width=250", "head.heads=5"]).head.width == 250
 
@@ -274,7 +342,7 @@ def test_broken_and_missing_files(tmp_path):
         ("training.weight_decay=-1", "training.weight_decay must be at least 0 and finite, got -1.0"),
         ("training.warmup_epochs=inf", "training.warmup_epochs must be at least 0 and finite, got inf"),
         ("training.gradient_clip=0", "training.gradient_clip must be more than 0 and finite, got 0.0"),
-        ("training.precision=half", 'training.precision must be one of float32, bfloat16, got "half"'),
+        ("training.precision=half", 'training.precision must be one of auto, float32, bfloat16, got "half"'),
         ("training.device=tpu", 'training.device must be one of auto, cpu, cuda, mps, cuda:<number>, got "tpu"'),
     ],
 )
@@ -316,7 +384,7 @@ splits = ["unseen: data.unseen_classes=2", "unseen-nearest: method=knn data.unse
 
 def test_the_runs_of_a_phase_have_seeds_where_they_depend_on_one(tmp_path):
     path = written(tmp_path, PLAN)
-    runs = Phase.runs(path)
+    runs = planned_configs(path)
     first = ["head", "nearest", "chance", "short", "unseen", "unseen-nearest"]
     later = ["head", "chance", "unseen", "unseen-nearest"]
     expected = [f"{name}-seed0" for name in first] + [f"{name}-seed{seed}" for seed in (1, 2) for name in later]
@@ -325,16 +393,30 @@ def test_the_runs_of_a_phase_have_seeds_where_they_depend_on_one(tmp_path):
     assert all(run.training.seed == int(name[-1]) for name, run in runs.items())
 
 
-def test_a_run_of_a_phase_is_its_file_changed_by_overrides_then_by_its_own(tmp_path):
+def test_what_is_set_for_all_runs_of_a_phase_wins_over_their_own(tmp_path):
     path = written(tmp_path, PLAN)
-    runs = Phase.runs(path, ["training.epochs=6", "head.width=16", "training.seed=9"])
-    assert runs["head-seed1"] == Config.load(path, ["training.epochs=7", "head.width=8", "training.seed=1"])
-    assert runs["nearest-seed0"] == Config.load(path, ["training.epochs=6", "head.width=16", "method=knn"])
-    assert runs["short-seed0"].training.epochs == 1
+    runs = planned_configs(path, ["training.epochs=6", "head.width=16"])
+    assert runs["head-seed1"] == Config.load(path, ["training.epochs=6", "head.width=16", "training.seed=1"])
+    shared = ["training.epochs=6", "head.width=16", "method=knn"]
+    assert runs["nearest-seed0"] == config.load(Config, path, shared, ignore=["plan"])
+    assert {run.training.epochs for run in runs.values()} == {6}
+    assert planned_configs(path)["short-seed0"].training.epochs == 1
+
+
+@pytest.mark.parametrize("key", ["training.seed", "data.split_seed"])
+def test_the_seeds_of_a_phase_are_its_plans(tmp_path, key):
+    with pytest.raises(UserError, match=rf"{key} must be left to the plan"):
+        planned_configs(written(tmp_path, PLAN), [f"{key}=9"])
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "..", ".hidden", "-x", "a b", "a@b"])
+def test_a_run_is_named_as_a_folder_may_be(tmp_path, name):
+    with pytest.raises(UserError, match="plan must be of names that a folder may have"):
+        planned_configs(written(tmp_path, f'[plan]\nruns = ["{name}: method=knn"]'))
 
 
 def test_splits_change_the_split_and_nothing_else_does(tmp_path):
-    runs = Phase.runs(written(tmp_path, PLAN))
+    runs = planned_configs(written(tmp_path, PLAN))
     splits = {name: run.data.split_seed for name, run in runs.items() if run.data.split_seed}
     assert splits == {f"{name}-seed{seed}": seed for name in ("unseen", "unseen-nearest") for seed in (1, 2)}
 
@@ -347,12 +429,20 @@ def test_the_plan_is_no_part_of_a_config(tmp_path):
 def test_a_file_without_a_plan_is_no_phase(tmp_path, text):
     path = written(tmp_path, text)
     with pytest.raises(UserError, match=r"has no plan: list its runs under \[plan\] runs, or use `train fit`"):
-        Phase.runs(path)
+        planned_configs(path)
 
 
 @pytest.mark.parametrize(
     ("plan", "part"),
     [
+        (
+            'runs = ["a: method=knn"]\nonce = ["b: method=knn"]',
+            "the runs a-seed0 and b-seed0 of its plan are the same experiment",
+        ),
+        (
+            'runs = ["a: method=knn head.layers=2"]',
+            'the run "a" of its plan: head.layers=2 does nothing for the method "knn"',
+        ),
         ('runs = ["a:", "b:"]\nonce = ["a: method=knn"]', "plan must be of distinct names, got a more than once"),
         ("seeds = 0", "plan.seeds must be at least 1, got 0"),
         ('runs = ["a: method=kn"]', 'unknown method "kn": did you mean "knn"?'),
@@ -362,7 +452,7 @@ def test_a_file_without_a_plan_is_no_phase(tmp_path, text):
 )
 def test_a_mistake_in_a_plan_is_one_sentence(tmp_path, plan, part):
     with pytest.raises(UserError) as caught:
-        Phase.runs(written(tmp_path, f"[plan]\n{plan}"))
+        planned_configs(written(tmp_path, f"[plan]\n{plan}"))
     assert part in caught.value.message
 
 
@@ -372,3 +462,8 @@ def test_groups_that_cannot_fill_a_set_are_refused_before_work_begins():
     ):
         Config.load(None, ["training.images_per_class=3"])
     assert Config.load(None, ["training.images_per_class=3", "data.set_size=4"]).training.images_per_class == 3
+
+
+def test_many_class_names_are_no_path_that_is_too_long():
+    names = tuple(f"class{number}" for number in range(100))
+    assert classes_from(",".join(names)) == names

@@ -5,10 +5,10 @@ import socket
 import numpy as np
 import pytest
 import torchvision
-from fabricate import make_images
 from PIL import Image
 
 from common.errors import UserError
+from common.synthetic import make_images
 from extract.decoding import image_suffixes
 from extract.sources import UNLABELLED, Reading, left_out_line, load_source, source_kind
 

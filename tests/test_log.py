@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fabricate import make_store
+from msgspec import structs
 from PIL import Image
 
 from common.errors import UserError
-from train.blocks import BLOCKS
+from common.synthetic import make_store
 from train.cli import main
-from train.log import collect, rebuild
-from train.runs import groups_of, load_run
+from train.log.rebuild import collect, rebuild
+from train.log.runs import Run, groups_of, load_run
+from train.log.tables import BLOCKS
+from train.report.schema import Proportion
+from train.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """# A tiny phase.
@@ -57,7 +60,7 @@ def made(tmp_path_factory):
         folder / "s.h5", classes=6, train=100, spread=1.0, thumbnails=False, class_superclass=superclasses
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.report._draw", lambda *_: None)
+        patch.setattr("train.report.write._draw", lambda *_: None)
         arguments = ["phase", phase / "config.toml", "--store", store.path, "--runs", folder / "runs"]
         result = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
@@ -67,7 +70,7 @@ def made(tmp_path_factory):
 @pytest.fixture
 def folder(made, tmp_path, monkeypatch):
     """A copy to work on, without charts, which take long."""
-    monkeypatch.setattr("train.charts.save_figure", lambda *_: None)
+    monkeypatch.setattr("train.log.charts.save_figure", lambda *_: None)
     return Path(shutil.copytree(made, tmp_path / "copy"))
 
 
@@ -245,7 +248,17 @@ def test_a_run_of_another_config_than_the_plan_has_now_is_refused(folder):
     path = folder / "experiments/tiny/config.toml"
     path.write_text(CONFIG.replace("epochs = 3", "epochs = 4"), encoding="utf-8")
     result = log(folder, code=2)
-    assert f"was made with another config than {path} has for it now: delete it and make it again" in result.output
+    assert f"was made with another config than {path} has for it now, in training.epochs: " in result.output
+
+
+def test_a_run_in_an_arithmetic_that_the_plan_leaves_open_is_the_one_of_the_plan(folder):
+    """Runs of before configs said "auto" are not made again."""
+    for path in (folder / "runs/tiny").glob("*/report.json"):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        report["config"]["training"]["precision"] = "bfloat16"
+        path.write_text(json.dumps(report), encoding="utf-8")
+        RunFolder(path.parent).mark_done()
+    assert any("collected" in line for line in collect(folder / "runs", folder / "experiments"))
 
 
 def test_a_report_that_was_made_again_replaces_the_old_one(folder):
@@ -254,24 +267,27 @@ def test_a_report_that_was_made_again_replaces_the_old_one(folder):
     changed = json.loads(path.read_text(encoding="utf-8"))
     changed["seconds"] += 60
     path.write_text(json.dumps(changed), encoding="utf-8")
+    RunFolder(path.parent).mark_done()
     target = folder / "experiments/tiny/runs/nearest-seed0.json"
     assert list(collect(folder / "runs", folder / "experiments")) == [f"collected: {target}"]
     assert target.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
 
 
-def test_failures_can_be_told_where_no_two_classes_share_a_superclass(tmp_path, logged):
+def test_failures_can_be_told_where_no_two_classes_share_a_superclass(logged):
     folder, _ = logged
     run = load_run(folder / "runs/tiny/head-seed0")
-    run.report["failures"]["within_superclass"] = {"n": 0}  # one class of each: phase 2
-    text = BLOCKS["failures"](groups_of([run]), tmp_path)
-    assert f"| across super-classes | {run.report['failures']['across']['n']} |" in text
+    failures = structs.replace(run.report.failures, within_superclass=Proportion(0))  # one class of each: phase 2
+    run = Run(run.name, structs.replace(run.report, failures=failures))
+    text = BLOCKS["failures"](groups_of([run]))
+    assert f"| across super-classes | {run.report.failures.across.n} |" in text
 
 
 def test_a_dash_stands_for_what_small_classes_do_not_allow(logged):
     folder, _ = logged
     small, large = (load_run(folder / "runs/tiny" / name) for name in ("head-seed0", "nearest-seed0"))
-    small.report["beyond"]["none"] = None
-    _, _, of_small, of_large = BLOCKS["anomalies"](groups_of([small, large]), None).splitlines()[:4]
+    other_sets = structs.replace(small.report.other_sets, detection=None)
+    small = Run(small.name, structs.replace(small.report, other_sets=other_sets))
+    _, _, of_small, of_large = BLOCKS["anomalies"](groups_of([small, large])).splitlines()[:4]
     assert of_small.count(" – |") == 6
     assert "–" not in of_large
     assert len(of_small.split("|")) == len(of_large.split("|"))

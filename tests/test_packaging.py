@@ -1,15 +1,56 @@
+import ast
+import configparser
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+PACKAGES = SETUP["options"]["packages"].split()
+# What each package may import of this repository; bench stands on top, and tests import everything
+MAY_IMPORT = {
+    "common": {"common"},
+    "extract": {"common", "extract"},
+    "train": {"common", "train"},
+    "find": {"common", "train", "find"},
+    "bench": {"common", "extract", "train", "find", "bench"},
+}
+OURS = {*MAY_IMPORT, "tests", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+HOUSES = [name for name in MAY_IMPORT if (ROOT / name / "__init__.py").is_file()]
+
+
+def modules(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(file):
+    """The top-level names that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0]
 
 
 def test_each_package_is_the_one_of_this_project(tmp_path):
-    code = "import common, extract, train; print(*(m.__file__ for m in (common, extract, train)), sep='\\n')"
+    code = f"import importlib; print(*(importlib.import_module(name).__file__ for name in {PACKAGES}), sep='\\n')"
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, "install the project (make does): " + result.stderr
-    assert result.stdout.split() == [str(ROOT / name / "__init__.py") for name in ("common", "extract", "train")]
+    assert result.stdout.split() == [str(ROOT.joinpath(*name.split("."), "__init__.py")) for name in PACKAGES]
+
+
+def test_every_package_but_the_benchmark_is_installed():
+    found = [file.parent for house in HOUSES for file in (ROOT / house).rglob("__init__.py")]
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in found}
+    assert set(PACKAGES) == {name for name in names if name.partition(".")[0] != "bench"}
+
+
+def test_the_licence_is_named_and_there():
+    assert SETUP["metadata"]["license"] == "MIT"
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License\n")
 
 
 def test_the_console_scripts_answer(tmp_path):
@@ -28,10 +69,13 @@ def test_nothing_large_and_no_data_is_tracked():
     assert tracked in ([], [ROOT / "data/README.md"])
 
 
-def test_the_stages_do_not_import_each_other():
-    for package, forbidden in (("common", ("extract", "train")), ("extract", ("train",)), ("train", ("extract",))):
-        for file in (ROOT / package).rglob("*.py"):
-            for line in file.read_text().splitlines():
-                words = line.split()
-                if words[:1] in (["from"], ["import"]):
-                    assert words[1].partition(".")[0] not in forbidden, f"{file}: {line}"
+@pytest.mark.parametrize("house", HOUSES)
+def test_no_import_goes_upward(house):
+    upward = {str(file): sorted(OURS.intersection(imported(file)) - MAY_IMPORT[house]) for file in modules(house)}
+    assert {file: names for file, names in upward.items() if names} == {}
+
+
+@pytest.mark.parametrize("house", HOUSES)
+def test_no_module_is_longer_than_three_hundred_lines(house):
+    lengths = {str(file): len(file.read_text(encoding="utf-8").splitlines()) for file in modules(house)}
+    assert {file: lines for file, lines in lengths.items() if lines > 300} == {}

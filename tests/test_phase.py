@@ -7,13 +7,14 @@ import time
 
 import pytest
 from click.testing import CliRunner
-from fabricate import make_store
 
 from common.files import exclusive
-from common.run_folder import RunFolder
+from common.synthetic import make_store
 from train.cli import main
-from train.config import Config, Phase
-from train.runs import groups_of, load_run
+from train.config import Config
+from train.log.plan import planned_configs
+from train.log.runs import groups_of, load_run
+from train.run_folder import RunFolder
 
 PLAN = """
 [head]
@@ -54,7 +55,7 @@ def small_store(path, **options):
 @pytest.fixture(scope="module", autouse=True)
 def no_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("train.report._draw", lambda *_: None)
+        patch.setattr("train.report.write._draw", lambda *_: None)
         yield
 
 
@@ -76,7 +77,7 @@ def test_all_runs_of_the_plan_are_made_by_their_configs(finished):
     assert sorted(path.name for path in folder.iterdir()) == sorted(RUNS)
     assert result.stdout == f"{folder}\n"
     assert f"run 6 of 6: {folder / 'chance-seed1'}" in result.stderr
-    planned = Phase.runs(config)
+    planned = planned_configs(config)
     for name in RUNS:
         assert RunFolder(folder / name).is_done
         assert load_run(folder / name).config == planned[name] == Config.load(folder / name / "config.toml")
@@ -120,7 +121,7 @@ def test_from_several_stores_each_run_is_made_and_named_after_the_store(store, t
         *("a@other-seed0", "a@other-seed1", "b@other-seed0"),
     }
     runs = [load_run(path) for path in folders]
-    assert {run.report["store"]["path"] for run in runs if "@other" in run.name} == {str(other)}
+    assert {run.report.store.path for run in runs if "@other" in run.name} == {str(other)}
     assert sorted(group.name for group in groups_of(runs)) == ["a@other", "a@s", "b@other", "b@s"]
 
 
@@ -185,7 +186,9 @@ def test_a_killed_phase_ends_equal_to_one_that_was_not(store, tmp_path):
     for name in ("killed", "whole"):
         subprocess.run([*command, str(tmp_path / name)], env=environment, check=True, capture_output=True)
     for run in ("head-seed0", "nearest-seed0"):
-        killed, whole = (load_run(tmp_path / name / "tiny" / run).report for name in ("killed", "whole"))
+        killed, whole = (
+            json.loads((tmp_path / name / "tiny" / run / "report.json").read_text()) for name in ("killed", "whole")
+        )
         for part in ("test", "val", "hard", "failures", "beyond", "attention", "config"):
             assert killed[part] == whole[part], f"{part} of {run}"
     assert not list((tmp_path / "killed").rglob(".*"))

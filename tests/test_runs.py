@@ -1,16 +1,24 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import make_report, make_run
+from fabricate import make_epoch, make_report, make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
 from train.config import Config
-from train.runs import groups_of, load_run, pack_bits, unpack_bits
+from train.log.runs import groups_of, load_run, machine_of, marked
+from train.report.schema import pack_bits, read_report
+from train.run_folder import RunFolder
 
 SOLVED = np.array([True, False, True, True] * 5)
+
+
+def content(*changes):
+    """The JSON of a report."""
+    return json.loads(make_report(SOLVED, *changes).to_json())
 
 
 def written(path, report):
@@ -24,34 +32,35 @@ def written(path, report):
 def test_packed_bits_come_back(solved):
     digits = pack_bits(np.array(solved))
     assert len(digits) == 2 * -(-len(solved) // 8)
-    assert unpack_bits(digits, len(solved)).tolist() == solved
+    assert make_report(solved).test.hits().tolist() == solved
 
 
 def test_a_run_is_loaded_from_its_folder_and_from_its_report(tmp_path):
-    report = make_report(SOLVED, "method=knn", "data.classes=a,b")
+    report = content("method=knn", "data.classes=a,b")
     written(tmp_path / "knn-seed0/report.json", report)
-    written(tmp_path / "knn-seed0/DONE", "")
+    written(tmp_path / "knn-seed0/checkpoint.pt", "a head")
+    RunFolder(tmp_path / "knn-seed0").mark_done()
     folder, file = load_run(tmp_path / "knn-seed0"), load_run(written(tmp_path / "knn-seed0.json", report))
     assert folder == file
     assert folder.name == "knn-seed0"
-    assert folder.report == report
+    assert folder.report == read_report(tmp_path / "knn-seed0.json")
     assert folder.config == Config.load(None, ["method=knn", "data.classes=a,b"])
-    assert folder.solved("test").tolist() == SOLVED.tolist()
+    assert folder.report.test.hits().tolist() == SOLVED.tolist()
 
 
 def test_a_report_in_a_run_folder_has_the_name_of_the_folder(tmp_path):
-    path = written(tmp_path / "knn-seed0/report.json", make_report(SOLVED))
+    path = written(tmp_path / "knn-seed0/report.json", content())
     assert load_run(path).name == "knn-seed0"
 
 
 def test_keys_that_a_report_is_too_old_to_have_get_their_defaults(tmp_path):
-    report = make_report(SOLVED)
+    report = content()
     del report["config"]["distance"], report["config"]["head"]["inducing"]
     assert load_run(written(tmp_path / "r.json", report)).config == Config()
 
 
 def test_an_unfinished_run_is_refused(tmp_path):
-    written(tmp_path / "run/report.json", make_report(SOLVED))
+    written(tmp_path / "run/report.json", content())
     with pytest.raises(UserError, match=r"run is not complete \(it has no DONE\): go on with it"):
         load_run(tmp_path / "run")
 
@@ -60,12 +69,12 @@ def test_a_missing_run_and_a_folder_without_a_report_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"there is no run at .*none: give a run folder, or its report\.json"):
         load_run(tmp_path / "none")
     written(tmp_path / "run/DONE", "")
-    with pytest.raises(UserError, match=r"there is no run at .*run"):
+    with pytest.raises(UserError, match=r"run has DONE but no checkpoint"):
         load_run(tmp_path / "run")
 
 
 def without(*keys):
-    report = make_report(SOLVED)
+    report = content()
     part = report
     for key in keys[:-1]:
         part = part[key]
@@ -84,8 +93,8 @@ def without(*keys):
         without("test"),
         without("test", "solved"),
         without("test", "sets_sha256"),
-        {**make_report(SOLVED), "config": "default"},
-        {**make_report(SOLVED), "test": {**make_report(SOLVED)["test"], "solved": "no digits"}},
+        {**content(), "config": "default"},
+        {**content(), "test": {**content()["test"], "solved": "no digits"}},
     ],
     ids=lambda report: json.dumps(report)[:30],
 )
@@ -98,7 +107,7 @@ def test_what_is_no_report_of_this_version_is_refused(tmp_path, report):
 
 
 def test_an_unknown_config_key_in_a_report_is_named(tmp_path):
-    report = make_report(SOLVED)
+    report = content()
     report["config"]["head"]["widht"] = 3
     with pytest.raises(UserError, match=r'config of r "head\.widht": did you mean "head\.width"'):
         load_run(written(tmp_path / "r.json", report))
@@ -116,18 +125,68 @@ def test_runs_that_differ_in_seed_split_and_device_alone_are_one_group():
     assert [group.name for group in groups] == ["head", "knn", "wide", "head@other"]
     assert [run.name for run in groups[0].runs] == ["head-seed0", "head-seed1"]
     assert groups[0].first is runs[2].report
-    assert runs[0].report["config"]["training"]["seed"] == 1, "grouping changed a report"
+    assert runs[0].report.config["training"]["seed"] == 1, "grouping changed a report"
 
 
 def test_a_run_that_is_too_old_for_a_key_is_grouped_with_those_that_have_its_default():
     old, new = make_run("head-seed0", SOLVED), make_run("head-seed1", SOLVED, "training.seed=1")
-    del old.report["config"]["distance"], old.report["config"]["data"]["split_seed"]
+    del old.report.config["distance"], old.report.config["data"]["split_seed"]
     assert [len(group.runs) for group in groups_of([old, new])] == [2]
 
 
 def test_a_group_gives_a_number_of_each_run_and_the_digests_of_its_sets():
     runs = [make_run(f"r-seed{seed}", SOLVED[seed:], f"training.seed={seed}", sets=str(seed)) for seed in (0, 1)]
     (group,) = groups_of(runs)
-    assert group.values("test", "top1").tolist() == [0.75, SOLVED[1:].mean()]
+    assert group.top1().tolist() == [0.75, SOLVED[1:].mean()]
     assert group.hashes("test") == {"0", "1"}
     assert group.hashes("hard") == set()
+
+
+def test_runs_of_one_config_and_one_seed_are_kept_apart_by_their_names():
+    same = [make_run(name, SOLVED) for name in ("a-seed0", "b-seed0")]
+    seed = make_run("b-seed1", SOLVED, "training.seed=1")
+    assert [(group.name, len(group.runs)) for group in groups_of([*same, seed])] == [("a", 1), ("b", 2)]
+    with pytest.raises(UserError, match="two runs of a have the same config and the same seed"):
+        groups_of([same[0], same[0]])
+
+
+def trained(name, arithmetic, *changes):
+    return make_run(name, SOLVED, *changes, history=[make_epoch(1)], arithmetic=arithmetic)
+
+
+def test_the_arithmetic_that_was_executed_keeps_groups_apart_not_the_one_that_was_asked_for():
+    runs = [
+        trained("a-seed0", ["bfloat16"], "training.precision=bfloat16"),
+        trained("b-seed1", ["bfloat16"], "training.precision=auto", "training.seed=1"),
+        trained("c-seed0", ["float32"], "training.precision=auto"),
+        make_run("plda", SOLVED, "method=plda"),
+    ]
+    groups = groups_of(runs)
+    assert [(group.name, len(group.runs)) for group in groups] == [("a", 2), ("c", 1), ("plda", 1)]
+    assert [group.name for group in marked(groups)] == ["a (bfloat16)", "c (float32)", "plda"]
+    assert [group.name for group in marked(groups[1:])] == ["c", "plda"]
+
+
+def test_a_run_that_went_on_on_another_machine_has_two_arithmetics_and_an_old_one_that_of_its_config():
+    assert trained("a", ["bfloat16", "float32"]).report.arithmetic_used == "bfloat16, float32"
+    assert trained("a", [], "training.precision=bfloat16").report.arithmetic_used == "bfloat16"
+    assert make_report(SOLVED, "training.precision=bfloat16").arithmetic_used == ""  # nothing was trained
+
+
+def test_the_machine_of_a_group_is_what_decides_over_its_time():
+    runs = [make_run(f"r-seed{seed}", SOLVED, f"training.seed={seed}", threads=seed + 1) for seed in (0, 1)]
+    assert machine_of(groups_of(runs[:1])[0]) == "1 thread"
+    assert machine_of(groups_of(runs)[0]) == "1 thread, 2 threads"
+
+
+def test_what_a_report_is_too_old_to_have_is_empty(tmp_path):
+    old = content()
+    for key in ("without_twins", "failures", "beyond", "attention"):
+        del old[key]
+    report = load_run(written(tmp_path / "r.json", old)).report
+    assert (report.attention, report.other_sets.set_size, report.failures.worst_pairs) == (None, {}, [])
+
+
+@pytest.mark.parametrize("path", sorted(Path("experiments").glob("*/runs/*-seed0.json")), ids=str)
+def test_a_report_that_is_read_and_written_has_the_same_bytes(path):
+    assert read_report(path).to_json() == path.read_text(encoding="utf-8")

@@ -1,8 +1,7 @@
 import errno
 import json
+import os
 import shutil
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -10,13 +9,16 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from common.store_partial import StoreWriter, partial_folder, read_progress
+from common.files import exclusive
+from common.store import FeatureStore
+from common.store_partial import StoreWriter, clear_up, partial_folder, read_plan, read_progress
+from common.synthetic import make_header
 
-N, DIM = 20, 3
+N, DIM, BATCH = 18, 3, 5
 FEATURES = np.random.default_rng(0).normal(size=(2, N, DIM)).astype("<f4")
 DIGESTS = np.random.default_rng(1).integers(256, size=(N, 32), dtype=np.uint8)
 LAYOUT = {"features": ("<f4", FEATURES.shape), "image_sha256": ("|u1", DIGESTS.shape)}
-HEADER = {"identity": {"preprocessing": {"views": ["plain", "mirror"]}}, "class_names": ["a"]}
+HEADER = make_header(1, DIM, 2)
 WHOLE = {
     "labels": np.zeros(N, "<i8"),
     "image_index": np.arange(N, dtype="<i8"),
@@ -24,18 +26,18 @@ WHOLE = {
 }
 
 
-def writer(path, **plan):
-    return StoreWriter(path, {"n": N, **plan}, LAYOUT)
+def writer(path, source="", **plan):
+    return StoreWriter(path, {"n": N, "batch_size": BATCH, **plan}, LAYOUT, source)
 
 
-def write(w, start, stop):
-    w.write(start, {"features": FEATURES[:, start:stop], "image_sha256": DIGESTS[start:stop]})
+def write(w, start):
+    rows = slice(start, start + BATCH)
+    w.write(start, {"features": FEATURES[:, rows], "image_sha256": DIGESTS[rows]})
 
 
 def complete(w):
-    for start in range(0, N, 5):
-        if start not in w.done:
-            write(w, start, start + 5)
+    for start in w.missing():
+        write(w, start)
     return w.finish(HEADER, WHOLE)
 
 
@@ -52,43 +54,128 @@ def expected(tmp_path):
 def test_it_writes_what_it_is_given_and_clears_up(path):
     store = complete(writer(path))
     assert (store.features == FEATURES).all()
+    assert (store.image_sha256 == DIGESTS).all()
     store.verify()
-    assert [file.name for file in path.parent.iterdir()] == ["s.h5"]
+    assert list(partial_folder(path).iterdir()) == []
 
 
 def test_going_on_gives_the_same_bytes(path, expected):
-    write(writer(path), 5, 10)
+    write(writer(path), 5)
     resumed = writer(path)
+    assert resumed.discarded is None
     assert resumed.done == {5: 10}
+    assert resumed.missing() == [0, 10, 15]
     assert read_progress(path) == (5, N)
     assert complete(resumed).path.read_bytes() == expected
     assert read_progress(path) is None
 
 
-def test_a_journal_that_was_cut_off_loses_one_range_only(path, expected):
+def test_a_store_is_not_finished_while_a_batch_is_missing(path):
+    w = writer(path)
+    write(w, 0)
+    with pytest.raises(ValueError, match="3 are missing"):
+        w.finish(HEADER, WHOLE)
+    assert not path.exists()
+
+
+def test_another_plan_begins_anew_and_says_what_differs(path):
+    write(writer(path, weights="some"), 0)
+    w = writer(path, weights="others")
+    assert w.done == {}
+    assert w.discarded == "had another weights"
+
+
+def test_another_source_keeps_the_batches_whose_images_are_the_same(path, expected):
+    first = writer(path, source="before")
+    for start in (0, 5, 15):
+        write(first, start)
+    moved = writer(path, source="after")
+    assert moved.moved
+    assert moved.done == {0: 5, 5: 10, 15: 18}
+    asked = []
+
+    def same(start, digests):
+        asked.append(start)
+        assert (digests == DIGESTS[start : start + BATCH]).all()
+        return start != 5
+
+    moved.keep(same)
+    assert asked == [0, 5, 15]
+    assert moved.done == {0: 5, 15: 18}
+    again = writer(path, source="after")
+    assert not again.moved
+    assert again.done == {0: 5, 15: 18}
+    assert complete(again).path.read_bytes() == expected
+
+
+def entry(**changes):
+    return json.dumps({"start": 0, "stop": 5, "sha256": "0" * 64, **changes})
+
+
+DAMAGE = {
+    "the journal was cut off": lambda f: edit(f / "journal.jsonl", lambda text: text[:-20]),
+    "a line is no JSON": lambda f: edit(f / "journal.jsonl", lambda text: "{[\n" + text),
+    "a line is no object": lambda f: edit(f / "journal.jsonl", lambda text: "5\nnull\n[]\n" + text),
+    "a line lacks a key": lambda f: edit(f / "journal.jsonl", lambda text: '{"start": 0}\n' + text),
+    "a start is text": lambda f: edit(f / "journal.jsonl", lambda text: entry(start="0") + "\n" + text),
+    "a start is true": lambda f: edit(f / "journal.jsonl", lambda text: entry(start=True) + "\n" + text),
+    "a start is no batch's": lambda f: edit(f / "journal.jsonl", lambda text: entry(start=3, stop=8) + "\n" + text),
+    "a start is negative": lambda f: edit(f / "journal.jsonl", lambda text: entry(start=-5, stop=0) + "\n" + text),
+    "a stop is beyond N": lambda f: edit(f / "journal.jsonl", lambda text: entry(start=20, stop=25) + "\n" + text),
+    "a range overlaps another": lambda f: edit(f / "journal.jsonl", lambda text: text + entry(stop=10) + "\n"),
+    "a digest is a list": lambda f: edit(f / "journal.jsonl", lambda text: text + entry(sha256=[]) + "\n"),
+    "the journal is deep": lambda f: edit(f / "journal.jsonl", lambda text: "[" * 100_000 + "\n" + text),
+    "the journal is not UTF-8": lambda f: (f / "journal.jsonl").write_bytes(b"\xff\xfe\x00"),
+    "the journal is missing": lambda f: (f / "journal.jsonl").unlink(),
+    "a byte of an array changed": lambda f: flip(f / "features", 3),
+    "an array is missing": lambda f: (f / "features").unlink(),
+    "an array is short": lambda f: os.truncate(f / "image_sha256", 10),
+    "an array is long": lambda f: os.truncate(f / "image_sha256", 10**6),
+    "an array is a folder": lambda f: ((f / "features").unlink(), (f / "features").mkdir()),
+    "the plan is missing": lambda f: (f / "plan.json").unlink(),
+    "the plan is empty": lambda f: (f / "plan.json").write_text(""),
+    "the plan is a list": lambda f: (f / "plan.json").write_text('[1, {"n": 18}, {}]'),
+    "the plan is a number": lambda f: (f / "plan.json").write_text("5"),
+    "the plan is deep": lambda f: (f / "plan.json").write_text("[" * 100_000),
+    "a byte of the plan changed": lambda f: edit(f / "plan.json", lambda text: text.replace('"n":18', '"n":17')),
+    "something else is there": lambda f: (f / "else").write_text(""),
+}
+
+
+def edit(file: Path, change):
+    file.write_text(change(file.read_text()))
+
+
+def flip(file: Path, place: int):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_partial_folder_loses_no_more_than_what_is_damaged(path, expected, damage):
     first = writer(path)
-    write(first, 0, 5)
-    write(first, 5, 10)
-    journal = partial_folder(path) / "journal.jsonl"
-    journal.write_text(journal.read_text()[:-20])
+    for start in (0, 5, 10):
+        write(first, start)
+    DAMAGE[damage](partial_folder(path))
+    read_progress(path)
+    read_plan(path)
     resumed = writer(path)
-    assert resumed.done == {0: 5}
+    if damage.startswith(("the plan", "a byte of the plan")) or "an array is" in damage:
+        assert "damaged" in resumed.discarded
+        assert resumed.done == {}
+    else:
+        assert resumed.discarded is None
+        lost = 3 if damage in ("the journal is missing", "the journal is not UTF-8") else 1
+        assert len(resumed.done) >= 3 - lost
     assert complete(resumed).path.read_bytes() == expected
+    FeatureStore.open(path).verify()
 
 
-def test_a_range_whose_bytes_changed_is_made_again(path, expected):
-    first = writer(path)
-    write(first, 0, 5)
-    write(first, 5, 10)
-    first.array("features")[1, 7, 0] += 1
-    resumed = writer(path)
-    assert resumed.done == {0: 5}
-    assert complete(resumed).path.read_bytes() == expected
-
-
-def test_another_plan_begins_anew(path):
-    write(writer(path), 0, 5)
-    assert writer(path, weights="others").done == {}
+def test_a_partial_folder_that_is_a_file_is_refused(path):
+    partial_folder(path).write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        writer(path)
 
 
 def test_too_small_a_disk_is_noticed_before_the_work(path, monkeypatch):
@@ -98,36 +185,91 @@ def test_too_small_a_disk_is_noticed_before_the_work(path, monkeypatch):
         writer(path)
 
 
-@pytest.mark.parametrize("where", ["common.store_writer._reserve", "common.store_writer.canonical_json", "h5py.File"])
-def test_a_full_disk_is_an_error_that_leaves_no_store(path, expected, monkeypatch, where):
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "no space left on device")
-
-    w = writer(path) if "reserve" not in where else None
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="no space left for"):
-        patch.setattr(where, full)
-        complete(w or writer(path))
-    assert not path.exists()
-    assert complete(writer(path)).path.read_bytes() == expected
-
-
-def test_a_disk_that_fills_up_under_hdf5_is_such_an_error_too(path):
-    code = f"""
-import resource, sys
-from pathlib import Path
-from fabricate import make_store
-from common.errors import UserError
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
-try:
-    make_store(Path({str(path)!r}))
-except UserError as error:
-    print(error.message)
-"""
-    result = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
-    assert result.stdout.startswith(f"no space left for {path}"), result
-    assert list(path.parent.iterdir()) == []
+WRITES = [
+    "common.store_partial._reserve",
+    "common.store_partial.write_all",
+    "common.store_writer.write_all",
+    "os.fsync",
+    "pathlib.Path.open",
+    "pathlib.Path.replace",
+    "pathlib.Path.mkdir",
+    "pathlib.Path.write_bytes",
+]
 
 
-def test_the_plan_is_readable(path):
-    writer(path)
-    assert json.loads((partial_folder(path) / "plan.json").read_text())[1] == {"n": N}
+def failing(monkeypatch, number, which):
+    """Let the call number `which` of all that write fail, after it did half its work; count them."""
+    calls = []
+
+    def wrap(name):
+        module, _, function = name.rpartition(".")
+        owner = Path if module == "pathlib.Path" else __import__(module, fromlist=["x"])
+        real = getattr(owner, function)
+
+        def call(*arguments, **options):
+            calls.append(name)
+            if len(calls) == which:
+                if function == "write_all":
+                    file, data = arguments
+                    file.write(memoryview(np.frombuffer(data, np.uint8))[: len(memoryview(data).cast("B")) // 2])
+                raise OSError(number, os.strerror(number))
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(owner, function, call)
+
+    for name in WRITES:
+        wrap(name)
+    return calls
+
+
+@pytest.mark.parametrize(("number", "old"), [(errno.ENOSPC, False), (errno.EIO, True)])
+def test_an_error_at_any_write_loses_nothing(path, expected, monkeypatch, number, old):
+    def run():
+        with exclusive(partial_folder(path), "busy", path):
+            return complete(writer(path))
+
+    which, failures = 1, 0
+    while True:
+        shutil.rmtree(path.parent)
+        path.parent.mkdir()
+        if old:
+            path.write_bytes(expected[:-1] + b"!")  # whatever: nobody looks at it
+        before = path.read_bytes() if old else None
+        with monkeypatch.context() as patch:
+            calls = failing(patch, number, which)
+            try:
+                run()
+                if len(calls) < which:
+                    break
+            except UserError as error:
+                failures += 1
+                assert path.name in error.message
+                assert (path.read_bytes() if path.exists() else None) in (before, expected)
+        assert run().path.read_bytes() == expected
+        assert [file.name for file in path.parent.iterdir()] == ["s.h5"]
+        which += 1
+    assert failures > 20
+
+
+def test_what_a_kill_in_the_last_moment_left_is_cleared_up(path):
+    header = {**HEADER, "provenance": {"request": {"asked": 1, "fingerprint": "f"}}}
+    w = writer(path, source="f", request={"asked": 1})
+    for start in w.missing():
+        write(w, start)
+    left = {file.name: file.read_bytes() for file in partial_folder(path).iterdir()}
+    store = w.finish(header, WHOLE)
+    for name, content in left.items():
+        (partial_folder(path) / name).write_bytes(content)
+    (path.parent / ".s.12345-01234567.h5").write_text("")
+    clear_up(store)
+    assert [file.name for file in path.parent.iterdir()] == ["s.h5"]
+
+
+def test_what_is_under_way_to_replace_a_store_by_something_else_is_not_cleared_up(path):
+    complete(writer(path))
+    write(writer(path, request={"asked": 2}), 0)
+    clear_up(FeatureStore.open(path))
+    assert read_progress(path) == (5, N)
+    with exclusive(partial_folder(path), "busy"):
+        clear_up(FeatureStore.open(path))
+    assert read_progress(path) == (5, N)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from fabricate import make_store
 
 from common.files import exclusive
+from common.synthetic import make_store
 from train.cli import main
-from train.config import Config, Phase
+from train.config import Config
+from train.log.plan import planned_configs
 
 TINY = ["head.width=16", "head.layers=1", "head.feed_forward=16", "training.epochs=2", "training.batch_size=32"]
 SET = [part for setting in TINY for part in ("--set", setting)]
@@ -29,7 +31,7 @@ def fit(*arguments, code=0):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("train.report._draw", lambda *_: None)
+    monkeypatch.setattr("train.report.write._draw", lambda *_: None)
 
 
 @pytest.fixture
@@ -83,6 +85,12 @@ def test_every_option_reaches_the_config(store, tmp_path):
     assert used.training.device == "cpu"
 
 
+def test_a_class_may_have_a_comma_in_its_name(store, tmp_path):
+    (tmp_path / "classes.txt").write_text("tench, Tinca tinca\nclass0\n")
+    result = fit("--store", store, "--classes", tmp_path / "classes.txt", code=2)
+    assert '"tench, Tinca tinca"' in result.output
+
+
 def test_a_complete_run_is_reported_not_repeated(store, tmp_path):
     fit("--store", store, "--run", tmp_path / "run", *SET)
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").iterdir()}
@@ -95,6 +103,7 @@ def test_each_experiment_gets_a_folder_of_its_own(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = {fit("--store", store, *SET, "--seed", seed).stdout for seed in (0, 1, 1)}
     assert len(runs) == 2
+    assert fit("--store", store, *SET, "--seed", 1, "--device", "cpu").stdout in runs, "a device is no experiment"
 
 
 @pytest.mark.parametrize(
@@ -138,16 +147,16 @@ def test_stores_that_cannot_be_used_are_refused(tmp_path):
     assert "not an HDF5 file" in fit("--store", tmp_path / "text.h5", code=2).output
     store = make_store(tmp_path / "cut.h5").path
     os.truncate(store, store.stat().st_size // 2)
-    assert "truncated" in fit("--store", store, code=2).output
+    assert "is damaged: it has" in fit("--store", store, code=2).output
 
 
 def test_a_damaged_checkpoint_is_named(store, tmp_path):
     fit("--store", store, "--run", tmp_path / "run", *SET)
     checkpoint = tmp_path / "run/checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert (
-        f"{checkpoint} is not a readable checkpoint" in fit("--store", store, "--run", tmp_path / "run", code=2).output
-    )
+    result = fit("--store", store, "--run", tmp_path / "run", *SET, code=2)
+    assert f"{checkpoint} is not what DONE declares" in result.output
+    assert "delete" not in result.output
 
 
 def test_a_run_that_cannot_be_written_is_refused(store, tmp_path):
@@ -157,7 +166,7 @@ def test_a_run_that_cannot_be_written_is_refused(store, tmp_path):
 
 def test_two_processes_do_not_write_one_run(store, tmp_path):
     with exclusive(tmp_path / "run", "held"):
-        assert "another process is writing" in fit("--store", store, "--run", tmp_path / "run", *SET, code=2).output
+        assert "another process is at work" in fit("--store", store, "--run", tmp_path / "run", *SET, code=2).output
 
 
 def test_help_answers_without_torch():
@@ -169,11 +178,15 @@ def test_help_answers_without_torch():
 def test_a_killed_run_ends_equal_to_one_that_was_not(store, tmp_path):
     command = [sys.executable, "-m", "train", "fit", "--store", str(store), *SET, "--set", "training.epochs=40"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for epochs in (1, 15):
-        process = subprocess.Popen([*command, "--run", str(tmp_path / "killed")], env=environment)
+    for epochs, number, code in ((1, signal.SIGINT, 130), (8, signal.SIGTERM, 143), (15, signal.SIGKILL, -9)):
+        run = ["--run", str(tmp_path / "killed")]
+        process = subprocess.Popen([*command, *run], env=environment, stderr=subprocess.PIPE, text=True)
         wait_for_epochs(tmp_path / "killed/metrics.jsonl", epochs, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        *_, last = process.communicate()[1].splitlines()
+        assert process.returncode == code
+        if code != -9:
+            assert re.search(r"\d+ of 40 epochs are kept in .*killed; the same command goes on", last)
     for name in ("killed", "whole"):
         subprocess.run([*command, "--run", str(tmp_path / name)], env=environment, check=True)
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
@@ -202,4 +215,50 @@ def test_the_configs_of_the_experiments_load(config):
     plan = tomllib.loads(config.read_text()).get("plan")
     assert Config.load(config)
     if plan:
-        assert len(Phase.runs(config)) >= len([*plan.get("runs", []), *plan.get("once", []), *plan.get("splits", [])])
+        assert len(planned_configs(config)) >= len(
+            [*plan.get("runs", []), *plan.get("once", []), *plan.get("splits", [])]
+        )
+
+
+def test_what_a_killed_log_left_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "experiments/tiny/runs").mkdir(parents=True)
+    left = [tmp_path / name for name in ("experiments/tiny/.log.{}-0a1b2c3d.md", ".README.{}-0a1b2c3d.md")]
+    for path in left:
+        Path(str(path).format(dead.pid)).write_text("half")
+    options = ["--experiments", tmp_path / "experiments", "--readme", tmp_path / "README.md", "--runs", tmp_path]
+    result = CliRunner().invoke(main, ["log", *map(str, options)])
+    assert result.exit_code == 0, result.output
+    assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [4, 8, 16, 24, 32, 48, 64, 96])
+def test_a_disk_that_is_really_full_loses_nothing(store, tmp_path, kilobytes):
+    """On a tmpfs of so many kilobytes, which then gets larger: the same command goes on, to the same result."""
+    small = tmp_path / "small"
+    small.mkdir()
+    train = f"{sys.executable} -m train fit --store {store} {' '.join(SET)} --run"
+    script = f"""
+        mount -t tmpfs -o size={kilobytes}k tmpfs {small} || exit 99
+        {train} {small}/run; echo code $? >&2
+        mount -o remount,size=8m {small}
+        {train} {small}/run && ls -a {small}/run && cp -r {small}/run {tmp_path}/run
+    """
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare here")
+    if result.returncode in (1, 99) and "train" not in result.stderr:
+        pytest.skip(f"no tmpfs can be mounted here: {result.stderr}")
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "code 2" in result.stderr
+    assert "no space left for" in result.stderr
+    assert not [name for name in result.stdout.split() if name.startswith(".") and name.strip(".")]
+    fit("--store", store, "--run", tmp_path / "whole", *SET)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    heads = [torch.load(tmp_path / name / "checkpoint.pt")["head"] for name in ("run", "whole")]
+    assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])

@@ -1,29 +1,57 @@
-"""The checkpoint of a run: what the best head needs to be used, and an unfinished run to be continued."""
+"""The checkpoint of a run: what the best head needs to be used, and an unfinished run to be continued.
 
-import dataclasses
-import pickle
+A checkpoint is what `torch.save` makes, a zip file, and is sealed: the zip's comment holds the SHA-256 of every byte
+before it. So it is one file, replaced at once; `torch.load(path, weights_only=True)` opens it anywhere; and here not a
+byte reaches a parser before its digest is checked. Files of format 1 have no seal; their zip's own checksums are
+checked.
+"""
+
+import hashlib
+import io
+import struct
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from common.config import from_dict, to_toml
 from common.errors import UserError
-from common.files import atomic_path
+from common.files import write_bytes
 from train.config import Config
-from train.loop import Progress
+from train.experiment import require_same
+from train.loop import Progress, build_optimizer
+from train.methods import build_method
+from train.methods.base import Method
+from train.run_folder import RunFolder
 
-MOVABLE = ("training.device",)  # a run may go on on another device
+FORMAT = 2
+SEAL = b"set-anomaly checkpoint sha256:"
+SEAL_BYTES = len(SEAL) + 64
+# How a zip file without a comment ends: the signature of its last record, and 0 for the comment's length
+END_OF_ZIP, END_BYTES = b"PK\x05\x06", 22
+KINDS = {
+    "format": int,
+    "config": str,
+    "input_dim": int,
+    "store_identity": str,
+    "head": dict,
+    "history": list,
+    "model": dict | None,
+    "optimizer": dict | None,
+}
+MEASURED = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "train_seconds", "seconds")
 
 
 def save_checkpoint(path: Path, config: Config, input_dim: int, store_identity: str, progress: Progress) -> None:
-    """Write {format, config, input_dim, store_identity, head, history, model, optimizer} atomically.
+    """Write {format, config, input_dim, store_identity, head, history, model, optimizer} atomically, sealed.
 
     `head` is the best head's state; `model` and `optimizer` are None in the checkpoint of a finished run.
     """
     content = {
-        "format": 1,
+        "format": FORMAT,
         "config": to_toml(config),
         "input_dim": input_dim,
         "store_identity": store_identity,
@@ -32,21 +60,55 @@ def save_checkpoint(path: Path, config: Config, input_dim: int, store_identity: 
         "model": progress.model,
         "optimizer": progress.optimizer,
     }
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    buffer = io.BytesIO()  # into memory: torch.save reports a full disk as something else
+    torch.save(content, buffer)
+    write_bytes(path, sealed(buffer.getvalue()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU. Raises UserError for a file that is none, or is damaged."""
+    """The content of a checkpoint as in `save_checkpoint`, on the CPU.
+
+    Raises UserError for a file that is none, is damaged, or is of a newer version.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        content["head"], content["config"]
-        return content
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise UserError(
-            f"{path} is not a readable checkpoint ({reason}): delete its run folder, or choose another --run"
-        ) from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({(error.strerror or str(error)).lower()})") from error
+    archive = unsealed(data)
+    if archive is None:
+        raise _damaged(path, "its bytes do not match its digest")
+    try:
+        content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+        said = dict(content)["format"]
+    except Exception as error:  # whatever torch raises for a file that is not its own
+        raise _damaged(path, str(error).split("\n", 1)[0]) from error
+    if type(said) is not int:
+        raise _damaged(path, "its format is no number")
+    if said > FORMAT:
+        raise UserError(f"{path} has format {said}, this code reads up to {FORMAT}: update it")
+    if said != (1 if archive is data else FORMAT):
+        raise _damaged(path, "it has lost its seal")
+    wrong = _wrong(content)
+    if wrong:
+        raise _damaged(path, wrong)
+    return content
+
+
+def load_head(path: Path | str) -> Method:
+    """The trained method of a checkpoint, at its best epoch, on the CPU, ready for `score_sets`.
+
+    Raises UserError as `load_checkpoint`, and for a method that this version builds otherwise.
+    """
+    path = Path(path)
+    content = load_checkpoint(path)
+    config, head = config_of(content, path), content["head"]
+    # The number of training classes is no setting. Methods that know classes have it as a dimension of their state.
+    for classes in reversed([len(value) for value in head.values() if value.ndim] or [0]):
+        method = build_method(config, content["input_dim"], classes)
+        if _layout(method.state_dict()) == _layout(head):
+            method.load_state_dict(head)
+            return method.eval()
+    raise _foreign(path)
 
 
 def progress_of(path: Path, config: Config, store_identity: str) -> Progress:
@@ -57,29 +119,111 @@ def progress_of(path: Path, config: Config, store_identity: str) -> Progress:
     if not path.is_file():
         return Progress()
     content = load_checkpoint(path)
-    require_same(path.parent, content["config"], to_toml(config), content["store_identity"], store_identity)
+    if content["store_identity"] != store_identity:
+        raise UserError(
+            f"{path.parent} was begun with another feature store (identity {content['store_identity'][:16]}, now "
+            f"{store_identity[:16]}): choose another --run, or give the store that it was begun with"
+        )
+    require_same(path.parent, config_of(content, path), config)
+    if len(content["history"]) > config.training.epochs:
+        raise _damaged(path, "it has more epochs than its config")
+    if content["model"] is None and 0 < len(content["history"]) < config.training.epochs:
+        raise _damaged(path, "its run is not finished, and what is needed to go on is not in it")
     return Progress(content["history"], content["head"], content["model"], content["optimizer"])
 
 
-def require_same(run: Path, begun: str, asked: str, begun_store: str, asked_store: str) -> None:
-    """Raise UserError unless a run's config (as TOML) and store identity are the ones that are asked for now."""
-    if begun_store != asked_store:
-        raise UserError(
-            f"{run} was begun with another feature store (identity {begun_store[:16]}, now {asked_store[:16]}): "
-            "choose another --run, or give the store that it was begun with"
-        )
-    before, now = _flat(begun, run), _flat(asked, run)
-    different = [key for key in now if before[key] != now[key] and key not in MOVABLE]
-    if different:
-        changes = ", ".join(f"{key} was {before[key]}, now {now[key]}" for key in different)
-        raise UserError(
-            f"{run} was begun with another config ({changes}): choose another --run, or give the old config"
-        )
+def require_fitting(path: Path, progress: Progress, config: Config, input_dim: int, classes: int) -> None:
+    """Raise UserError unless the states in `progress` are of the method that the config builds."""
+    if not progress.history:
+        return
+    method = build_method(config, input_dim, classes)
+    states = [progress.best] if progress.model is None else [progress.best, progress.model]
+    built = _layout(method.state_dict())
+    fits = all(_layout(state) == built for state in states)
+    if fits and progress.optimizer:
+        wanted = build_optimizer(method, config).state_dict()["param_groups"][0]
+        fits = _optimizer_fits(progress.optimizer, wanted, [parameter.shape for parameter in method.parameters()])
+    if not fits:
+        raise _foreign(path)
 
 
-def _flat(text: str, run: Path) -> dict[str, Any]:
-    """Every key of a config; keys that it is too old to have get their defaults."""
-    whole = dataclasses.asdict(from_dict(Config, tomllib.loads(text), f"the config of {run}"))
-    tables = {name: part for name, part in whole.items() if isinstance(part, dict)}
-    values = {name: part for name, part in whole.items() if name not in tables}
-    return values | {f"{table}.{key}": value for table, keys in tables.items() for key, value in keys.items()}
+def config_of(content: dict[str, Any], path: Path) -> Config:
+    """The config in a checkpoint's content; keys that it is too old to have get their defaults."""
+    return from_dict(Config, tomllib.loads(content["config"]), f"the config of {path}")
+
+
+def sealed(archive: bytes) -> bytes:
+    """A zip file's bytes with the digest of all of them in its comment."""
+    body = archive[:-2] + struct.pack("<H", SEAL_BYTES)
+    return body + SEAL + hashlib.sha256(body).hexdigest().encode()
+
+
+def unsealed(data: bytes) -> bytes | None:
+    """The zip file in the bytes of a checkpoint, or None where they are not what was written.
+
+    The very same object comes back for bytes that never had a seal.
+    """
+    body, seal = data[:-SEAL_BYTES], data[-SEAL_BYTES:]
+    if seal.startswith(SEAL):
+        return body[:-2] + b"\0\0" if seal[len(SEAL) :] == hashlib.sha256(body).hexdigest().encode() else None
+    end = data[-END_BYTES:]
+    if not (end.startswith(END_OF_ZIP) and end.endswith(b"\0\0")):
+        return None
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            stored = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())  # no zip bomb
+            return data if stored and archive.testzip() is None else None
+    except Exception:  # whatever zipfile raises for a damaged file
+        return None
+
+
+def _wrong(content: Any) -> str:
+    """What is wrong with the content of a checkpoint, or nothing."""
+    for key, kind in KINDS.items():
+        if key not in content or not isinstance(content[key], kind):
+            return f'its "{key}" is not what it should be'
+    for number, record in enumerate(content["history"], 1):
+        numbers = isinstance(record, dict) and all(type(record.get(name)) in (int, float) for name in MEASURED)
+        if not numbers or record["epoch"] != number:
+            return f"its record of epoch {number} is not what it should be"
+    for key in ("head", "model"):
+        state = content[key]
+        if state is not None and any(not isinstance(k, str) or not isinstance(v, Tensor) for k, v in state.items()):
+            return f'its "{key}" holds what is no tensor'
+    if (content["model"] is None) != (content["optimizer"] is None):
+        return "it has only one of model and optimizer"
+    try:
+        tomllib.loads(content["config"])
+    except ValueError as error:
+        return f"its config is not TOML: {error}"
+    return ""
+
+
+def _layout(state: Any) -> dict[str, Any]:
+    return {name: (value.shape, value.dtype, value.layout, value.device.type) for name, value in state.items()}
+
+
+def _optimizer_fits(optimizer: dict[str, Any], wanted: dict[str, Any], shapes: list[torch.Size]) -> bool:
+    """Whether AdamW's state has the moments and steps of each parameter, and the settings of the config."""
+    try:
+        state, (group,) = optimizer["state"], optimizer["param_groups"]
+        moments = [[state[i][name].shape for name in ("exp_avg", "exp_avg_sq", "step")] for i in range(len(shapes))]
+        same = all(wanted.get(name, value) == value for name, value in group.items() if name != "lr")
+        whole = type(group["lr"]) is float and group["params"] == wanted["params"] and len(state) == len(shapes)
+        return bool(same and whole) and moments == [[shape, shape, torch.Size()] for shape in shapes]
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError):
+        return False
+
+
+def _damaged(path: Path, reason: str) -> UserError:
+    advice = "put back a copy, or move this one file away, and the same command trains the run from its first epoch"
+    if RunFolder(path.parent).is_done:
+        advice = "the report beside it is sound; put back a copy, or choose another --run to train the same head again"
+    return UserError(f"{path} is not a sound checkpoint ({reason}): {advice}")
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(
+        f"{path} is of a method that this version builds otherwise: choose another --run, or go on with the version "
+        "that began it"
+    )

@@ -1,17 +1,14 @@
 """The command line of stage 2. Heavy imports wait inside the commands, so that --help answers at once."""
 
-from fnmatch import fnmatch
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from common.command_line import CommandLine
-from common.config import to_toml
-from common.errors import UserError
-from common.files import Busy, exclusive, sha256_text, write_text, writing_to
-from common.run_folder import RunFolder
+from common.files import Busy, remove_leftovers
 from common.store import FeatureStore
-from train.config import Config, Phase, classes_from
+from train.config import Config, classes_from
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,7 +16,7 @@ def main() -> None:
     """Stage 2: train a head on sets of cached features."""
 
 
-@main.command()
+@main.command("fit")
 @click.option("--store", "store_path", type=click.Path(path_type=Path), required=True, help="The feature store.")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML file.  [default: the defaults]")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key, such as head.layers=2.")
@@ -29,7 +26,7 @@ def main() -> None:
 @click.option(
     "--run", "run_path", type=click.Path(path_type=Path), help="The run folder.  [default: runs/<config>-seed<seed>-…]"
 )
-def fit(
+def fit_command(
     store_path: Path,
     config_path: Path | None,
     overrides: tuple[str, ...],
@@ -43,15 +40,18 @@ def fit(
     A run that was stopped goes on after its last epoch when the same command is given again; a complete one is only
     reported.
     """
-    extra = [] if classes is None else [f"data.classes={','.join(classes_from(classes))}"]
-    extra += [] if seed is None else [f"training.seed={seed}"]
+    extra = [] if seed is None else [f"training.seed={seed}"]
     extra += [] if device is None else [f"training.device={device}"]
     config = Config.load(config_path, [*overrides, *extra])
+    if classes is not None:  # not by an override, which is split at commas: a class may have one in its name
+        config = replace(config, data=replace(config.data, classes=classes_from(classes)))
     store = FeatureStore.open(store_path)
-    run = RunFolder(run_path or _default_run(config, config_path, store))
-    with exclusive(run.path, f"another process is writing {run.path}: wait for it, or choose another --run"):
-        _fit(run, config, store)
-    click.echo(run.path)
+
+    from train.fit import default_run, fit
+
+    run = run_path or default_run(config, config_path, store)
+    fit(config, store, run, _say)
+    click.echo(run)
 
 
 @main.command()
@@ -73,26 +73,17 @@ def phase(config_path: Path, store_paths: tuple[Path, ...], overrides: tuple[str
     Each is `train fit` into RUNS/<the config's folder>/<name>-seed<seed>. Several processes may work on one phase:
     each takes the next run that is free.
     """
-    folder = root / config_path.resolve().parent.name
-    stores = [FeatureStore.open(path) for path in store_paths]
-    planned = [
-        (f"{name}@{store.path.stem}-seed{seed}" if len(stores) > 1 else f"{name}-seed{seed}", config, store)
-        for full, config in Phase.runs(config_path, overrides).items()
-        for name, _, seed in [full.rpartition("-seed")]
-        for store in stores
-        if fnmatch(name, only)
-    ]
-    if not planned:
-        raise UserError(f"no run of {config_path} matches {only}: give --only a name of its [plan], or a pattern")
-    for number, (name, config, store) in enumerate(planned, 1):
-        run = RunFolder(folder / name)
-        click.echo(f"run {number} of {len(planned)}: {run.path}", err=True)
+    from train.fit import fit
+    from train.log.plan import planned_runs
+
+    planned = planned_runs(config_path, [FeatureStore.open(path) for path in store_paths], root, overrides, only)
+    for number, run in enumerate(planned, 1):
+        _say(f"run {number} of {len(planned)}: {run.path}")
         try:
-            with exclusive(run.path, f"another process is at work on {run.path}"):
-                _fit(run, config, store)
+            fit(run.config, run.store, run.path, _say)
         except Busy as busy:
-            click.echo(busy.message, err=True)
-    click.echo(folder)
+            _say(busy.message)
+    click.echo(planned[0].path.parent)
 
 
 @main.command()
@@ -103,10 +94,13 @@ def compare(paths: tuple[Path, ...], hard: bool) -> None:
 
     A RUN is a run folder, or a report.json. Runs that differ in their seed only are taken together.
     """
-    from train.comparison import table
-    from train.runs import groups_of, load_run
+    from train.log.runs import each_of, groups_of, load_run, marked
+    from train.log.tables import ranking
 
-    click.echo(table(groups_of(map(load_run, paths)), "hard" if hard else "test"))
+    groups = groups_of(map(load_run, paths))
+    click.echo(ranking(marked(groups), "hard" if hard else "test"))
+    if used := each_of([group for group in groups if group.first.history], lambda report: report.arithmetic_used):
+        click.echo(f"Training was computed in {used}.")
 
 
 @main.command()
@@ -119,9 +113,11 @@ def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
 
     Reports of new runs in RUNS/<phase>/ are copied to EXPERIMENTS/<phase>/runs/ first; the log is made from these.
     """
-    from train.log import collect, rebuild
+    from train.log.rebuild import collect, rebuild
 
     if not check:
+        for folder in (*experiments.glob("**/"), readme):
+            remove_leftovers(folder, sure=False)
         for line in collect(root, experiments):
             click.echo(line, err=True)
     stale = rebuild(experiments, readme, check)
@@ -130,43 +126,5 @@ def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
     raise SystemExit(bool(check and stale))
 
 
-def _default_run(config: Config, config_path: Path | None, store: FeatureStore) -> Path:
-    """A folder for each experiment: another config or another store never meets the run of this one."""
-    name = "default" if config_path is None else config_path.resolve().parent.name
-    digest = sha256_text(to_toml(config) + store.identity_sha256)[:8]
-    return Path("runs") / f"{name}-seed{config.training.seed}-{digest}"
-
-
-def _fit(run: RunFolder, config: Config, store: FeatureStore) -> None:
-    from train import checkpoint
-    from train.loop import Progress, train
-    from train.report import summary, write_report
-    from train.task import prepare
-
-    identity = store.identity_sha256
-    progress = checkpoint.progress_of(run.checkpoint, config, identity)
-    if run.is_done:
-        click.echo(f"complete: {run.path}\n{summary(run.read_report())}", err=True)
-        return
-    task = prepare(store, config.data)
-
-    def save(progress: Progress) -> None:
-        checkpoint.save_checkpoint(run.checkpoint, config, task.feature_dim, identity, progress)
-        run.write_metrics(progress.history)
-        record = progress.history[-1]
-        click.echo(
-            f"epoch {record['epoch']:3d}  train loss {record['train_loss']:.4f}  "
-            f"val loss {record['val_loss']:.4f}  val top-1 {100 * record['val_top1']:.2f} %",
-            err=True,
-        )
-
-    if progress.history:
-        click.echo(f"going on with {run.path} after epoch {len(progress.history)}", err=True)
-    with writing_to(run.path):
-        write_text(run.config, to_toml(config))
-        model = train(config, task, progress, save)
-        report = write_report(run, config, store, task, model, progress.history)
-        finished = Progress(progress.history, progress.best)
-        checkpoint.save_checkpoint(run.checkpoint, config, task.feature_dim, identity, finished)
-        run.mark_done()
-    click.echo(summary(report), err=True)
+def _say(line: str) -> None:
+    click.echo(line, err=True)

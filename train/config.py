@@ -1,20 +1,21 @@
 """Everything that can be chosen about a training run; nothing is chosen anywhere else."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from common import config
 from common.errors import UserError, unknown_name
-from train.methods import METHODS, depends_on_seed
+from train.methods import METHODS, method_class, parameters_of
 
 VIEWS = ("first", "all")
 LAYERS = ("last", "all")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")
+PLAN = "plan"  # the table of a config file that belongs to `train.log.plan`
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class TrainingConfig:
     weight_decay: of AdamW.
     warmup_epochs: epochs, or a part of one, in which the learning rate rises linearly from 0.
     gradient_clip: largest norm of the gradient; a longer one is scaled down to it.
-    precision: of the forward pass in training: "float32", or "bfloat16" by autocast.
+    precision: of the forward pass in training: "float32"; "bfloat16" by autocast, where this machine has it; "auto",
+    bfloat16 where it is really faster than float32. The history and the report say what was used.
     evaluation_batch_size: sets in a step of evaluation.
     device: "auto" (the best there is), "cpu", "cuda", "cuda:1", "mps".
     """
@@ -146,7 +148,7 @@ class TrainingConfig:
     weight_decay: float = 0.01
     warmup_epochs: float = 2.0
     gradient_clip: float = 1.0
-    precision: str = "float32"
+    precision: str = "auto"
     evaluation_batch_size: int = 1000
     device: str = "auto"
 
@@ -164,6 +166,9 @@ class TrainingConfig:
         for name in ("weight_decay", "warmup_epochs", "set_loss", "class_loss"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"training.{name}", "at least 0 and finite", value)
+        if self.mixed_classes:
+            _require(self.images_per_class > 0, "training.images_per_class", "above 0 with training.mixed_classes", 0)
+            _require(self.hard_pairs == 0, "training.hard_pairs", "0 with training.mixed_classes", self.hard_pairs)
         _one_of(PRECISIONS, "training.precision", self.precision)
         kind, colon, number = self.device.partition(":")
         known = kind in DEVICES and (not colon or (kind == "cuda" and number.isdecimal()))
@@ -195,62 +200,51 @@ class Config:
     def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "Config":
         """The config of a TOML file (None: the defaults), changed by `section.key=value` overrides.
 
-        The plan of a phase's file is not part of it.
+        The plan of a phase's file is not part of it. Raises UserError for a setting that does nothing for the method,
+        unless it is the file's and serves the file's own method.
         """
-        phase = config.load(Phase, path, overrides)
-        return cls(**{part.name: getattr(phase, part.name) for part in fields(cls)})
+        made = config.load(cls, path, overrides, ignore=[PLAN])
+        written = config.override_keys(overrides)
+        content = {} if path is None else config.read(path)
+        recorded = path is not None and path.with_name("checkpoint.pt").exists()  # a run's own config has every key
+        if PLAN not in content and not recorded:
+            own = replace(made, method=content.get("method", cls.method))
+            written |= {key for key in idle(own) if key.partition(".")[2] in content.get(key.partition(".")[0], ())}
+        require_effective(made, written)
+        return made
 
 
-@dataclass(frozen=True)
-class PlanConfig:
-    """The runs of a phase, each "name: key=value key=value …": how it differs from the rest of the file.
-
-    seeds: how many seeds, and splits.
-    runs: made with each seed where the method depends on one, else once.
-    once: made with seed 0.
-    splits: made with each split of the classes and of the training images, and the seed of the same number.
-    """
-
-    seeds: int = 1
-    runs: tuple[str, ...] = ()
-    once: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        _at_least(1, "plan.seeds", self.seeds)
-        names = [run.partition(":")[0].strip() for run in (*self.runs, *self.once, *self.splits)]
-        repeated = sorted({name for name in names if names.count(name) > 1})
-        _require(not repeated, "plan", "of distinct names", f"{', '.join(repeated)} more than once")
+def idle(settings: Config) -> dict[str, Any]:
+    """The settings that do nothing for the method of a config and are not at their defaults, with their values."""
+    cls, parameters, training = method_class(settings.method), parameters_of(settings.method), settings.training
+    used = {f"{cls.settings}.{name}" for name in parameters}
+    used |= {"method", "training.seed", "training.device", "training.evaluation_batch_size"}
+    if cls.settings == "head":  # trained by gradients
+        used |= {f"training.{name}" for name in vars(training)}
+        if "classes" not in parameters:
+            used -= {"training.class_loss", "training.label_smoothing"}
+        if not training.class_loss:
+            used -= {"training.label_smoothing"}
+        if not training.set_loss:
+            used -= {"training.hard_pairs", "training.mixed_classes"}
+    defaults, values = config.flat(Config()), config.flat(settings)
+    unused = [key for key in values if key not in used and not key.startswith("data.")]
+    return {key: values[key] for key in unused if values[key] != defaults[key]}
 
 
-@dataclass(frozen=True)
-class Phase(Config):
-    """The config file of a phase: a config, and how its runs differ from it."""
-
-    plan: PlanConfig = field(default_factory=PlanConfig)
-
-    @staticmethod
-    def runs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Config]:
-        """The config of each run of the phase at `path`, by "<name>-seed<seed>", all of a seed before the next.
-
-        Raises UserError where the file has no plan.
-        """
-        plan = config.load(Phase, path, overrides).plan
-        runs = {}
-        for seed in range(plan.seeds):
-            for run in (*plan.runs, *plan.once, *plan.splits):
-                name, _, changes = (part.strip() for part in run.partition(":"))
-                keys = [f"training.seed={seed}"] + [f"data.split_seed={seed}"] * (run in plan.splits)
-                try:
-                    made = Config.load(path, [*overrides, *changes.split(), *keys])
-                except UserError as error:
-                    raise UserError(f'{path}, the run "{name}" of its plan: {error.message}') from error
-                seeded = run not in plan.once and depends_on_seed(made.method)
-                if seed == 0 or seeded or run in plan.splits:
-                    runs[f"{name}-seed{seed}"] = made
-        if not runs:
-            raise UserError(f"{path} has no plan: list its runs under [plan] runs, or use `train fit` for a single run")
-        return runs
+def require_effective(settings: Config, written: Iterable[str]) -> None:
+    """Raise UserError where one of the keys that were `written` does nothing, or where nothing can be learnt."""
+    method, training = settings.method, settings.training
+    for key, value in idle(settings).items():
+        if key in written:
+            raise UserError(f'{key}={value} does nothing for the method "{method}" with these settings: leave it out')
+    if method_class(method).settings == "head" and not training.set_loss:
+        _require(
+            bool(training.class_loss) and "classes" in parameters_of(method),
+            "training.set_loss",
+            f'more than 0 where there is no loss on classes ("{method}", training.class_loss={training.class_loss})',
+            training.set_loss,
+        )
 
 
 def classes_from(text: str) -> tuple[str, ...]:
@@ -262,7 +256,11 @@ def classes_from(text: str) -> tuple[str, ...]:
     ('apple', 'bear')
     """
     path = Path(text)
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError:  # many names are longer than a file's name may be
+        is_file = False
+    if not is_file:
         if path.suffix == ".txt" or "/" in text:
             raise UserError(f"no file {text}: give a file with one class a line, or names separated by commas")
         return tuple(name.strip() for name in text.split(",") if name.strip())

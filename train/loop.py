@@ -1,6 +1,7 @@
 """The training loop: epochs of fresh sets, best-on-validation, resumable after any epoch."""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from common.checks import check_shape
 from common.errors import UserError
-from common.machine import choose_device
-from train.config import Config, TrainingConfig
+from common.machine import choose_arithmetic, choose_device
+from common.shapes import check_shape
+from train.config import Config
 from train.methods import build_method
-from train.methods.base import Method
+from train.methods.base import Method, device_of
 from train.metrics import evaluate_scores
 from train.mixing import add_mixed_classes
 from train.sets import Sets, pairs_mostly_within, shared_batches, shared_steps, training_batches
@@ -30,8 +31,8 @@ RELEASE_EVERY = 2  # steps; so a large store takes no more memory than the rows 
 class Progress:
     """How far a run is: all that must be kept to go on with it.
 
-    history: one record an epoch. best: the method's state after the epoch of the highest validation top-1.
-    model, optimizer: their states after the last epoch.
+    history: one record an epoch; `arithmetic` in it is what its forward passes were computed in. best: the method's
+    state after the epoch of the highest validation top-1. model, optimizer: their states after the last epoch.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -41,7 +42,7 @@ class Progress:
 
 
 def train(config: Config, task: Task, progress: Progress, save: Callable[[Progress], None]) -> Method:
-    """Fit the method, train it from `progress` to the last epoch, and return it at its best epoch, on the CPU.
+    """Fit the method, train it from `progress` to the last epoch, and return it at its best epoch, on the device.
 
     `save` is called after each epoch. Every epoch draws its sets, views and dropout from generators of its own, seeded
     by (seed, epoch): a resumed run needs no generator's state to equal one that was not interrupted. Raises UserError
@@ -54,7 +55,8 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
     if not model.learns:
         progress.best = _copy(model.state_dict())
         return model
-    _require_mixable(settings)
+    if settings.precision == "bfloat16" and choose_arithmetic(settings.precision, device) != "bfloat16":
+        tqdm.write("bfloat16 is not faster than float32 on this machine: training in float32", file=sys.stderr)
     model.to(device)
     optimizer = build_optimizer(model, config)
     if progress.model and progress.optimizer:
@@ -62,7 +64,8 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
         optimizer.load_state_dict(progress.optimizer)
     for epoch in range(len(progress.history) + 1, settings.epochs + 1):
         started = time.perf_counter()
-        record = {"epoch": epoch, **train_epoch(config, task, model, optimizer, epoch)}
+        arithmetic = choose_arithmetic(settings.precision, device)
+        record = {"epoch": epoch, **train_epoch(config, task, model, optimizer, epoch), "arithmetic": arithmetic}
         record["train_seconds"] = round(time.perf_counter() - started, 3)
         val = evaluate(model, task, task.val, settings.evaluation_batch_size)
         record |= {"val_loss": val["loss"], "val_top1": val["top1"]}
@@ -75,7 +78,7 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
     best = build_method(config, task.feature_dim, len(task.train.classes))
     assert progress.best is not None, "at least one epoch was trained"
     best.load_state_dict(progress.best)
-    return best
+    return best.to(device)
 
 
 def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
@@ -101,7 +104,7 @@ def predict(model: Method, task: Task, sets: Sets, batch_size: int) -> Tensor:
 
 def predict_rows(model: Method, task: Task, rows: np.ndarray, batch_size: int) -> Tensor:
     """As `predict`, for sets of the rows (n, S)."""
-    device = next(model.parameters(), torch.empty(0)).device
+    device = device_of(model)
     logits = []
     for start in range(0, len(rows), batch_size):
         images, places = np.unique(rows[start : start + batch_size], return_inverse=True)
@@ -161,7 +164,9 @@ def train_step(
     settings = config.training
     for group in optimizer.param_groups:
         group["lr"] = rate
-    with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+    device = inputs.features.device
+    low = choose_arithmetic(settings.precision, device) == "bfloat16"
+    with torch.autocast(device.type, torch.bfloat16, enabled=low):
         encoded = model.encode(inputs.features)
         # Not encoded[places]: threads would add its gradients up in no fixed order
         logits = model.compare(functional.embedding(inputs.places, encoded))
@@ -186,14 +191,6 @@ def build_optimizer(model: Method, config: Config) -> torch.optim.Optimizer:
     """AdamW on all parameters, in one kernel."""
     settings = config.training
     return torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-
-
-def _require_mixable(settings: TrainingConfig) -> None:
-    if settings.mixed_classes and (settings.hard_pairs or not settings.images_per_class):
-        raise UserError(
-            f"training.mixed_classes={settings.mixed_classes} needs training.images_per_class above 0 (it is "
-            f"{settings.images_per_class}) and training.hard_pairs 0 (it is {settings.hard_pairs})"
-        )
 
 
 def _pairs(task: Task, hard: float) -> np.ndarray | None:

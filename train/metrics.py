@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from common.checks import check_shape
 from common.intervals import wilson_interval
+from common.shapes import check_shape
 
 
 def top_k(scores: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
@@ -41,20 +41,16 @@ def auroc(scores: np.ndarray, target: np.ndarray) -> float | None:
     return float(roc_auc_score(_is_anomaly(scores, target).ravel(), scores.ravel()))
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Log-probabilities over the positions, (B, S) float64."""
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-
-
 def evaluate_scores(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     """All metrics of scores (B, S) that are logits: top-1 and top-5 with their 95 % intervals, AP, AUROC, loss, n.
 
     Average precision and AUROC pool the items of all sets, by their probability within their set: logits of different
     sets have no common zero.
     """
+    from scipy.special import log_softmax  # here: it is slow to start
+
     _check(scores, target)
-    log_probabilities = log_softmax(scores)
+    log_probabilities = log_softmax(scores.astype(np.float64), axis=1)
     n = len(target)
     metrics: dict[str, Any] = {"n": n}
     for k in (1, 5):

@@ -1,6 +1,7 @@
 """From a feature store to the sets of one experiment: classes, splits, fixed evaluation sets, and their features."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -99,8 +100,7 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
     Raises UserError for an unknown class, too few classes or images for sets of this size, and a damaged or non-finite
     store.
     """
-    store.verify(("features", "labels", "split"))
-    _require_finite(store)
+    store.verify(("features", "labels", "split"), partial(_require_finite, store))
     labels = np.array(store.labels)
     train_rows, test_rows = store.rows_of("train"), store.rows_of("test")
     if config.shuffle_labels:
@@ -158,7 +158,6 @@ def _class_labels(store: FeatureStore, config: DataConfig) -> tuple[np.ndarray, 
     return (drawn[unseen:], drawn[:unseen]) if unseen else (drawn, drawn)
 
 
-def _require_finite(store: FeatureStore) -> None:
-    for block in store.blocks("features"):
-        if not np.isfinite(np.frombuffer(block, store.places["features"].dtype)).all():
-            raise UserError(f"{store.path}: /features has values that are not finite; extract it again")
+def _require_finite(store: FeatureStore, name: str, block: bytes) -> None:
+    if name == "features" and not np.isfinite(np.frombuffer(block, store.places[name].dtype)).all():
+        raise UserError(f"{store.path}: /features has values that are not finite; extract it again")

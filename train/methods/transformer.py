@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from common.checks import check_shape
+from common.shapes import check_shape
 from train.methods.base import Dropout, Linear, Method, attention_weights, feed_forward_part, standardise_or_not
 
 
@@ -16,14 +16,7 @@ class AnomalyTransformer(Method):
     """
 
     def __init__(
-        self,
-        input_dim: int,
-        width: int,
-        layers: int,
-        heads: int,
-        feed_forward: int,
-        dropout: float,
-        standardise: bool = False,
+        self, input_dim: int, width: int, layers: int, heads: int, feed_forward: int, dropout: float, standardise: bool
     ):
         super().__init__(input_dim)
         self.standardise = standardise_or_not(input_dim, standardise)

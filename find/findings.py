@@ -1,0 +1,203 @@
+"""What was found, typed, and the two files that hold all of it: `findings.json` and `findings.csv`."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.files import readable_json, write_text
+from find.text import safe_cell, visible
+
+FORMAT = 1
+MODES = ("odd", "audit")
+KINDS = ("wrong label", "no class", "duplicate", "near duplicate", "odd")
+REVIEWS = ("keep", "wrong", "unsure")
+LIST_MARK = " | "  # between the items of a list in one cell of the CSV file
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One suspicious image.
+
+    row: of the store. path: of the image, below `Findings.root` where that is known; "<split>/<image_index>" where the
+    store has no names. split: "train" or "test". own: the class it is in; None in a folder without classes.
+    suggested: the class it rather belongs to; None where there is none. probability: in [0, 1], that it is wrong or
+    odd. flagged: whether it is in the list that keeps the asked false-discovery rate. kind: one of `KINDS`.
+    why: short texts, such as "nearer to girl". duplicate_of: rows of the images that it repeats, duplicate_paths: their
+    paths. scores: by name, what the probability was made of. review: one of `REVIEWS`, or None.
+    """
+
+    row: int
+    path: str
+    split: str
+    own: str | None
+    suggested: str | None
+    probability: float
+    flagged: bool
+    kind: str
+    why: tuple[str, ...] = ()
+    duplicate_of: tuple[int, ...] = ()
+    duplicate_paths: tuple[str, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    review: str | None = None
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture to show beside findings: its row and its path, as in `Finding`."""
+
+    row: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The part of the list, sorted by probability, that keeps a false-discovery rate.
+
+    asked: the false-discovery rate. probability: the lowest of the flagged ones; 1 where none is. flagged: how many
+    there are. expected_true: the expected share of true finds among them, the mean of their probabilities; None where
+    nothing is flagged.
+    """
+
+    asked: float
+    probability: float
+    flagged: int
+    expected_true: float | None
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One bar of a reliability diagram: held-out images whose probability is in [low, high).
+
+    n: how many. mean: of their probabilities. observed: the share of them that really was wrong or odd.
+    """
+
+    low: float
+    high: float
+    n: int
+    mean: float
+    observed: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images of a folder that belong together, where there are several such groups.
+
+    name: "group 1", …, the largest first. size: how many images. rows: all of them. typical: the most central ones.
+    """
+
+    name: str
+    size: int
+    rows: tuple[int, ...]
+    typical: tuple[Image, ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that one run of `find` has to say.
+
+    mode: "odd" or "audit". findings: the suspicious images by falling probability; not all images, see `counts`.
+    conclusion: one sentence for people, such as "nothing odd here". class_names: empty in mode "odd". typical: of each
+    class (in mode "odd": of "the folder"), its four most typical images. counts: "images", "findings", "flagged", and
+    the number of each kind that occurs. threshold: see there. calibration: the reliability diagram, empty where nothing
+    could be held out. groups: empty unless there are several. root: the folder that paths start from; None where
+    unknown. settings: provenance: the store's path and identity, the run, versions, what was asked.
+    """
+
+    mode: str
+    findings: tuple[Finding, ...]
+    conclusion: str
+    class_names: tuple[str, ...]
+    typical: Mapping[str, tuple[Image, ...]]
+    counts: Mapping[str, int]
+    threshold: Threshold
+    calibration: tuple[Bin, ...] = ()
+    groups: tuple[Group, ...] = ()
+    root: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def flagged(self) -> tuple[Finding, ...]:
+        """The findings that keep the asked false-discovery rate."""
+        return tuple(finding for finding in self.findings if finding.flagged)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists, dicts, numbers and texts; `from_json` gives back an equal object."""
+        return {"format": FORMAT, **_plain(dataclasses.asdict(self))}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Findings":
+        """The findings that `to_json` wrote. Raises UserError for another format."""
+        if content.get("format") != FORMAT:
+            raise UserError(f"findings of format {content.get('format')}, this code reads {FORMAT}: run find again")
+        values = {key: value for key, value in content.items() if key != "format"}
+        return cls(
+            **{
+                **values,
+                "findings": tuple(_made(Finding, each) for each in values["findings"]),
+                "class_names": tuple(values["class_names"]),
+                "typical": {name: _images(images) for name, images in values["typical"].items()},
+                "threshold": Threshold(**values["threshold"]),
+                "calibration": tuple(Bin(**each) for each in values["calibration"]),
+                "groups": tuple(
+                    Group(**{**each, "rows": tuple(each["rows"]), "typical": _images(each["typical"])})
+                    for each in values["groups"]
+                ),
+            }
+        )
+
+    def to_csv(self) -> str:
+        """One line a finding, in order, with the columns of `Finding`; lists are joined by " | "."""
+        text = io.StringIO()
+        writer = csv.writer(text)  # ends lines as RFC 4180 says: else a "\r" in a name is not quoted
+        names = [each.name for each in dataclasses.fields(Finding)]
+        writer.writerow(names)
+        for finding in self.findings:
+            writer.writerow([_cell(getattr(finding, name)) for name in names])
+        return text.getvalue()
+
+    def write(self, folder: Path) -> None:
+        """Write `findings.json` and `findings.csv` into `folder`, each atomically."""
+        write_text(folder / "findings.json", visible(readable_json(self.to_json())))  # JSON reads its escapes back
+        write_text(folder / "findings.csv", self.to_csv())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Findings":
+        """The findings in `folder`. Raises UserError where there are none."""
+        path = folder / "findings.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {path} ({error}): give the folder that find wrote") from error
+        return cls.from_json(content)
+
+
+def _made(cls: type, values: Mapping[str, Any]) -> Any:
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _images(images: Iterable[Mapping[str, Any]]) -> tuple[Image, ...]:
+    return tuple(Image(**image) for image in images)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        return LIST_MARK.join(f"{name}={number:.6g}" for name, number in value.items())
+    if isinstance(value, tuple):
+        return safe_cell(visible(LIST_MARK.join(map(str, value))))
+    return f"{value:.6g}" if isinstance(value, float) else safe_cell(visible(str(value)))

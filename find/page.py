@@ -1,0 +1,185 @@
+"""Findings as a page to look at: `index.html` and `pictures/` in a folder, which need no server and no network."""
+
+import base64
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from common.errors import UserError
+from common.files import sha256_text, write_text, writing_to
+from find.findings import Findings, Image
+from find.pictures import THUMBNAIL, make_pictures
+from find.text import visible
+
+TEMPLATES = Path(__file__).with_name("templates")
+GENERATOR = "set-anomaly find"
+PREVIEWS = 500
+SCALE = 1_000_000  # probabilities are written as whole millionths
+
+
+def write_page(
+    findings: Findings, folder: Path, *, thumbnails: np.ndarray | None = None, previews: int = PREVIEWS
+) -> Path:
+    """Write `index.html` and `pictures/` into `folder`; the path of the page.
+
+    thumbnails: of the store, (N, H, W, 3) uint8, for images whose original cannot be read. previews: of how many
+    findings a small picture is made, from the first; the others show their original, where it is now.
+    Raises UserError where the folder cannot be written, or has an `index.html` that is no page of find.
+    """
+    page = folder / "index.html"
+    if page.exists() and GENERATOR not in page.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise UserError(f"{page} is there already and is no page of find: choose another folder")
+    data = _data(findings)
+    # The marks in a browser belong to a result. So do its pictures: an older page stays whole meanwhile
+    data["digest"] = sha256_text(json.dumps(data))[:16]
+    made = _pictures(findings, folder / "pictures" / data["digest"], thumbnails, previews)
+    data["pictures"] = {str(row): name for row, (name, _) in made.items()}
+    style, *scripts = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "marks.js", "page.js"))
+    script = "".join(scripts)
+    template = _environment().get_template("page.html.j2")
+    text = template.render(
+        generator=GENERATOR,
+        findings=findings,
+        name=visible(Path(findings.root).name) if findings.root else "the data set",
+        kinds=_kinds(findings),
+        from_thumbnails=sum(origin == THUMBNAIL for _, origin in made.values()),
+        beyond=max(0, len(findings.findings) - previews) if findings.root else 0,
+        previews=previews,
+        reviews=Counter(each.review for each in findings.findings if each.review),
+        data=_for_script(data),
+        style=style,
+        script=script,
+        policy=_policy(style, script),
+    )
+    write_text(page, visible(text))
+    return page
+
+
+def _pictures(
+    findings: Findings, folder: Path, thumbnails: np.ndarray | None, previews: int
+) -> dict[int, tuple[str, str]]:
+    """Make the pictures of the first findings, of what they repeat, and of every typical image that the page shows."""
+    images = [Image(each.row, each.path) for each in findings.findings[:previews]]
+    for each in findings.findings[:previews]:
+        images += map(Image, each.duplicate_of[:1], each.duplicate_paths[:1])
+    images += (image for group in _typical(findings).values() for image in group)
+    root = Path(findings.root) if findings.root else None
+    wanted = {image.row: root / image.path if root else None for image in images}
+    if root is None:  # there is nothing else to show of the others
+        wanted.update({each.row: None for each in findings.findings[: previews * 10]})
+
+    def thumbnail(row: int) -> np.ndarray | None:
+        return None if thumbnails is None or not 0 <= row < len(thumbnails) else thumbnails[row]
+
+    with writing_to(folder):
+        return make_pictures(wanted, folder, thumbnail)
+
+
+def _typical(findings: Findings) -> dict[str, tuple[Image, ...]]:
+    """The typical images of each class that occurs in the list, of the folder, and of each group."""
+    named = {name for each in findings.findings for name in (each.own, each.suggested)}
+    shown = {name: images for name, images in findings.typical.items() if name in named or not findings.class_names}
+    return {**shown, **{group.name: group.typical for group in findings.groups}}
+
+
+def _data(findings: Findings) -> dict[str, Any]:
+    """What the script shows, a column for each field, so that 100,000 findings are read in a moment."""
+    found = findings.findings
+    names = _numbered(name for each in found for name in (each.own, each.suggested) if name is not None)
+    whys = _numbered(text for each in found for text in each.why)
+    kinds = _numbered(_kinds(findings))
+    # What a URL holds of a path is its bytes; the script makes it from the text, but where that is not all of them
+    urls = {number: quote(os.fsencode(each.path)) for number, each in enumerate(found) if _hidden(each.path)}
+    return {
+        "mode": findings.mode,
+        "root": visible(findings.root or ""),
+        "rootUrl": Path(findings.root).absolute().as_uri() if findings.root else "",
+        "scale": SCALE,
+        "threshold": int(findings.threshold.probability * SCALE) if findings.threshold.flagged else 0,
+        "names": [visible(name) for name in names],
+        "kinds": list(kinds),
+        "whys": [visible(text) for text in whys],
+        "row": [each.row for each in found],
+        "path": [visible(each.path) for each in found],
+        "urls": urls,
+        "own": [-1 if each.own is None else names[each.own] for each in found],
+        "suggested": [-1 if each.suggested is None else names[each.suggested] for each in found],
+        "probability": [int(each.probability * SCALE) for each in found],
+        "kind": [kinds[each.kind] for each in found],
+        "why": [[whys[text] for text in each.why] for each in found],
+        "twins": {number: _twins(each) for number, each in enumerate(found) if each.duplicate_of},
+        "review": {number: each.review for number, each in enumerate(found) if each.review},
+        "typical": {visible(name): [image.row for image in images] for name, images in _typical(findings).items()},
+    }
+
+
+def _twins(finding: Any) -> list[list[Any]]:
+    return [[row, visible(path)] for row, path in zip(finding.duplicate_of, finding.duplicate_paths, strict=False)]
+
+
+def _kinds(findings: Findings) -> list[str]:
+    return sorted({each.kind for each in findings.findings})
+
+
+def _numbered(texts: Iterable[str]) -> dict[str, int]:
+    """Each different text and its number, in the order of the alphabet."""
+    return {text: number for number, text in enumerate(sorted(set(texts)))}
+
+
+def _hidden(path: str) -> bool:
+    return visible(path) != path
+
+
+def _for_script(data: dict[str, Any]) -> Any:
+    """JSON that stays inside its `<script>` element, whatever the names in it are."""
+    from markupsafe import Markup
+
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def _policy(style: str, script: str) -> str:
+    """What the browser lets the page do: its own style and script, pictures from files, nothing else."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
+        "img-src 'self' file: data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters.update(percent=_percent, visible=visible, points=_points)
+    return environment
+
+
+def _percent(share: float) -> str:
+    """A share for people: never 0 % or 100 % of what is neither."""
+    if 0 < share < 0.001 or 0.999 < share < 1:
+        return "under 0.1 %" if share < 0.5 else "over 99.9 %"
+    return f"{share * 100:.1f} %".replace(".0 %", " %")
+
+
+def _points(bins: Sequence[Any]) -> list[dict[str, float]]:
+    """The bars of a reliability diagram as circles in a square of 100 units, larger for more images."""
+    most = max((each.n for each in bins), default=1)
+    return [
+        {"x": 100 * each.mean, "y": 100 - 100 * each.observed, "r": 1.5 + 3.5 * (each.n / most) ** 0.5}
+        for each in bins
+        if each.n
+    ]

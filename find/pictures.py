@@ -1,0 +1,76 @@
+"""Small pictures for the page: from the originals, or from the store's thumbnails where an original cannot be read."""
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LONGEST = 512  # pixels; a larger picture is made this small
+SMALL = 128  # up to here a picture is kept as it is, as PNG, which the page shows with crisp pixels; larger is JPEG
+WORKERS = 4  # at most; each holds one decoded original
+
+ORIGINAL, THUMBNAIL = "original", "thumbnail"
+
+
+def make_pictures(
+    wanted: Mapping[int, Path | None], folder: Path, thumbnail: Callable[[int], np.ndarray | None]
+) -> dict[int, tuple[str, str]]:
+    """Write a small picture of each wanted row into `folder`, several at once.
+
+    wanted: the original of each row, None where there is none. thumbnail: a row → (H, W, 3) uint8, or None.
+    Returns for each row that has a picture its file name and what it was made of, `ORIGINAL` or `THUMBNAIL`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def make(item: tuple[int, Path | None]) -> tuple[int, tuple[str, str] | None]:
+        row, path = item
+        if path is not None and (name := _from_file(path, folder, row)):
+            return row, (name, ORIGINAL)
+        pixels = thumbnail(row)
+        return row, None if pixels is None else (_from_pixels(pixels, folder, row), THUMBNAIL)
+
+    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+        return {row: made for row, made in pool.map(make, wanted.items()) if made is not None}
+
+
+def _from_file(path: Path, folder: Path, row: int) -> str | None:
+    """Write the picture of an original: its name, or None where it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (LONGEST, LONGEST))  # a JPEG is decoded at a fraction of its size
+            picture = _upright_on_white(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    if max(picture.size) <= SMALL:
+        return _saved(picture, folder / f"{row}.png")
+    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    return _saved(picture, folder / f"{row}.jpg", quality=85)
+
+
+def _from_pixels(pixels: np.ndarray, folder: Path, row: int) -> str:
+    from PIL import Image
+
+    return _saved(Image.fromarray(np.ascontiguousarray(pixels)), folder / f"{row}.png")
+
+
+def _saved(picture: Any, path: Path, **options: Any) -> str:
+    picture.save(path, **options)
+    return path.name
+
+
+def _upright_on_white(image: Any) -> Any:
+    """The image as RGB, turned as its EXIF says, what is transparent white, 16-bit grey in its full range."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

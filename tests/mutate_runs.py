@@ -1,0 +1,191 @@
+"""Damaged checkpoints and run folders: what training makes of them.
+
+`python -m tests.mutate_runs --checkpoints 2000 --folders 300` counts. A damaged checkpoint must be refused, or hold
+what it held; a damaged folder must be refused, or end as the run that nobody damaged.
+"""
+
+import collections
+import contextlib
+import copy
+import io
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import matplotlib.figure
+import numpy as np
+import torch
+
+from common.errors import UserError
+from common.synthetic import make_store
+from tests.kill_training import result_of
+from tests.mutate import mutated
+from train.checkpoint import load_checkpoint, progress_of, require_fitting, sealed
+from train.config import Config
+from train.fit import fit
+from train.log.runs import load_run
+from train.run_folder import RunFolder
+
+LIMIT = 10.0  # seconds of the processor: others may be at work on the machine
+CONFIG = Config.load(None, ["method=shared_mlp", "head.hidden=4", "training.epochs=3", "training.batch_size=64"])
+OTHER = Config.load(None, ["method=shared_mlp", "head.hidden=4", "training.epochs=3", "training.seed=1"])
+DECLARED = ("config.toml", "metrics.jsonl", "checkpoint.pt", "report.json", "DONE", "curves.png")
+
+
+class Killed(BaseException):
+    """The end of an unfinished run."""
+
+
+def quiet(_: str) -> None:
+    """Say nothing."""
+
+
+def edited(value: Any, generator: np.random.Generator) -> Any:
+    """A checkpoint's content with one of its parts, at any depth, gone or another."""
+    odd = [None, 0, -1, 1.5, float("nan"), 2**70, "", "é", [], {}, torch.ones(1), torch.ones(2, 2).to_sparse(), b"x"]
+    if isinstance(value, dict | list) and value and generator.random() < 0.9:
+        changed = copy.copy(value)
+        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+        key = keys[int(generator.integers(len(keys)))]
+        if generator.random() < 0.15:
+            del changed[key]
+        else:
+            changed[key] = edited(value[key], generator)
+        return changed
+    if isinstance(value, torch.Tensor):
+        ways = [value.double(), value.flatten()[:1], value.new_zeros(3, 3), value.to("meta"), value[None]]
+        return [*ways, *odd][int(generator.integers(len(ways) + len(odd)))]
+    return odd[int(generator.integers(len(odd)))]
+
+
+class Campaign:
+    """The sound runs, and the counts."""
+
+    def __init__(self, folder: Path, seed: int):
+        self.folder, self.generator = folder, np.random.default_rng(seed)
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.store = make_store(folder / "s.h5")
+        self.finished, self.begun, self.other = folder / "finished", folder / "begun", folder / "other"
+        fit(CONFIG, self.store, self.finished, quiet)
+        fit(OTHER, self.store, self.other, quiet)
+        with contextlib.suppress(Killed):
+            fit(CONFIG, self.store, self.begun, self._kill)
+        self.old = Path(shutil.copytree(self.finished, folder / "old"))
+        (self.old / "DONE").write_text("")
+        for run in (self.old, self.begun):  # the begun one as format 1, too
+            content = load_checkpoint(run / "checkpoint.pt")
+            torch.save(content | {"format": 1}, folder / f"{run.name}.pt")
+        shutil.copy(folder / "old.pt", self.old / "checkpoint.pt")
+        self.sound = result_of(self.finished)
+
+    def _kill(self, line: str) -> None:
+        if line.startswith("epoch   2"):
+            raise Killed
+
+    def judge(self, what: str, act: Callable[[], bool]) -> None:
+        """Count what `act` came to: it says whether all is as it was."""
+        started = time.process_time()
+        try:
+            verdict = "as if undamaged" if act() else "ACCEPTED"
+        except UserError as error:
+            verdict = "refused" if "\n" not in error.message.strip() else "MORE THAN A SENTENCE"
+        except Exception as error:
+            click.echo(f"{what}: {repr(error)[:200]}", err=True)
+            verdict = "TRACEBACK"
+        self.counts[f"{verdict}: {what}"] += 1
+        self.counts["HANG"] += time.process_time() - started > LIMIT
+
+    def checkpoint(self, number: int) -> None:
+        """Damage the checkpoint of an unfinished run, of either format; or edit its content and seal it again."""
+        path = self.folder / "mutated/checkpoint.pt"
+        path.parent.mkdir(exist_ok=True)
+        original = self.begun / "checkpoint.pt" if number % 3 else self.folder / "begun.pt"
+        if number % 4 == 3:
+            content = edited(load_checkpoint(self.begun / "checkpoint.pt"), self.generator)
+            buffer = io.BytesIO()
+            torch.save(content, buffer)
+            path.write_bytes(sealed(buffer.getvalue()))
+            self.judge("checkpoint, edited and sealed again", lambda: self._goes_on(path))
+            return
+        kind, damaged = mutated(original.read_bytes(), self.generator)
+        path.write_bytes(damaged)
+        kind = "unchanged" if damaged == original.read_bytes() else kind
+        before = str(load_checkpoint(original))
+        version = "format 2" if number % 3 else "format 1"
+        self.judge(f"checkpoint, {version}, {kind}", lambda: str(load_checkpoint(path)) == before)
+
+    def _goes_on(self, path: Path) -> bool:
+        """Whoever seals may say what he likes, but it must be refused, or training must go on with it."""
+        progress = progress_of(path, CONFIG, self.store.identity_sha256)
+        require_fitting(path, progress, CONFIG, 16, 4)
+        run = Path(shutil.copytree(self.begun, self.folder / "sealed"))
+        try:
+            shutil.copy(path, run / "checkpoint.pt")
+            fit(CONFIG, self.store, run, quiet)
+        finally:
+            shutil.rmtree(run)
+        return True
+
+    def damaged_folder(self) -> None:
+        """Damage one or two files of a run, and give the command that began it, or compare."""
+        kinds = {"finished": self.finished, "begun": self.begun, "of an earlier version": self.old}
+        kind = str(self.generator.choice(list(kinds)))
+        run = Path(shutil.copytree(kinds[kind], self.folder / "damaged"))
+        # What an earlier version's DONE does not declare can be lost, but not be told from other bytes
+        ways = ["gone", "of another run", "half", "empty", "a folder"] + ["bytes"] * 3 * (
+            kind != "of an earlier version"
+        )
+        names = [name for name in DECLARED if (run / name).is_file()]
+        for _ in range(1 + int(self.generator.random() < 0.3)):
+            name, way = str(self.generator.choice(names)), str(self.generator.choice(ways))
+            self._damage(run / name, way)
+        self.judge(f"run, {kind}, {way}", lambda: self._completes(run))
+        if RunFolder(run).is_done:
+            self.judge(f"compare, {kind}, {way}", lambda: bool(load_run(run)) and result_of(run) == self.sound)
+        shutil.rmtree(run)
+
+    def _damage(self, path: Path, way: str) -> None:
+        content = path.read_bytes() if path.is_file() else b""
+        path.unlink() if path.is_file() else None
+        if way == "of another run" and (self.other / path.name).is_file():
+            shutil.copy(self.other / path.name, path)
+        elif way == "a folder":
+            path.mkdir(exist_ok=True)
+        elif way in ("half", "empty", "bytes") and not path.is_dir():
+            cut = content[: len(content) // 2] if way == "half" else b""
+            path.write_bytes(mutated(content, self.generator)[1] if way == "bytes" and content else cut)
+
+    def _completes(self, run: Path) -> bool:
+        fit(CONFIG, self.store, run, quiet)
+        return result_of(run) == self.sound
+
+
+@click.command()
+@click.option("--checkpoints", default=2000, show_default=True, help="Mutated checkpoints of unfinished runs.")
+@click.option("--folders", default=300, show_default=True, help="Damaged run folders.")
+@click.option("--seed", default=0, show_default=True)
+def main(checkpoints: int, folders: int, seed: int) -> None:
+    """Damage checkpoints and run folders, and count what training makes of them."""
+    torch.set_num_threads(1)
+    matplotlib.figure.Figure.savefig = lambda _, file, **options: file.write(b"a picture")  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        campaign = Campaign(Path(folder), seed)
+        for number in range(checkpoints):
+            campaign.checkpoint(number)
+        for _ in range(folders):
+            campaign.damaged_folder()
+    totals: collections.Counter[str] = collections.Counter({"HANG": 0, "TRACEBACK": 0, "ACCEPTED": 0})
+    for what, count in sorted(campaign.counts.items()):
+        click.echo(f"{count:6}  {what}")
+        totals[what.partition(":")[0]] += count
+    click.echo(", ".join(f"{verdict} {count}" for verdict, count in totals.items()))
+    sys.exit(any(count for verdict, count in totals.items() if verdict.isupper()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""docs/extending.md is true: what it says to add, added as it says, works."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from common.synthetic import make_store
+from train.cli import main
+from train.methods import METHODS
+
+TEXT = (Path(__file__).parents[1] / "docs/extending.md").read_text(encoding="utf-8")
+
+
+def section(name):
+    """The file, its path and the line that a section of the document says to add."""
+    text = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", TEXT, re.M | re.S)[1]
+    path = re.search(r"Its file, `(.*?)`", text)[1]
+    content, line = re.findall(r"```python\n(.*?)```", text, re.S)
+    return content, Path(path), line
+
+
+@pytest.fixture
+def added(monkeypatch, tmp_path):
+    """Add what a section says: its file, in a folder of its own that the package reads too, and its line."""
+
+    def add(name, package, registry):
+        content, path, line = section(name)
+        (tmp_path / path.name).write_text(content, encoding="utf-8")
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+        ((key, value),) = re.findall(r'"(\w+)": "(\S+)",', line)
+        assert value.partition(":")[0] == ".".join(path.with_suffix("").parts)
+        monkeypatch.setitem(registry, key, value)
+        return key
+
+    return add
+
+
+def test_a_method_is_one_file_and_one_line(added, tmp_path):
+    import train.methods
+
+    name = added("A method", train.methods, METHODS)
+    run, store = tmp_path / "run", make_store(tmp_path / "s.h5").path
+    command = ["fit", "--store", store, "--run", run, "--set", f"method={name}", "--set", "distance.standardise=true"]
+    result = CliRunner().invoke(main, [str(part) for part in command])
+    assert result.exit_code == 0, result.output
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert report["test"]["top1"] > 0.5
+    assert report["config"]["method"] == name
+    refused = CliRunner().invoke(main, [str(part) for part in (*command, "--set", "distance.metric=l2")])
+    assert refused.exit_code == 2
+    assert f'distance.metric=l2 does nothing for the method "{name}"' in refused.output

@@ -1,0 +1,322 @@
+"""Runs that are gone on with, reported or refused: never guessed."""
+
+import errno
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from common.errors import UserError
+from common.files import exclusive, write_bytes
+from common.store import FeatureStore
+from common.synthetic import make_store
+from train.checkpoint import load_checkpoint, load_head
+from train.cli import main
+from train.config import Config
+from train.fit import fit
+from train.log.runs import load_run
+from train.run_folder import RunFolder
+from train.task import prepare
+
+TINY = ["method=shared_mlp", "head.hidden=4", "training.epochs=3", "training.batch_size=64"]
+CONFIG = Config.load(None, TINY)
+OTHER = Config.load(None, [*TINY, "training.seed=1"])
+PICTURES = {"curves.png", "mistakes.png"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_slow_pictures():
+    def draw(run, *_):
+        for name in PICTURES:
+            write_bytes(run.path / name, b"a picture")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.report.write._draw", draw)
+        yield
+
+
+class Killed(BaseException):
+    """What ends a process as abruptly as a test may."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("store") / "s.h5")
+
+
+@pytest.fixture(scope="module")
+def finished(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    fit(CONFIG, store, folder, quiet)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def begun(store, tmp_path_factory):
+    """A run that was killed after its second epoch, between the checkpoint and metrics.jsonl."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+
+    def write(self, history):
+        if len(history) == 2:
+            raise Killed
+        real(self, history)
+
+    real = RunFolder.write_metrics
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "write_metrics", write)
+        fit(CONFIG, store, folder, quiet)
+    return folder
+
+
+@pytest.fixture(params=["with digests", "of an earlier version"])
+def done(request, finished, tmp_path):
+    """A copy of the finished run, as this version or as an earlier one leaves it."""
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    if request.param != "with digests":
+        run.done.write_text("")
+        torch.save(load_checkpoint(run.checkpoint) | {"format": 1}, run.checkpoint)
+    return run
+
+
+def quiet(_):
+    pass
+
+
+def numbers(run):
+    """What has to be equal in equal runs."""
+    report, content = RunFolder(run).read_report(), load_checkpoint(run / "checkpoint.pt")
+    history = [{key: value for key, value in record.items() if "seconds" not in key} for record in content["history"]]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines == content["history"], "metrics.jsonl is not the history of the checkpoint"
+    return history, report.test, report.val, {name: value.tolist() for name, value in content["head"].items()}
+
+
+def contents(run):
+    return {path.name: path.read_bytes() for path in run.iterdir()}
+
+
+def changed_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_finished_run_has_all_its_files_and_no_others(finished):
+    names = {"config.toml", "metrics.jsonl", "checkpoint.pt", "report.json", "DONE"} | PICTURES
+    assert {path.name for path in finished.iterdir()} == names
+
+
+def test_the_report_comes_back_and_is_the_same_when_asked_again(finished, store):
+    said = []
+    assert fit(CONFIG, store, finished, said.append) == RunFolder(finished).read_report()
+    assert said[0].startswith("complete: ")
+
+
+def test_a_complete_run_is_reported_where_nothing_can_be_written(done, store, monkeypatch):
+    def locked(*_):
+        raise AssertionError("a lock was asked for")
+
+    monkeypatch.setattr("train.fit.exclusive", locked)
+    assert fit(CONFIG, store, done.path, quiet).best_epoch
+
+
+def test_metrics_are_right_for_good_after_a_kill(begun, finished, store, tmp_path):
+    run = shutil.copytree(begun, tmp_path / "run")
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
+    fit(CONFIG, store, run, quiet)
+    assert numbers(run) == numbers(finished)
+
+
+@pytest.mark.parametrize("name", ["report.json", "config.toml", "metrics.jsonl"])
+def test_what_is_missing_is_made_again_from_the_checkpoint(done, finished, store, name):
+    (done.path / name).unlink()
+    with pytest.raises(UserError, match=rf"no {name}: the command that began the run makes it again"):
+        load_run(done.path)
+    fit(CONFIG, store, done.path, quiet)
+    assert numbers(done.path) == numbers(finished)
+    assert load_run(done.path).report.test == RunFolder(finished).read_report().test
+
+
+def test_a_complete_run_without_its_checkpoint_is_not_complete_for_anybody(done, store):
+    done.checkpoint.unlink()
+    for config in (CONFIG, OTHER):
+        with pytest.raises(UserError, match=r"DONE but no checkpoint\.pt"):
+            fit(config, store, done.path, quiet)
+    with pytest.raises(UserError, match=r"DONE but no checkpoint\.pt"):
+        load_run(done.path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"config": {}}', '{"config": 3, "store": {"identity_sha256": "x"}, "test": {}}']
+)
+def test_half_a_report_is_refused(done, store, text):
+    done.report.write_text(text)
+    with pytest.raises(UserError, match=r"report\.json"):
+        fit(CONFIG, store, done.path, quiet)
+    with pytest.raises(UserError, match=r"report\.json"):
+        load_run(done.path)
+    done.report.rename(done.path / "away.json")  # as the sentence says
+    fit(CONFIG, store, done.path, quiet)
+    assert load_run(done.path).report.test
+
+
+def test_a_report_of_another_run_is_refused(done, store):
+    changed_json(done.report, lambda report: report["config"]["training"].update(seed=7))
+    for judge in (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path)):
+        with pytest.raises(UserError, match=r"report\.json (is not what DONE declares|was begun with another config)"):
+            judge()
+
+
+def test_a_damaged_checkpoint_of_a_complete_run_is_refused(done, store):
+    data = bytearray(done.checkpoint.read_bytes())
+    data[data.index(b"shared_mlp")] ^= 1
+    done.checkpoint.write_bytes(data)
+    for judge in (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path)):
+        with pytest.raises(UserError, match=r"checkpoint\.pt is not .* the report beside it is sound"):
+            judge()
+
+
+def test_another_seed_or_store_is_refused(done, begun, store, tmp_path):
+    unfinished = shutil.copytree(begun, tmp_path / "begun")
+    other_store = make_store(tmp_path / "other.h5", seed=1)
+    for run in (done.path, unfinished):
+        before = contents(run)
+        with pytest.raises(UserError, match=r"training\.seed was 0, now 1"):
+            fit(OTHER, store, run, quiet)
+        with pytest.raises(UserError, match="another feature store"):
+            fit(CONFIG, other_store, run, quiet)
+        assert contents(run) == before
+
+
+@pytest.mark.parametrize("text", ["", "seed = 3", "[training]\nseed = 1\n", "method =", "\0"])
+def test_a_config_of_another_run_is_refused(done, begun, store, tmp_path, text):
+    unfinished = RunFolder(shutil.copytree(begun, tmp_path / "begun"))
+    for run in (done, unfinished):
+        run.config.write_text(text)
+        before = contents(run.path)
+        with pytest.raises(UserError, match=r"config"):
+            fit(CONFIG, store, run.path, quiet)
+        assert contents(run.path) == before
+
+
+def test_the_checkpoint_of_another_run_is_refused(finished, begun, store, tmp_path):
+    fit(OTHER, store, tmp_path / "other", quiet)
+    for run in (finished, begun):
+        copy = RunFolder(shutil.copytree(run, tmp_path / f"{run.parent.name}"))
+        shutil.copy(tmp_path / "other/checkpoint.pt", copy.checkpoint)
+        for config in (CONFIG, OTHER):
+            with pytest.raises(UserError, match=r"checkpoint\.pt is not what DONE declares|begun with another config"):
+                fit(config, store, copy.path, quiet)
+
+
+@pytest.mark.parametrize("name", ["report.json", "metrics.jsonl", "curves.png"])
+def test_files_of_something_else_are_not_overwritten(store, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match="holds what is no run"):
+        fit(CONFIG, store, tmp_path, quiet)
+    assert (tmp_path / name).read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_flipped_bit_in_an_unfinished_run_is_refused_and_the_advice_helps(begun, finished, store, tmp_path):
+    run = RunFolder(shutil.copytree(begun, tmp_path / "run"))
+    data = bytearray(run.checkpoint.read_bytes())
+    data[len(data) // 2] ^= 1
+    run.checkpoint.write_bytes(data)
+    with pytest.raises(UserError, match="move this one file away, and the same command trains the run from its first"):
+        fit(CONFIG, store, run.path, quiet)
+    run.checkpoint.rename(tmp_path / "away.pt")
+    fit(CONFIG, store, run.path, quiet)
+    assert numbers(run.path) == numbers(finished)
+
+
+def test_a_lost_done_is_written_again(finished, store, tmp_path):
+    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    run.done.unlink()
+    fit(CONFIG, store, run.path, quiet)
+    assert numbers(run.path) == numbers(finished)
+    assert load_run(run.path)
+
+
+@pytest.mark.parametrize("name", ["DONE", "config.toml", "checkpoint.pt", "report.json", "metrics.jsonl"])
+def test_a_folder_where_a_file_should_be_is_one_sentence(finished, store, tmp_path, name):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / name).unlink()
+    (run / name).mkdir()
+    with pytest.raises(UserError, match=name):
+        fit(CONFIG, store, run, quiet)
+
+
+def test_leftovers_go_and_none_are_made(begun, store, tmp_path):
+    run = shutil.copytree(begun, tmp_path / "run")
+    for name in (".checkpoint.1-0a1b2c3d.pt", ".report.99999999.json", ".lock"):
+        (run / name).write_text("")
+    fit(CONFIG, store, run, quiet)
+    assert not list(run.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("where", "number"),
+    [("write", errno.ENOSPC), ("fsync", errno.ENOSPC), ("rename", errno.ENOSPC), ("write", errno.EIO)],
+)
+def test_a_full_disk_at_any_write_loses_nothing(store, finished, tmp_path, monkeypatch, where, number):
+    """Let the first, second, … write of the run fail: each time one sentence, and the same command goes on."""
+    target = {"write": "pathlib.Path.write_bytes", "fsync": "os.fsync", "rename": "pathlib.Path.replace"}[where]
+    owner, _, name = target.rpartition(".")
+    real = getattr(__import__("pathlib").Path, name) if owner == "pathlib.Path" else os.fsync
+    run, failures, calls, allowed = tmp_path / "run", 0, 0, 0
+
+    def fails(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls > allowed:
+            if where == "write":
+                real(arguments[0], arguments[1][: len(arguments[1]) // 2])
+            raise OSError(number, os.strerror(number))
+        return real(*arguments)
+
+    monkeypatch.setattr(target, fails)
+    while not (run / "DONE").exists():
+        calls = 0
+        try:
+            fit(CONFIG, store, run, quiet)
+        except UserError as error:
+            assert str(run) in error.message
+            assert ("no space left" in error.message) == (number == errno.ENOSPC)
+            failures, allowed = failures + 1, allowed + 1
+        assert not list(run.glob(".*"))
+    assert failures > 5
+    assert numbers(run) == numbers(finished)
+    assert load_run(run)
+
+
+def test_a_run_that_is_being_written_is_left_alone(store, tmp_path):
+    with exclusive(tmp_path / "run", "held"), pytest.raises(UserError, match="another process is at work"):
+        fit(CONFIG, store, tmp_path / "run", quiet)
+
+
+def test_six_lines_of_python_train_a_head_and_score_a_set(store, tmp_path):
+    report = fit(CONFIG, FeatureStore.open(store.path), tmp_path / "run", quiet)
+    head = load_head(tmp_path / "run/checkpoint.pt")
+    sets = prepare(store, CONFIG.data).test
+    scores = head.score_sets(torch.from_numpy(store.features[0][sets.rows]))
+    found = float((scores.argmax(1).numpy() == sets.target).mean())
+    assert found == report.test.top1
+
+
+@pytest.mark.parametrize("command", ["compare", "log"])
+def test_compare_and_log_judge_as_training_does(command, finished, tmp_path):
+    phase = tmp_path / "experiments/tiny"
+    phase.mkdir(parents=True)
+    (phase / "config.toml").write_text('[plan]\nonce = ["a: method=knn"]\n')
+    run = RunFolder(shutil.copytree(finished, tmp_path / "runs/tiny/a-seed0"))
+    run.metrics.write_text("damaged")
+    options = [str(run.path)] if command == "compare" else []
+    if command == "log":
+        options = ["--runs", str(tmp_path / "runs"), "--experiments", str(tmp_path / "experiments")]
+    result = CliRunner().invoke(main, [command, *options])
+    assert result.exit_code == 2
+    assert "metrics.jsonl is not what DONE declares" in result.output

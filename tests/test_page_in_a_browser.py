@@ -1,0 +1,350 @@
+"""The page in a real Chromium: opened, typed at, clicked, slid, marked, exported and imported."""
+
+import csv
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import CHROMIUM, Browser
+from fabricate import make_findings
+from PIL import Image
+from test_page import EVIL
+
+from find import review
+from find.findings import Findings
+from find.page import write_page
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="there is no Chromium here: install one (Debian: apt install chromium)"
+    ),
+]
+CARDS = "[...document.querySelectorAll('.card')]"
+PATHS = "[...document.querySelectorAll('.card .path bdi')].map(e => e.textContent)"
+CHOSEN = "document.querySelector('.card.chosen .path bdi')?.textContent"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@pytest.fixture(autouse=True)
+def quiet(browser):
+    """No test leaves an error of the script or a request to elsewhere behind."""
+    browser.requests.clear()
+    browser.errors.clear()
+    browser.resize(1400, 1000)
+    yield
+    assert browser.errors == []
+    assert [url for url in browser.requests if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
+
+
+def audit(tmp_path: Path, n: int = 60, **options) -> tuple[Findings, Path]:
+    """Findings of `n` small pictures, the first third flagged, and their page."""
+    root = tmp_path / "in"
+    root.mkdir()
+    generator = np.random.default_rng(0)
+    paths = [f"cat/{i:03d}.png" if i % 2 == 0 else f"dog/{i:03d}.png" for i in range(n)]
+    for path in paths:
+        (root / path).parent.mkdir(exist_ok=True)
+        Image.fromarray(generator.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(root / path)
+    findings = make_findings(paths, flagged=n // 3, root=root)
+    return findings, write_page(findings, tmp_path / "out", **options)
+
+
+def slide(browser: Browser, value: float) -> None:
+    slider = "document.getElementById('threshold')"
+    browser.js(f"{slider}.value = {value}; {slider}.dispatchEvent(new Event('input')); 0")
+
+
+def choose(browser: Browser, name: str, text: str) -> None:
+    select = f"document.getElementById('{name}')"
+    browser.js(f"{select}.value = [...{select}.options].find(o => o.text == '{text}').value; 0")
+    browser.js(f"{select}.dispatchEvent(new Event('input')); 0")
+
+
+def test_it_shows_what_is_flagged_with_pictures(browser, tmp_path):
+    findings, page = audit(tmp_path)
+    browser.open(page.as_uri())
+    assert browser.js(PATHS) == [each.path for each in findings.flagged]
+    browser.wait_for("[...document.images].slice(0, 9).every(i => i.naturalWidth == 32 && i.className == 'small')")
+    assert browser.js("getComputedStyle(document.querySelector('.picture img')).imageRendering") == "pixelated"
+    assert browser.js("document.querySelector('.picture').clientWidth") >= 250
+    assert browser.js("[...document.images].every(i => i.alt)")
+    first = browser.js("document.querySelector('.card').innerText")
+    for text in ("99.2 %", "wrong label", "cat/000.png", "nearer to dog", "Is in cat", "Looks like dog"):
+        assert text in first
+    assert browser.js("document.querySelectorAll('.card')[0].querySelectorAll('.thumbs img').length") == 8
+
+
+def test_pictures_of_any_shape_are_seen_whole(browser, tmp_path):
+    sizes = {"tall.png": (100, 700), "wide.jpg": (2000, 300), "tiny.png": (3, 9), "square.png": (400, 400)}
+    for name, size in sizes.items():
+        Image.new("RGB", size, "teal").save(tmp_path / name)
+    for mode in ("odd", "audit"):
+        findings = make_findings(list(sizes), mode=mode, flagged=4, root=tmp_path)
+        browser.open(write_page(findings, tmp_path / mode).as_uri())
+        browser.wait_for("[...document.images].every(i => i.complete)")
+        sizes_of = "[p, p.firstChild].map(e => [e.clientWidth, e.clientHeight])"
+        for box in browser.js(f"[...document.querySelectorAll('.picture')].map(p => {sizes_of})"):
+            assert box[0] == box[1]
+            assert abs(box[0][0] - box[0][1]) <= 1
+        assert browser.js("getComputedStyle(document.querySelector('.picture img')).objectFit") == "contain"
+
+
+def test_the_slider_counts_and_expects(browser, tmp_path):
+    findings, page = audit(tmp_path)
+    browser.open(page.as_uri())
+    for least in (0.9, 0.5, 0.0):
+        slide(browser, least)
+        above = [each.probability for each in findings.findings if each.probability >= least]
+        count = browser.js("document.getElementById('count').textContent")
+        assert count == f"{len(above)} images, about {np.mean(above) * 100:.0f} % of them true finds"
+    browser.click("#threshold")  # the middle
+    assert abs(float(browser.js("document.getElementById('threshold').value")) - 0.5) < 0.02
+    browser.press("ArrowRight")
+    assert "51" in browser.js("document.getElementById('least').textContent")
+    slide(browser, 1)
+    assert browser.js("document.getElementById('empty').hidden") is False
+
+
+def test_filters_and_pages(browser, tmp_path):
+    findings, page = audit(tmp_path, n=120)
+    browser.open(page.as_uri())
+    slide(browser, 0)
+    assert browser.js(f"{CARDS}.length") == 48
+    browser.click("#after")
+    assert browser.js(PATHS)[0] == findings.findings[48].path
+    browser.js("document.getElementById('page').value = 99; 0")
+    browser.js("document.getElementById('page').dispatchEvent(new Event('change')); 0")
+    assert browser.js("document.getElementById('page').value") == "3"
+    assert browser.js("document.getElementById('after').disabled")
+    for _ in range(3):
+        browser.press("k")
+    assert browser.js("document.getElementById('page').value") == "2", "back over the edge of a page"
+    browser.js("choose(0); 0")
+    browser.press("2")
+    choose(browser, "marked", "wrong")
+    assert browser.js(PATHS) == [findings.findings[0].path]
+    choose(browser, "marked", "all")
+    choose(browser, "class", "dog")
+    assert browser.js("shown.length") == 120, "every one is in dog or rather belongs to it"
+
+
+def test_keys_choose_and_mark(browser, tmp_path):
+    findings, page = audit(tmp_path)
+    paths = [each.path for each in findings.flagged]
+    browser.open(page.as_uri())
+    browser.press("2")
+    assert browser.js("marks.size") == 0, "nothing is chosen yet"
+    keys = [
+        ("j", 0),
+        ("j", 1),
+        ("j", 2),
+        ("k", 1),
+        ("ArrowRight", 2),
+        ("ArrowLeft", 1),
+        ("ArrowDown", 3),
+        ("ArrowUp", 1),
+    ]
+    for key, place in keys:
+        browser.press(key)
+        assert browser.js(CHOSEN) == paths[place]
+    assert browser.js("document.activeElement.className") == "card chosen"
+    pressed = "document.querySelector('.card.chosen [aria-pressed=true]')?.textContent"
+    for key, text in [
+        ("1", "Keep"),
+        ("2", "Wrong"),
+        ("w", None),
+        ("3", "Unsure"),
+        ("0", None),
+        ("u", "Unsure"),
+        ("w", "Wrong"),
+    ]:
+        browser.press(key)
+        assert browser.js(pressed) == text
+    browser.press("?")
+    assert browser.js("document.getElementById('keys').open")
+    browser.press("3")
+    assert browser.js(pressed) == "Wrong", "behind the help nothing happens"
+    browser.press("Escape")
+    assert not browser.js("document.getElementById('keys').open")
+    browser.press("Escape")
+    assert browser.js(CHOSEN) is None
+
+
+def test_marks_stay_and_are_those_of_this_result(browser, tmp_path):
+    findings, page = audit(tmp_path)
+    browser.open(page.as_uri())
+    browser.click(".card:nth-child(2) [data-mark=wrong]")
+    browser.click(".card:nth-child(3) [data-mark=keep]")
+    browser.click(".card:nth-child(3) [data-mark=keep]")
+    browser.open("about:blank")
+    browser.open(page.as_uri())
+    assert browser.js("[...marks]") == [[1, "wrong"]]
+    assert browser.js("document.querySelector('.card:nth-child(2) [aria-pressed=true]').textContent") == "Wrong"
+    other = write_page(review.apply(findings, {findings.findings[4].path: "unsure"}), tmp_path / "out")
+    browser.open("about:blank")
+    browser.open(other.as_uri())
+    assert browser.js("[...marks]") == [[4, "unsure"]], "another result begins with the reviews it was given"
+
+
+def test_marks_go_out_and_come_in(browser, tmp_path):
+    """Whatever a file is called, its mark comes back: into the page, and into the next run."""
+    findings = make_findings(EVIL, flagged=len(EVIL), root=tmp_path)
+    findings.write(tmp_path / "out")
+    page = write_page(findings, tmp_path / "out")
+    browser.open(page.as_uri())
+    values = ["keep", "wrong", "unsure"]
+    for i in range(len(EVIL)):
+        browser.press("j")
+        browser.press(str(i % 3 + 1))
+    browser.downloads_to(tmp_path)
+    browser.click("#export")
+    exported = tmp_path / "reviewed.csv"
+    end = time.monotonic() + 10
+    while not exported.exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    reviews = review.read(exported)
+    assert list(reviews.values()) == [values[i % 3] for i in range(len(EVIL))]
+    reviewed = {each.path: each.review for each in review.apply(findings, reviews).findings}
+    assert reviewed == {path: values[i % 3] for i, path in enumerate(EVIL)}
+
+    with exported.open("a", newline="") as file:
+        csv.writer(file).writerows([["not in the list", "keep"], ["=cmd", "keep"], ["a", "constructor"]])
+    browser.js("marks.clear(); remember(); filter(); 0")
+    browser.choose_file("#file", exported)
+    browser.wait_for(f"marks.size == {len(EVIL)}")
+    assert [value for _, value in browser.js("[...marks]")] == list(reviews.values())
+    said = f"{len(EVIL)} marks read, 2 of images that are not in this list"
+    assert browser.js("document.getElementById('said').textContent") == said
+
+    exported.write_text("a,b\n1,2\n")
+    browser.choose_file("#file", exported)
+    browser.wait_for("document.getElementById('said').textContent.includes('no columns')")
+    browser.choose_file("#file", tmp_path / "out/findings.csv")  # the other file with these columns
+    browser.wait_for("document.getElementById('said').textContent == '0 marks read'")
+
+
+def test_a_path_is_copied(browser, tmp_path):
+    findings, page = audit(tmp_path)
+    browser.open(page.as_uri())
+    browser.js("navigator.clipboard.writeText = text => { window.copied = text; return Promise.resolve(); }; 0")
+    browser.click(".card:nth-child(2) .copy")
+    assert browser.wait_for("window.copied") == str(tmp_path / "in" / findings.findings[1].path)
+    assert browser.js("document.querySelector('.card:nth-child(2) .copy').textContent") == "Copied"
+
+
+def test_names_are_shown_as_they_are(browser, tmp_path):
+    root = tmp_path / "in"
+    for name in EVIL:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), "teal").save(root / name, "png") if len(name) < 250 else None
+    findings = make_findings(EVIL, names=[*EVIL, "constructor", "__proto__"], flagged=len(EVIL), root=root)
+    page = write_page(findings, tmp_path / "out", previews=0)
+    browser.open(page.as_uri())
+    assert browser.js("document.scripts.length") == 2
+    assert browser.js("document.querySelectorAll('[onerror]').length") == 0
+    shown = browser.js(PATHS)
+    assert shown[0] == EVIL[0]
+    assert shown[6] == r"a/\u202egnp.exe\u200f.png"
+    assert shown[3] == r"a/new\u000aline.png"
+    assert shown[10] == r"a/\udcff\udcfe.png"
+    # Every original is found by its address, whatever its name
+    browser.js("document.querySelectorAll('img').forEach(i => i.loading = 'eager'); 0")
+    loaded = f"{CARDS}.map(c => c.querySelector('.picture img')?.naturalWidth ?? 0)"
+    browser.wait_for(f"{loaded}.filter(w => w == 16).length == {sum(len(name) < 250 for name in EVIL)}")
+    assert browser.js("document.documentElement.scrollWidth") <= 1400
+
+
+def test_odd_nothing_and_empty(browser, tmp_path):
+    for name, findings in {
+        "some": make_findings(list("abcd"), mode="odd", flagged=2),
+        "none": make_findings(list("abcd"), mode="odd"),
+        "empty": make_findings([], mode="odd", typical={}),
+    }.items():
+        browser.open(write_page(findings, tmp_path / name).as_uri())
+        cards = {"some": 2, "none": 4, "empty": 0}[name]
+        assert browser.js(f"{CARDS}.length") == cards, name
+        assert browser.js("document.querySelector('h1').textContent") == findings.conclusion
+        browser.press("j")
+        assert bool(browser.js(CHOSEN)) == (cards > 0)
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1400, 2560])
+def test_it_fits_every_width_in_light_and_dark(browser, tmp_path, width):
+    _, page = audit(tmp_path)
+    browser.resize(width, 900)
+    browser.open(page.as_uri())
+    assert browser.js("document.documentElement.scrollWidth") <= width
+    colours = []
+    for scheme in ("light", "dark"):
+        browser.prefer(prefers_color_scheme=scheme)
+        colours.append(
+            browser.js("getComputedStyle(document.body).backgroundColor + getComputedStyle(document.body).color")
+        )
+        for selector in ("body", ".lead", ".verdict span", "h3", "#count", "button"):
+            assert contrast(browser, selector) >= 4.5, (scheme, selector)
+    assert colours[0] != colours[1]
+    browser.prefer(prefers_color_scheme="light")
+
+
+def contrast(browser: Browser, selector: str) -> float:
+    """WCAG 2's contrast ratio of an element's text on the first opaque background behind it."""
+    ink, paper = browser.js(
+        f"""(e => {{
+          const rgb = text => text.match(/[\\d.]+/g).map(Number);
+          const ink = rgb(getComputedStyle(e).color);
+          while (e && (rgb(getComputedStyle(e).backgroundColor)[3] ?? 1) < 1) e = e.parentElement;
+          return [ink, rgb(getComputedStyle(e ?? document.body).backgroundColor)];
+        }})(document.querySelector('{selector}'))"""
+    )
+
+    def luminance(colour: list[float]) -> float:
+        linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in colour[:3])]
+        return float(np.dot(linear, [0.2126, 0.7152, 0.0722]))
+
+    light, dark = sorted([luminance(ink), luminance(paper)], reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_everything_has_a_name_for_those_who_do_not_see(browser, tmp_path):
+    _, page = audit(tmp_path)
+    browser.open(page.as_uri())
+    nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+    roles = {"button", "link", "image", "img", "combobox", "slider", "spinbutton", "dialog", "navigation"}
+    named = [
+        (node["role"]["value"], node.get("name", {}).get("value"))
+        for node in nodes
+        if not node.get("ignored") and node.get("role", {}).get("value") in roles
+    ]
+    assert len(named) > 50
+    assert [role for role, name in named if not name] == []
+
+
+def test_100_000_findings_open_in_two_seconds_and_are_paged(browser, tmp_path):
+    n = 100_000
+    findings = make_findings([f"class{i % 100}/IMG_{i:06d}.jpg" for i in range(n)], flagged=300, root=tmp_path)
+    start = time.perf_counter()
+    page = write_page(findings, tmp_path / "out", previews=0)
+    assert time.perf_counter() - start < 20
+    browser.open(page.as_uri())
+    timing = browser.wait_for("(e => e?.loadEventEnd && e.loadEventEnd)(performance.getEntriesByType('navigation')[0])")
+    assert timing < 2000 * slack(browser)
+    slide(browser, 0)
+    assert browser.js("document.getElementById('count').textContent").startswith("100,000 images")
+    assert browser.js("document.querySelectorAll('*').length") < 5000
+    browser.js("turn(2083); 0")
+    assert browser.js(PATHS)[-1] == findings.findings[-1].path
+
+
+def slack(browser: Browser) -> float:
+    """How much slower this machine is just now than one that counts to 100 million in a fifth of a second."""
+    spent = browser.js(
+        "(t => { let x = 0; for (let i = 0; i < 1e8; i++) x += i; return performance.now() - t; })(performance.now())"
+    )
+    return max(1.0, spent / 200)

@@ -1,0 +1,123 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from fabricate import make_epoch
+from PIL import Image
+
+from train.report.pictures import plot_attention, plot_curves, plot_mistakes
+
+SET_SIZE = 6
+
+
+def history(epochs):
+    return [make_epoch(n, 0.8 - 0.7 / n) for n in range(1, epochs + 1)]
+
+
+def some_sets(count):
+    """Pictures, probabilities, targets, attention and names of fabricated sets."""
+    random = np.random.default_rng(0)
+    pictures = random.integers(0, 256, (count, SET_SIZE, 8, 8, 3), dtype=np.uint8)
+    probabilities = random.dirichlet(np.ones(SET_SIZE), count)
+    attention = random.dirichlet(np.ones(SET_SIZE), (count, SET_SIZE))
+    names = [("maple_tree", "$x$ & co")] * count  # a name that is no formula
+    return pictures, probabilities, random.integers(0, SET_SIZE, count), attention, names
+
+
+def curves(path):
+    plot_curves(history(5), path, SET_SIZE)
+
+
+def one_epoch(path):
+    plot_curves(history(1), path, SET_SIZE)
+
+
+def attention(path):
+    pictures, probabilities, target, weights, names = some_sets(3)
+    plot_attention(pictures, probabilities, target, weights, names, path)
+
+
+def attention_of_one_without_pictures(path):
+    _, probabilities, target, weights, names = some_sets(1)
+    plot_attention(None, probabilities, target, weights, names, path)
+
+
+def mistakes(path):
+    pictures, probabilities, target, _, names = some_sets(3)
+    plot_mistakes(pictures, probabilities, target, names, path, total=1234)
+
+
+def mistakes_without_pictures(path):
+    _, probabilities, target, _, names = some_sets(2)
+    plot_mistakes(None, probabilities, target, names, path, total=2)
+
+
+def no_mistakes(path):
+    _, probabilities, target, _, names = some_sets(0)
+    plot_mistakes(None, probabilities, target, names, path, total=0)
+
+
+def no_attention(path):
+    pictures, probabilities, target, weights, names = some_sets(0)
+    plot_attention(pictures, probabilities, target, weights, names, path)
+
+
+PLOTS = [
+    curves,
+    one_epoch,
+    attention,
+    attention_of_one_without_pictures,
+    mistakes,
+    mistakes_without_pictures,
+    no_mistakes,
+    no_attention,
+]
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.filterwarnings("error")
+def test_plot_is_a_png_the_same_each_time_and_leaves_nothing_else(tmp_path, plot):
+    path, again = tmp_path / "run" / "plot.png", tmp_path / "run" / "again.png"
+    plot(path)
+    plot(again)
+    assert path.read_bytes() == again.read_bytes()
+    assert sorted(path.parent.iterdir()) == [again, path], "temporary files are left"
+    with Image.open(path) as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert "Software" not in picture.info
+        assert all(200 <= side <= 3000 for side in picture.size)
+        assert len(picture.convert("RGB").getcolors(2**24)) > 3, "an empty picture"
+
+
+def count_of(path, colour):
+    with Image.open(path) as picture:
+        return int((np.asarray(picture.convert("RGB")) == colour).all(axis=-1).sum())
+
+
+def test_a_wrong_pick_is_framed_and_a_right_one_is_not(tmp_path):
+    green, red = (0, 0x9E, 0x73), (0xD5, 0x5E, 0)
+    probabilities = np.full((1, SET_SIZE), 0.1)
+    probabilities[0, 2] = 0.5
+    for name, target in (("right", 2), ("wrong", 4)):
+        plot_mistakes(None, probabilities, np.array([target]), [("a", "b")], tmp_path / f"{name}.png", total=1)
+    assert count_of(tmp_path / "right.png", red) == 0
+    assert count_of(tmp_path / "right.png", green) > 1000
+    assert count_of(tmp_path / "wrong.png", red) > 1000
+    assert count_of(tmp_path / "wrong.png", green) > 1000
+
+
+def test_an_old_plot_survives_a_failed_one(tmp_path):
+    path = tmp_path / "plot.png"
+    curves(path)
+    before = path.read_bytes()
+    with pytest.raises(AttributeError):
+        plot_curves([None], path, SET_SIZE)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_import_is_light():
+    code = "import sys, train.report.pictures; sys.exit(any(name in sys.modules for name in ('matplotlib', 'torch')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,186 @@
+import numpy as np
+import pytest
+from fabricate import make_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from common.errors import UserError
+from train.log.columns import duration, mean_and_std
+from train.log.runs import groups_of
+from train.log.significance import differences, holm, mcnemar, ranked, require_same_sets
+from train.log.tables import ranking
+
+N = 400
+
+
+def solving(fraction, seed=0):
+    """Which of N sets are solved: a part of them, chosen by lot."""
+    return np.random.default_rng(seed).permutation(N) < round(fraction * N)
+
+
+def group(name, *solved, method="transformer", width=256, **options):
+    """A group of one run a seed, with these solved sets."""
+    changes = [f"method={method}", f"head.width={width}"]
+    runs = [
+        make_run(f"{name}-seed{seed}", each, *changes, f"training.seed={seed}", **options)
+        for seed, each in enumerate(solved)
+    ]
+    (made,) = groups_of(runs)
+    return made
+
+
+def difference(first, second):
+    """The difference of two groups, alone."""
+    return differences([(first, second)])[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mcnemar_is_the_binomial_test_of_the_discordant_sets_and_symmetric(seed):
+    generator = np.random.default_rng(seed)
+    first, second = generator.random((2, 300)) < generator.uniform(0.5, 0.9, (2, 1))
+    b, c, p = mcnemar(first, second)
+    assert (b, c) == (np.sum(first > second), np.sum(second > first))
+    assert p == pytest.approx(binomtest(min(b, c), b + c, 0.5).pvalue)
+    assert mcnemar(second, first) == (c, b, pytest.approx(p))
+
+
+def test_runs_that_solve_the_same_sets_differ_by_nothing():
+    assert mcnemar(solving(0.7), solving(0.7)) == (0, 0, 1.0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_as_many_of_the_smallest_as_pass_their_level(p_values):
+    order = np.argsort(p_values, kind="stable")
+    passed = [p_values[i] <= 0.05 / (len(p_values) - rank) for rank, i in enumerate(order)]
+    count = passed.index(False) if False in passed else len(passed)
+    rejected = holm(p_values)
+    assert sum(rejected) == count
+    assert all(rejected[i] for i in order[:count])
+
+
+def test_the_best_mean_comes_first_and_each_is_compared_with_the_next():
+    low, high, middle = (group(name, solving(part), width=width) for name, part, width in SPREAD)
+    order = ranked([low, high, middle])
+    assert [each.name for each, _ in order] == ["high", "middle", "low"]
+    assert [gap is None for _, gap in order] == [False, False, True]
+    first = order[0][1]
+    assert first.gained == pytest.approx(0.25)
+    assert (first.only_first, first.only_second, first.real) == (100, 0, True)
+
+
+SPREAD = [("low", 0.25, 8), ("high", 0.75, 16), ("middle", 0.5, 32)]
+
+
+def test_runs_of_equal_seeds_meet_and_the_pair_of_the_highest_p_counts():
+    good, better, best = solving(0.6), solving(0.8), solving(0.9)
+    first, second = group("a", better, best, width=8), group("b", good, better, width=16)
+    gap = difference(first, second)
+    assert (gap.only_first, gap.only_second) == (40, 0)  # seed 1 with seed 1, not with seed 0: that is 120
+    assert gap.p == mcnemar(best, better)[2]
+    assert gap.gained == pytest.approx(0.15)
+    assert difference(second, first).gained == pytest.approx(-0.15)
+
+
+def test_a_method_without_seeds_meets_every_seed_of_another():
+    knn = group("knn", solving(0.5), method="knn")
+    head = group("head", solving(0.9), solving(0.52), solving(0.9))
+    gap = difference(head, knn)
+    assert (gap.only_first, gap.only_second) == (8, 0)
+    assert difference(knn, head).p == gap.p
+
+
+def test_runs_of_a_split_meet_those_of_the_same_split():
+    runs = {}
+    for name, method, parts in (("head", "transformer", (0.9, 0.8)), ("knn", "knn", (0.7, 0.6))):
+        runs[name] = groups_of(
+            make_run(
+                f"{name}-seed{seed}",
+                solving(part),
+                f"method={method}",
+                f"training.seed={seed}",
+                f"data.split_seed={seed}",
+                sets=f"of split {seed}",
+            )
+            for seed, part in enumerate(parts)
+        )[0]
+    gap = difference(runs["head"], runs["knn"])
+    assert (gap.only_first, gap.only_second) == (80, 0)
+    changes = ["method=knn", "training.seed=1", "data.split_seed=1"]
+    (second_only,) = groups_of([make_run("knn-seed1", solving(0.85), *changes, sets="of split 1")])
+    with pytest.raises(UserError, match="different test sets"):
+        difference(runs["head"], second_only)  # of one split only
+
+
+def test_where_seeds_and_splits_cross_runs_on_the_same_sets_meet():
+    def crossed(name, method, parts, seeds):
+        runs = [
+            make_run(
+                f"{name}-seed{seed}",
+                solving(part),
+                f"method={method}",
+                f"training.seed={seed}",
+                f"data.split_seed={split}",
+                sets=f"of split {split}",
+            )
+            for part, (seed, split) in zip(parts, seeds, strict=True)
+        ]
+        return groups_of(runs)[0]
+
+    first = crossed("head", "transformer", (0.9, 0.8), [(0, 0), (1, 1)])
+    second = crossed("knn", "random", (0.6, 0.7), [(0, 1), (1, 0)])
+    gap = difference(first, second)  # on split 0: 0.9 and 0.7; on split 1: 0.8 and 0.6
+    assert (gap.only_first, gap.only_second) == (80, 0)
+
+
+def test_runs_on_different_sets_are_not_compared():
+    groups = [group("a", solving(0.5), width=8, sets="1" * 64), group("b", solving(0.6), width=16, sets="2" * 64)]
+    with pytest.raises(UserError, match=r"a and b were measured on different test sets \(1{12}…, 2{12}…\): compare"):
+        require_same_sets(groups)
+    with pytest.raises(UserError, match="different test sets"):
+        ranking(groups)
+
+
+def test_without_hard_sets_there_is_no_ranking_on_them():
+    groups = [group("a", solving(0.5), width=8, hard=solving(0.4)), group("b", solving(0.6), width=16)]
+    with pytest.raises(UserError, match="b has no hard sets"):
+        ranked(groups, "hard")
+    assert [each.name for each, _ in ranked(groups)] == ["b", "a"]
+
+
+def test_the_table_tells_apart_what_differs_and_nothing_else():
+    groups = [
+        group("same", solving(0.7), width=8),
+        group("twin", solving(0.7), width=16),
+        group("far", solving(0.2), width=32),
+    ]
+    lines = ranking(groups).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    assert {len(row) for row in rows} == {12}
+    assert [row[0] for row in rows[2:]] == ["same", "twin", "far"]
+    assert [row[3] for row in rows[2:]] == ["**70.00**", "**70.00**", "**20.00**"]
+    assert [row[9] for row in rows[2:]] == ["+0.00 (not told apart)", "+50.00", ""]
+    assert [row[10] for row in rows[2:]] == ["0 : 0", "200 : 0", ""]
+    assert "Not told apart from each other: same and twin." in lines[-1]
+    assert "n = 400 test sets each (sets `a`)" in lines[-1]
+    assert "not told apart" not in ranking(groups[1:]).partition("\n\n")[0]
+    assert "Each is really above the next." in ranking(groups[1:])
+
+
+def test_the_table_of_hard_sets_has_their_numbers():
+    groups = [
+        group("a", solving(0.9), width=8, hard=solving(0.3)),
+        group("b", solving(0.8), width=16, hard=solving(0.6)),
+    ]
+    text = ranking(groups, "hard")
+    assert text.index("**60.00**") < text.index("**30.00**")
+    assert "hard sets each" in text
+    assert "90.00" not in text
+
+
+def test_several_seeds_have_a_mean_a_deviation_and_an_interval_of_the_mean():
+    text = ranking([group("a", solving(0.5), solving(0.6), solving(0.7)), group("b", solving(0.1), width=8)])
+    assert "| 3 | **60.00 ± 10.00** | 55.13 – 64.68 |" in text
+    assert mean_and_std(np.array([0.5])) == "50.00"
+    assert duration(89) == "89 s"

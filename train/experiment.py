@@ -1,0 +1,52 @@
+"""When two configs are the same experiment: the one definition, for resuming, naming, grouping and the log."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from common.config import flat, to_toml
+from common.errors import UserError
+from common.files import canonical_json, sha256_text
+from train.config import Config
+
+# Where it is computed is no part of an experiment
+PLACE = ("training.device",)
+# "auto" leaves the arithmetic to the machine: what was begun in any goes on. The report says which it was
+ARITHMETIC = "training.precision"
+# Runs that differ in these alone repeat one experiment
+SEEDS = ("training.seed", "data.split_seed")
+
+
+def differences(before: Config, now: Config) -> list[str]:
+    """The keys by which two configs are different experiments, in the order of the config.
+
+    A precision that is left to the machine, "auto", is none of them: the history says what was used.
+
+    >>> differences(Config(), Config(method="knn"))
+    ['method']
+    """
+    was, asked = flat(before), flat(now)
+    free = (*PLACE, ARITHMETIC) if asked[ARITHMETIC] == "auto" else PLACE
+    return [key for key, value in asked.items() if was[key] != value and key not in free]
+
+
+def require_same(where: Any, before: Config, now: Config) -> None:
+    """Raise UserError, which names the run `where`, unless it was begun as the experiment that is asked for now."""
+    was, asked = flat(before), flat(now)
+    changes = ", ".join(f"{key} was {was[key]}, now {asked[key]}" for key in differences(before, now))
+    if changes:
+        raise UserError(
+            f"{where} was begun with another config ({changes}): choose another --run, or give the old config"
+        )
+
+
+def key(config: Config, store_identity: str, apart: Sequence[str] = SEEDS) -> str:
+    """A text that is equal for runs of one store and one experiment, whatever the settings `apart` are."""
+    kept = {name: value for name, value in flat(config).items() if name not in (*PLACE, *apart)}
+    return canonical_json([kept, store_identity])
+
+
+def short_digest(config: Config, store_identity: str) -> str:
+    """Eight hexadecimal digits for the default name of a run: equal for the same experiment with the same seeds."""
+    anywhere = dataclasses.replace(config, training=dataclasses.replace(config.training, device="auto"))
+    return sha256_text(to_toml(anywhere) + store_identity)[:8]

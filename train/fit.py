@@ -1,0 +1,102 @@
+"""From a config and a feature store to a finished run: the way of the data through training, top to bottom."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.command_line import keeping
+from common.config import to_toml
+from common.errors import UserError
+from common.files import exclusive, write_text
+from common.store import FeatureStore
+from train.checkpoint import progress_of, require_fitting, save_checkpoint
+from train.config import Config
+from train.experiment import require_same, short_digest
+from train.loop import Progress, train
+from train.report.schema import Report
+from train.report.write import summary, write_report
+from train.run_folder import FILES, RunFolder
+from train.task import Task, prepare
+
+Say = Callable[[str], object]
+
+
+def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print) -> Report:
+    """Train the method of `config` on the features of `store`, write the run folder `run`, and return its report.
+
+    A run that was stopped goes on after its last epoch; a complete one is only reported. `say` gets lines of progress.
+    Raises UserError for a run of another config or store, a damaged one, settings that do not suit the store, a folder
+    that cannot be written, and Busy while another process is at work on it. What is in the folder stays sound.
+    """
+    folder = RunFolder(Path(run))
+    if folder.is_done and not folder.missing():  # nothing is to be written, so no lock is needed
+        return _report_again(folder, config, store, say)
+    with exclusive(folder.path, f"another process is at work on {folder.path}: wait for it, or choose another folder"):
+        return _train(folder, config, store, say)
+
+
+def default_run(config: Config, config_path: Path | None, store: FeatureStore) -> Path:
+    """A folder for each experiment: another config or another store never meets the run of this one."""
+    name = "default" if config_path is None else config_path.resolve().parent.name
+    return Path("runs") / f"{name}-seed{config.training.seed}-{short_digest(config, store.identity_sha256)}"
+
+
+def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Report:
+    progress = _begun(run, config, store)
+    if run.is_done and not run.missing():  # another process completed it in this very moment
+        return _report_again(run, config, store, say)
+    if run.is_done:
+        run.done.unlink()  # it declares files that are missing: they are made again
+    task = prepare(store, config.data)
+    require_fitting(run.checkpoint, progress, config, task.feature_dim, len(task.train.classes))
+    write_text(run.config, to_toml(config))
+    if progress.history:
+        say(f"going on with {run.path} after epoch {len(progress.history)}")
+        run.write_metrics(progress.history)  # a kill may have come between the checkpoint and these
+    kept = len(progress.history)
+
+    def save(progress: Progress) -> None:
+        nonlocal kept
+        _save(run, config, store, task, progress)
+        kept = len(progress.history)
+        say(_epoch_line(progress.history[-1]))
+
+    with keeping(lambda: f"{kept} of {config.training.epochs} epochs are kept in {run.path}"):
+        model = train(config, task, progress, save)
+        report = write_report(run, config, store, task, model, progress.history)
+        _save(run, config, store, task, Progress(progress.history, progress.best))
+        run.mark_done()
+    say(summary(report))
+    return report
+
+
+def _begun(run: RunFolder, config: Config, store: FeatureStore) -> Progress:
+    """What the folder has of this run already. Raises UserError where it is of another run, of two, or of none."""
+    progress = progress_of(run.checkpoint, config, store.identity_sha256)
+    there = [name for name in FILES if (run.path / name).is_file()]
+    if run.config.is_file():
+        require_same(run.path, run.read_config(), config)
+    elif there and not run.checkpoint.is_file():
+        raise UserError(
+            f"{run.path} holds what is no run ({', '.join(there)} without config.toml): choose another --run"
+        )
+    return progress
+
+
+def _save(run: RunFolder, config: Config, store: FeatureStore, task: Task, progress: Progress) -> None:
+    save_checkpoint(run.checkpoint, config, task.feature_dim, store.identity_sha256, progress)
+    run.write_metrics(progress.history)
+
+
+def _report_again(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Report:
+    _begun(run, config, store)
+    report = run.finished_report()
+    say(f"complete: {run.path}\n{summary(report)}")
+    return report
+
+
+def _epoch_line(record: dict[str, Any]) -> str:
+    return (
+        f"epoch {record['epoch']:3d}  train loss {record['train_loss']:.4f}  "
+        f"val loss {record['val_loss']:.4f}  val top-1 {100 * record['val_top1']:.2f} %"
+    )

@@ -1,0 +1,1 @@
+"""The log of many runs: plans, comparisons, tables and charts."""

@@ -1,0 +1,129 @@
+"""The experiment log: reports of runs in, tables and charts out. No number in it is typed.
+
+A log is a Markdown file whose generated parts stand between `<!-- generated: BLOCK PATTERN … -->` and `<!-- end -->`.
+BLOCK is a function of `train.log.tables`; the patterns choose runs by name, "<phase>/<name>" outside the phase's
+own log.
+"""
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+from common.errors import UserError, unknown_name
+from common.files import write_text
+from train.experiment import differences
+from train.log.charts import CHARTS
+from train.log.plan import planned_configs
+from train.log.runs import Group, each_of, groups_of, load_run, marked
+from train.log.tables import BLOCKS
+from train.run_folder import RunFolder
+
+BLOCK = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.S)
+MEASURED = re.compile(r"^# Measured: .*$", re.M)
+
+
+def collect(runs: Path, experiments: Path) -> Iterator[str]:
+    """Copy the reports of finished runs into the log's folders; yields what was copied.
+
+    Raises UserError for a run whose config is not the one that the phase's plan has for it now.
+    """
+    for config in sorted(experiments.glob("*/config.toml")):
+        folder = config.parent
+        finished = [path for path in sorted((runs / folder.name).glob("*")) if RunFolder(path).is_done]
+        plan = planned_configs(config) if finished else {}
+        for path in finished:
+            run = load_run(path)
+            planned = plan.get(re.sub(r"@.*(?=-seed)", "", run.name))
+            if planned is None:
+                yield f"left out: {path}, which is not in the plan of {config}"
+                continue
+            changed = differences(run.config, planned)
+            if changed:
+                raise UserError(
+                    f"{path} was made with another config than {config} has for it now, in {', '.join(changed)}: give "
+                    "the plan the old values, or move the run out of the folder and make it again"
+                )
+            target, text = folder / "runs" / f"{run.name}.json", RunFolder(path).report.read_text(encoding="utf-8")
+            if not target.is_file() or target.read_text(encoding="utf-8") != text:
+                write_text(target, text)
+                yield f"collected: {target}"
+
+
+def rebuild(experiments: Path, readme: Path, check: bool = False) -> list[Path]:
+    """Make every generated part of the logs again → the files that are not what they should be; `check` leaves them so.
+
+    Pictures are drawn, but not compared: other versions draw them a little differently.
+    """
+    if not experiments.is_dir():
+        raise UserError(f"there is no folder {experiments}: give --experiments the folder of the log")
+    groups = {
+        folder.name: groups_of([load_run(path) for path in sorted((folder / "runs").glob("*.json"))])
+        for folder in sorted(experiments.iterdir())
+        if folder.is_dir()
+    }
+    stale = []
+    for path in [*sorted(experiments.glob("*/experiment_log.md")), experiments / "README.md", readme]:
+        if path.is_file():
+            found = path.read_text(encoding="utf-8")
+            made = _made(found, path, groups, check)
+            stale += _write(path, found, made, check)
+    for path in sorted(experiments.glob("*/config.toml")):
+        found = path.read_text(encoding="utf-8")
+        stale += _write(path, found, MEASURED.sub(_measured(groups[path.parent.name]), found), check)
+    return stale
+
+
+def select(groups: dict[str, list[Group]], phase: str, patterns: list[str], where: Path) -> list[Group]:
+    """The groups that the patterns match, in their order; those of another phase are named with it.
+
+    Raises UserError where a pattern matches none.
+    """
+    chosen: list[Group] = []
+    for pattern in patterns:
+        name, _, rest = pattern.rpartition("/")
+        matching = [
+            Group(f"{name}/{group.name}" if name else group.name, group.runs)
+            for group in groups.get(name or phase, [])
+            if fnmatch(group.name, rest)
+        ]
+        if not matching:
+            raise UserError(f"{where}: no run matches {pattern}: make it with `train phase`, or change the pattern")
+        chosen += [group for group in matching if group not in chosen]
+    return chosen
+
+
+def _made(text: str, path: Path, groups: dict[str, list[Group]], check: bool) -> str:
+    def block(found: re.Match) -> str:
+        name, *patterns = found[2].split()
+        if name not in BLOCKS:
+            raise unknown_name(f"block in {path}", name, BLOCKS)
+        chosen = marked(select(groups, path.parent.name, patterns, path))
+        if name in CHARTS and not check:
+            CHARTS[name](chosen, path.parent / f"{name}.png")
+        return f"{found[1]}{BLOCKS[name](chosen)}\n{found[3]}"
+
+    return BLOCK.sub(block, text)
+
+
+def _write(path: Path, found: str, made: str, check: bool) -> list[Path]:
+    if found == made:
+        return []
+    if not check:
+        write_text(path, made)
+    return [path]
+
+
+def _measured(groups: list[Group]) -> str:
+    """The line in which a phase's config says what came of it."""
+    if not groups:
+        return "# Measured: nothing yet"
+    reports = [run.report for group in groups for run in group.runs]
+    best = max(groups, key=lambda group: (len(group.runs), group.top1().mean()))
+    minutes = sum(report.seconds for report in reports) / 60
+    threads = each_of(groups, lambda report: report.hardware.threads)
+    return (
+        f"# Measured: {len(reports)} runs, {minutes:.0f} min of {threads} thread(s) of "
+        f"{each_of(groups, lambda report: report.hardware.cpu)}; {best.name} {100 * best.top1().mean():.2f} % test "
+        f"top-1, mean of {len(best.runs)}"
+    )

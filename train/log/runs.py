@@ -1,0 +1,145 @@
+"""Reports of finished runs, and the groups that they form."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from common.config import from_dict
+from common.errors import UserError
+from train.config import Config
+from train.experiment import ARITHMETIC, SEEDS, key
+from train.report.schema import Measured, Report, read_report
+from train.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """The report of a finished run and its name, which ends in "-seed<number>" where it is one of several."""
+
+    name: str
+    report: Report
+
+    @cached_property
+    def config(self) -> Config:
+        """The config that was really used; keys that it is too old to have get their defaults."""
+        return from_dict(Config, self.report.config, f"the config of {self.name}")
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """The seed of the training and the seed of the split."""
+        return self.config.training.seed, self.config.data.split_seed
+
+    @property
+    def stem(self) -> str:
+        """The name without its seed."""
+        return re.sub(r"-seed\d+", "", self.name)
+
+
+def load_run(path: Path) -> Run:
+    """The run in a folder, or whose report a JSON file is.
+
+    Raises UserError for a run that is not complete, a file that is no report, and a report of another version.
+    """
+    file = path
+    if path.is_dir():
+        if not RunFolder(path).is_done:
+            raise UserError(f"{path} is not complete (it has no DONE): go on with it by the command that began it")
+        file = RunFolder(path).report
+    try:
+        report = RunFolder(path).finished_report() if path.is_dir() else read_report(file)
+        run = Run(file.resolve().parent.name if file.name == "report.json" else file.stem, report)
+        run.config, report.test.hits()
+    except OSError as error:
+        raise UserError(f"there is no run at {path}: give a run folder, or its report.json") from error
+    except (msgspec.ValidationError, ValueError) as error:
+        raise UserError(f"{file} is not a report of this version ({error}): make the run again") from error
+    return run
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but their seed and their split, in the order of these."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Report:
+        """The report of the first run."""
+        return self.runs[0].report
+
+    def values(self, of: Callable[[Report], Any]) -> np.ndarray:
+        """A number of each report, or several, (runs, …) float64."""
+        return np.array([of(run.report) for run in self.runs], np.float64)
+
+    def mean(self, of: Callable[[Report], Any]) -> float:
+        """The mean of a number of each report."""
+        return float(self.values(of).mean())
+
+    def measured(self, sets: str) -> list[Measured]:
+        """What was measured on "test", "val" or "hard" sets, of each run that has such sets."""
+        return [found for run in self.runs if (found := run.report.on(sets))]
+
+    def top1(self, sets: str = "test") -> np.ndarray:
+        """Top-1 of each run, a fraction, (runs,) float64."""
+        return np.array([found.top1 for found in self.measured(sets)], np.float64)
+
+    def hashes(self, sets: str) -> set[str]:
+        """The digests of the evaluation sets that it was measured on."""
+        return {found.sets_sha256 for found in self.measured(sets)}
+
+
+def groups_of(runs: Iterable[Run]) -> list[Group]:
+    """Group runs of one store, one arithmetic and one config but for its seeds, in the order of their first appearance.
+
+    Where two of them have the same seeds, too, they are not two seeds of one experiment: their names keep them apart.
+    Raises UserError for the same run, by its name, twice.
+    """
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        computed = f"{run.report.store.identity_sha256} {run.report.arithmetic_used}"
+        found.setdefault(key(run.config, computed, (*SEEDS, ARITHMETIC)), []).append(run)
+    groups = []
+    for members in found.values():
+        if len({run.seeds for run in members}) == len(members):
+            groups.append(members)
+            continue
+        by_name: dict[str, list[Run]] = {}
+        for run in members:
+            by_name.setdefault(run.stem, []).append(run)
+        for name, same in by_name.items():
+            if len({run.seeds for run in same}) < len(same):
+                raise UserError(f"two runs of {name} have the same config and the same seed: give each run once")
+        groups += by_name.values()
+    return [Group(members[0].stem, tuple(sorted(members, key=lambda run: run.seeds))) for members in groups]
+
+
+def marked(groups: Sequence[Group]) -> list[Group]:
+    """The same groups, their arithmetic in their names where it is not the same for all that were trained."""
+    if len({group.first.arithmetic_used for group in groups} - {""}) < 2:
+        return list(groups)
+    return [
+        replace(group, name=f"{group.name} ({used})") if (used := group.first.arithmetic_used) else group
+        for group in groups
+    ]
+
+
+def each_of(groups: Iterable[Group], of: Callable[[Report], Any]) -> str:
+    """What all runs of the groups have of something, each value once."""
+    return ", ".join(sorted({str(of(run.report)) for group in groups for run in group.runs}))
+
+
+def machine_of(group: Group) -> str:
+    """Where a group was trained, as far as it decides over the time that this took."""
+
+    def machine(report: Report) -> str:
+        found = report.hardware
+        return found.gpu or f"{found.threads} thread{'s' * (found.threads > 1)}"
+
+    return each_of([group], machine)

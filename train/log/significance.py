@@ -1,0 +1,108 @@
+"""Which differences between methods are real: paired tests on the same sets."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import UserError
+from train.log.runs import Group
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A group against another one on the same sets: top-1 gained (a fraction), discordant sets, and a p-value.
+
+    Of several seeds, `gained` is the difference of the means, the rest is of the pair of runs with the highest p-value:
+    what holds for it holds for all. real: whether it was told from chance, after the correction for all that was
+    compared with it.
+    """
+
+    gained: float
+    only_first: int
+    only_second: int
+    p: float
+    real: bool
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
+    """McNemar's exact test (1947) of solved sets (n,) bool → solved by the first only, by the second only, two-sided p.
+
+    >>> mcnemar(np.array([1, 1, 1, 1, 1, 0]) > 0, np.array([0, 0, 0, 0, 0, 0]) > 0)
+    (5, 0, 0.0625)
+    """
+    from scipy.stats import binomtest  # here: it is slow to start
+
+    only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
+    n = only_first + only_second
+    return only_first, only_second, float(binomtest(only_first, n).pvalue) if n else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[bool]:
+    """Which of several hypotheses are rejected at 5 % together (Holm, 1979).
+
+    By hand: ten lines, for which statsmodels would be one more thing to install.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [True, False, False]
+    """
+    rejected = [False] * len(p_values)
+    for rank, number in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        if p_values[number] > LEVEL / (len(p_values) - rank):
+            break
+        rejected[number] = True
+    return rejected
+
+
+def differences(pairs: Sequence[tuple[Group, Group]], sets: str = "test") -> list[Difference]:
+    """The difference of each pair of groups, judged together by Holm's correction.
+
+    Raises UserError where the groups were not measured on the same sets.
+    """
+    require_same_sets([group for pair in pairs for group in pair], sets)
+    tested = [max(_tests(first, second, sets), key=lambda found: found[2]) for first, second in pairs]
+    real = holm([p for _, _, p in tested])
+    return [
+        Difference(float(first.top1(sets).mean() - second.top1(sets).mean()), *found, real=yes)
+        for (first, second), found, yes in zip(pairs, tested, real, strict=True)
+    ]
+
+
+def ranked(groups: Sequence[Group], sets: str = "test") -> list[tuple[Group, Difference | None]]:
+    """The groups from the highest mean top-1 down, each with its difference from the next one.
+
+    Raises UserError where they were not measured on the same sets.
+    """
+    require_same_sets(groups, sets)
+    order = sorted(groups, key=lambda group: -group.top1(sets).mean())
+    return list(zip(order, [*differences(list(itertools.pairwise(order)), sets), None], strict=True))
+
+
+def require_same_sets(groups: Sequence[Group], sets: str = "test") -> None:
+    """Raise UserError unless all groups were measured on the same evaluation sets."""
+    for group in groups:
+        if not group.hashes(sets):
+            raise UserError(f"{group.name} has no {sets} sets: its classes share no super-class")
+        if group.hashes(sets) != groups[0].hashes(sets):
+            a, b = (min(g.hashes(sets))[:12] for g in (groups[0], group))
+            raise UserError(
+                f"{groups[0].name} and {group.name} were measured on different {sets} sets ({a}…, {b}…): "
+                "compare runs of the same store, classes, set size and splits"
+            )
+
+
+def _tests(first: Group, second: Group, sets: str) -> list[tuple[int, int, float]]:
+    """McNemar's test of each two runs on the same sets: of equal seeds, where both groups have several and some meet.
+
+    So a method without seeds meets each run of the other.
+    """
+    found: dict[bool, list] = {True: [], False: []}
+    for a, b in itertools.product(first.runs, second.runs):
+        of_a, of_b = a.report.on(sets), b.report.on(sets)
+        if of_a and of_b and of_a.sets_sha256 == of_b.sets_sha256:
+            found[a.seeds[0] == b.seeds[0]].append(mcnemar(of_a.hits(), of_b.hits()))
+    several = all(len({run.seeds[0] for run in group.runs}) > 1 for group in (first, second))
+    return found[True] if several and found[True] else found[True] + found[False]

@@ -1,0 +1,81 @@
+"""Where a method fails: in which classes, between which, and without the images that it was trained on."""
+
+import numpy as np
+
+from common.intervals import wilson_interval
+from train.report.schema import Failures, Proportion, Twins
+from train.sets import Sets
+from train.task import Task
+
+WORST_PAIRS = 10
+MOST_GROUPS = 30
+
+
+def measure_failures(solved: np.ndarray, task: Task, solved_hard: np.ndarray | None) -> Failures:
+    """Where the solved test sets (n,) bool are, and the hard ones.
+
+    by_set_class, by_anomaly_class: top-1 of each class. within_superclass, across: where set and anomaly share a
+    super-class, and where not. groups, matrix: [sets, solved] by super-class of the set (row) and of the anomaly
+    (column); by class where there are no super-classes, but few classes. worst_pairs: [class, class, sets, missed], of
+    test and hard sets, whichever of the two is the anomaly.
+    """
+    sets, names = task.test, task.class_names
+    within = across = matrix = None
+    group_of, groups = np.arange(len(names)), names
+    if task.superclass is not None:
+        group_of, groups = task.superclass, task.store.header["superclass_names"]
+        same = group_of[sets.set_label] == group_of[sets.anomaly_label]
+        within, across = proportion(solved[same]), proportion(solved[~same])
+    if len(groups) <= MOST_GROUPS:
+        cell = (group_of[sets.set_label], group_of[sets.anomaly_label])
+        counts = np.zeros((2, len(groups), len(groups)), int)
+        np.add.at(counts[0], cell, 1)
+        np.add.at(counts[1], cell, solved)
+        matrix = [[(int(n), int(hits)) for n, hits in row] for row in counts.transpose(1, 2, 0)]
+    return Failures(
+        by_set_class=_by_class(sets.set_label, solved, names),
+        by_anomaly_class=_by_class(sets.anomaly_label, solved, names),
+        within_superclass=within,
+        across=across,
+        groups=groups if matrix else None,
+        matrix=matrix,
+        worst_pairs=_worst_pairs(task, solved, solved_hard),
+    )
+
+
+def measure_twins(solved: np.ndarray, task: Task) -> Twins:
+    """Top-1 of the test sets (n,) bool without those that hold an image whose pixels are in the training split, too."""
+    store = task.store
+    digests = np.ascontiguousarray(store.image_sha256).view("V32").ravel()
+    rows = task.test_images.rows
+    twins = rows[np.isin(digests[rows], digests[store.rows_of("train")])]
+    clean = ~np.isin(task.test.rows, twins).any(1)
+    named = [(store.class_names[store.labels[row]], int(store.image_index[row])) for row in twins]
+    found = proportion(solved[clean])
+    return Twins(named, found.n, found.top1, found.top1_interval)
+
+
+def proportion(solved: np.ndarray) -> Proportion:
+    """Top-1 of sets (n,) with its 95 % interval, from which of them were solved, a part of one where scores were tied.
+
+    Only n where there are none.
+    """
+    n, hits = len(solved), float(solved.sum())
+    return Proportion(n, hits / n, list(wilson_interval(hits, n))) if n else Proportion(0)
+
+
+def _by_class(labels: np.ndarray, solved: np.ndarray, names: list[str]) -> dict[str, float]:
+    return {names[label]: round(float(solved[labels == label].mean()), 4) for label in np.unique(labels)}
+
+
+def _worst_pairs(task: Task, solved: np.ndarray, solved_hard: np.ndarray | None) -> list[tuple[str, str, int, int]]:
+    both: list[tuple[Sets, np.ndarray]] = [(task.test, solved)]
+    if task.hard is not None and solved_hard is not None:
+        both.append((task.hard, solved_hard))
+    classes = np.concatenate([np.stack([sets.set_label, sets.anomaly_label], 1) for sets, _ in both])
+    missed = ~np.concatenate([hits for _, hits in both])
+    pairs, which, counts = np.unique(np.sort(classes, 1), axis=0, return_inverse=True, return_counts=True)
+    misses = np.bincount(which.ravel(), missed, len(pairs)).astype(int)
+    worst = np.argsort(-misses, kind="stable")[:WORST_PAIRS]
+    names = task.class_names
+    return [(names[pairs[i][0]], names[pairs[i][1]], int(counts[i]), int(misses[i])) for i in worst if misses[i]]

@@ -1,0 +1,160 @@
+"""Writing what a run leaves behind: report.json and its pictures."""
+
+import dataclasses
+import datetime
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+
+from common.files import write_text
+from common.machine import hardware, versions
+from common.shapes import check_shape
+from common.store import FeatureStore
+from train.config import Config
+from train.loop import predict
+from train.methods.base import Method, device_of
+from train.metrics import evaluate_scores
+from train.report.attention import measure_attention
+from train.report.failures import measure_failures, measure_twins
+from train.report.other_sets import measure_other_sets
+from train.report.pictures import plot_attention, plot_curves, plot_mistakes
+from train.report.schema import Epoch, Hardware, Measured, Report, Store, pack_bits
+from train.run_folder import RunFolder
+from train.sets import Sets
+from train.task import Task
+
+PICTURED_SETS = 6
+
+
+def write_report(
+    run: RunFolder, config: Config, store: FeatureStore, task: Task, model: Method, history: list[dict[str, Any]]
+) -> Report:
+    """Evaluate the best head on validation and, once, on test; write report.json and the pictures."""
+    started = time.perf_counter()
+    batch_size = config.training.evaluation_batch_size
+    evaluated = {"test": task.test, "val": task.val} | ({"hard": task.hard} if task.hard else {})
+    logits = {name: predict(model, task, sets, batch_size).numpy() for name, sets in evaluated.items()}
+    solved = {name: scores.argmax(1) == evaluated[name].target for name, scores in logits.items()}
+    measured = {name: _measured(logits[name], sets) for name, sets in evaluated.items()}
+    epochs = msgspec.convert(history, list[Epoch])
+    best = max(epochs, key=lambda epoch: epoch.val_top1, default=None)
+    train_seconds = sum(epoch.train_seconds for epoch in epochs)
+    n_train = len(task.train.rows)
+    report = Report(
+        config=dataclasses.asdict(config),
+        test=measured["test"],
+        val=measured["val"],
+        hard=measured.get("hard"),
+        without_twins=measure_twins(solved["test"], task),
+        failures=measure_failures(solved["test"], task, solved.get("hard")),
+        other_sets=measure_other_sets(model, task, batch_size),
+        attention=measure_attention(model, task),
+        history=epochs,
+        best_epoch=best.epoch if best else None,
+        chance_top1=1 / task.set_size,
+        train_images=n_train,
+        classes=len(task.test_images.classes),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        arithmetic=sorted({epoch.arithmetic for epoch in epochs if epoch.arithmetic}),
+        train_seconds=round(train_seconds, 1),
+        seconds=round(sum(epoch.seconds for epoch in epochs) + time.perf_counter() - started, 1),
+        finished=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        train_sets_per_second=round(n_train * len(epochs) / train_seconds) if epochs else None,
+        store=_store(store, config),
+        versions=versions(),
+        hardware=Hardware(**hardware(device_of(model))),
+    )
+    write_text(run.report, report.to_json())
+    _draw(run, store, task, model, logits["test"], epochs)
+    return report
+
+
+def summary(report: Report) -> str:
+    """The result of a run in a few lines."""
+    test, hard, twins = report.test, report.hard, report.without_twins
+    lines = [
+        f"test top-1 {100 * test.top1:.2f} % (95 % interval {100 * test.top1_interval[0]:.2f} to "
+        f"{100 * test.top1_interval[1]:.2f}, n = {test.n:,} sets, chance {100 * report.chance_top1:.0f} %)",
+        f"top-5 {100 * test.top5:.2f} % · average precision {test.average_precision:.4f} · loss {test.loss:.4f}",
+    ]
+    if hard:
+        lines.append(f"hard sets, of one super-class: {100 * hard.top1:.2f} % (n = {hard.n:,})")
+    if twins.images and twins.top1 is not None:
+        lines.append(
+            f"without the {len(twins.images)} test images that are in the training split too: {100 * twins.top1:.2f} %"
+        )
+    if report.history:
+        lines.append(
+            f"best epoch {report.best_epoch} of {len(report.history)} by validation top-1 "
+            f"({100 * report.val.top1:.2f} %) · {report.train_sets_per_second:,} sets/s in training, "
+            f"in {report.arithmetic_used}"
+        )
+    if report.store.random_weights:
+        lines.append("the backbone has RANDOM weights: this shows that the pipeline works, not what it can do")
+    return "\n".join(lines)
+
+
+def _measured(logits: np.ndarray, sets: Sets) -> Measured:
+    return Measured(
+        **evaluate_scores(logits, sets.target),
+        positions=np.bincount(sets.target, minlength=sets.rows.shape[1]).tolist(),
+        sets_sha256=sets.digest(),
+        solved=pack_bits(logits.argmax(1) == sets.target),
+    )
+
+
+def _store(store: FeatureStore, config: Config) -> Store:
+    identity = store.identity
+    return Store(
+        path=str(store.path),
+        identity_sha256=store.identity_sha256,
+        backbone=identity["backbone"]["name"],
+        image_size=identity["preprocessing"].get("image_size"),
+        views=store.views if config.data.views == "all" else store.views[:1],
+        layers=list(store.layers) if config.data.layers == "all" else ["last"],
+        weights_sha256=identity["weights"]["sha256"],
+        random_weights=identity["weights"]["random_seed"] is not None,
+    )
+
+
+def _draw(
+    run: RunFolder, store: FeatureStore, task: Task, model: Method, logits: np.ndarray, history: list[Epoch]
+) -> None:
+    check_shape("logits", logits, "test", B=len(task.test), S=task.set_size)
+    if history:
+        plot_curves(history, run.path / "curves.png", task.set_size)
+    probabilities = torch.from_numpy(logits).softmax(1).numpy()
+    some = np.linspace(0, len(task.test) - 1, PICTURED_SETS).astype(int)
+    with torch.inference_mode():
+        maps = model.attention_maps(task.gather(task.test.rows[some]).to(device_of(model)))
+    if maps is not None:
+        plot_attention(
+            _pictures(store, task.test, some),
+            probabilities[some],
+            task.test.target[some],
+            maps[-1].mean(1).cpu().numpy(),
+            _names(task, some),
+            run.path / "attention.png",
+        )
+    wrong = np.flatnonzero(logits.argmax(1) != task.test.target)
+    confident = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:PICTURED_SETS]
+    plot_mistakes(
+        _pictures(store, task.test, confident),
+        probabilities[confident],
+        task.test.target[confident],
+        _names(task, confident),
+        run.path / "mistakes.png",
+        len(wrong),
+    )
+
+
+def _pictures(store: FeatureStore, sets: Sets, chosen: np.ndarray) -> np.ndarray | None:
+    return None if store.thumbnails is None else store.thumbnails[sets.rows[chosen]]
+
+
+def _names(task: Task, chosen: np.ndarray) -> list[tuple[str, str]]:
+    names = task.class_names
+    return [(names[task.test.set_label[i]], names[task.test.anomaly_label[i]]) for i in chosen]
