@@ -48,8 +48,9 @@ phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG
 	@store=$$($(FEATURES)) && $(PY) -m train phase "$(CONFIG)" --store "$$store" $(if $(ONLY),--only "$(ONLY)") \
 		$(foreach pair,$(SET),--set "$(pair)")
 
-log: $(READY)  ## reports of finished runs → the experiment log, its charts, the README's tables
+log: $(READY)  ## reports of finished runs, and of the benchmark → the experiment log, its charts, the README's tables
 	@$(PY) -m train log
+	@$(PY) -m bench --readme README.md
 
 bench: $(READY)  ## the project beside its peers → bench/report.json, chart and table
 	@$(PY) -m bench

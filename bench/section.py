@@ -8,12 +8,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import cases
+from bench.cases import SECTIONS
 
 
 def main(name: str, rounds: int, weights: str) -> None:
     """Measure a section of `bench.cases` and print what was found."""
-    section = getattr(cases, name)
+    section = SECTIONS[name]
     extra = {"weights": weights} if name == "extraction" else {}
     with tempfile.TemporaryDirectory() as folder:
         found = section(Path(folder), rounds, **extra)

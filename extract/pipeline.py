@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +23,8 @@ from common.store_partial import StoreWriter, partial_folder, read_plan
 from common.store_schema import STORED_AS
 from common.store_writer import name_arrays, write_store
 from extract.backbones import Backbone, load_backbone, parse_layers
-from extract.choice import PER_CLASS, EngineChoice
 from extract.engines import Engine
+from extract.fidelity import PER_CLASS, EngineChoice
 from extract.identity import identity_of
 from extract.preprocessing import Preprocessing, parse_views
 from extract.request import Request, require_identity, store_at
@@ -44,8 +44,9 @@ Result = TypeVar("Result")
 class Extraction:
     """All that fixes the features, and how to compute them.
 
-    `request` is what the user asked for, as JSON, with a cheap fingerprint of the images: by it an unchanged request is
-    recognised without reading them.
+    `precision` is the lowest one that is allowed: "bfloat16" may end in float32, where that is as fast or nothing else
+    is true. `request` is what the user asked for, as JSON, with a cheap fingerprint of the images: by it an unchanged
+    request is recognised without reading them.
     """
 
     source: ImageSource
@@ -82,6 +83,8 @@ def make_features(
     job = Extraction(source, backbone, preprocessing, request.precision, wanted, batch_size, chosen, engine)
     if found is None:
         return extract(job, target), ""
+    if found.identity["precision"] == "float32":  # as true as bfloat16 may be
+        job = replace(job, precision="float32")
     require_identity(found, identity_of_pixels(job))
     try:
         found = renewed(job, found)
@@ -122,6 +125,7 @@ def extract(job: Extraction, target: Path) -> FeatureStore:
     with exclusive(partial_folder(target), _busy(target), target):
         images = all_images(job.source)
         engine, environment = _engine(job, target)
+        job = replace(job, precision=engine.precision)  # from here on what is executed, no longer what was asked for
         writer = _writer(job, target, environment)
         _keep_what_is_sound(writer, images)
         with keeping(lambda: f"{sum(b - a for a, b in writer.done.items()):,} of {len(images):,} images are kept"):
@@ -270,12 +274,14 @@ def _engine(job: Extraction, target: Path) -> tuple[Engine, dict[str, Any]]:
     begun = read_plan(target).get("environment", {})
     if begun and {**begun, **environment} == begun and (engine := choice.named(begun["engine"])):
         return engine, begun  # another measurement might choose another one
+    if job.precision != "float32" and not choice.low_kinds:
+        _say("bfloat16 is not faster than float32 on this machine: computing in float32")
     n = sum(len(split.labels) for split in job.source.splits.values())
-    sample = _sample(job.source) if choice.needs_sample() else []
-    if sample and (job.precision != "float32" or job.engine != "auto" or n >= MIN_GAIN * len(sample)):
+    sample = _sample(job.source)
+    if sample and (n >= MIN_GAIN * len(sample) or not choice.reference_will_do()):
         engine, fidelity = choice.fastest(job.preprocessing(sample)[0])
-        if job.precision != "float32" and not fidelity:
-            _say("no engine is true enough in bfloat16: computing in float32")
+        if choice.low_kinds and engine.precision == "float32":
+            _say("no engine is true enough, and faster, in bfloat16: computing in float32")
     else:
         engine, fidelity = choice.reference(), {}
     _say(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()))

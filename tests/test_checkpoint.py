@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from fabricate import make_store
 
 from common.config import to_toml
 from common.errors import UserError
 from common.store import FeatureStore
+from common.synthetic import make_store
 from train.checkpoint import load_checkpoint, load_head, progress_of, require_fitting, save_checkpoint, sealed
 from train.config import Config, HeadConfig
 from train.fit import fit
@@ -129,6 +129,7 @@ def test_every_byte_is_under_the_seal(checkpoint):
         {"format": "gone"},
         {"format": 0},
         {"format": "2"},
+        {"format": torch.ones(1).to_sparse()},
         {"config": 3},
         {"config": "method ="},
         {"input_dim": None},

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fabricate import make_store
 
+from common.synthetic import make_store
 from train.cli import main
 from train.methods import METHODS
 

@@ -1,6 +1,9 @@
+import csv
+import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,13 +11,16 @@ import time
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from fabricate import make_images, make_store
+from mutate import resealed
 
-from common.store import FeatureStore
+from common.files import canonical_json
+from common.store import BLOCK_BYTES, FeatureStore, block_digests
 from common.store_partial import partial_folder, read_progress
+from common.synthetic import make_images, make_store
 from extract.cli import main
 
 SMALL = ["--weights", "random", "--image-size", "32"]
@@ -103,7 +109,8 @@ def test_every_option_reaches_the_store(root, tmp_path):
     assert identity["weights"] == {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "random_seed": None}
     assert identity["preprocessing"]["image_size"] == 40
     assert identity["preprocessing"]["views"] == ["plain", "mirror"]
-    assert identity["precision"] == "bfloat16"
+    assert provenance["request"]["precision"] == "bfloat16"
+    assert identity["precision"] == ("bfloat16" if "bfloat16" in provenance["engine"] else "float32")
     assert provenance["batch_size"] == 9
     assert provenance["device"] == "cpu"
     assert provenance["engine"].startswith("torch ")
@@ -123,10 +130,144 @@ def test_a_store_of_something_else_is_kept_unless_it_may_be_overwritten(root, tm
     assert FeatureStore.open(store).identity["weights"]["random_seed"] == 1
 
 
-def test_files_that_were_only_touched_are_recognised_by_their_pixels(root, tmp_path):
+def test_files_that_were_only_touched_are_recognised_by_their_pixels_once(root, tmp_path):
     features(root, tmp_path / "s.h5")
+    before = FeatureStore.open(tmp_path / "s.h5")
     (root / "train/class0/000.png").touch()
     assert "their pixels are the same" in features(root, tmp_path / "s.h5").stderr
+    assert "their pixels" not in features(root, tmp_path / "s.h5").stderr
+    after = FeatureStore.open(tmp_path / "s.h5")
+    after.verify()
+    assert after.identity == before.identity
+    changed = {key for key, value in after.header["provenance"].items() if before.header["provenance"][key] != value}
+    assert changed == {"request"}
+
+
+def test_files_that_were_moved_have_their_new_names_in_the_store(root, tmp_path):
+    features(root, tmp_path / "s.h5")
+    (root / "train/class1/003.png").rename(root / "train/class1/003b.png")
+    assert "their pixels are the same" in features(root, tmp_path / "s.h5").stderr
+    assert FeatureStore.open(tmp_path / "s.h5").name(15) == "train/class1/003b.png"
+
+
+def test_damage_is_not_sealed_again_when_files_were_touched(root, tmp_path):
+    features(root, tmp_path / "s.h5")
+    content = bytearray((tmp_path / "s.h5").read_bytes())
+    content[FeatureStore.open(tmp_path / "s.h5").places["features"].offset] ^= 1
+    (tmp_path / "s.h5").write_bytes(content)
+    (root / "train/class0/000.png").touch()
+    assert "block 0 of /features" in features(root, tmp_path / "s.h5", code=2).output
+    assert (tmp_path / "s.h5").read_bytes() == content
+
+
+def test_a_store_that_cannot_be_renewed_is_used(root, tmp_path, monkeypatch):
+    features(root, tmp_path / "s.h5")
+    before = (tmp_path / "s.h5").read_bytes()
+    (root / "train/class0/000.png").touch()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("common.store_writer.write_all", full)
+    result = features(root, tmp_path / "s.h5")
+    assert "their pixels are the same; this is not noted in it: no space left" in result.stderr
+    assert (tmp_path / "s.h5").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "s.h5"]
+
+
+def test_a_store_of_version_1_goes_on_being_up_to_date(root, tmp_path, monkeypatch):
+    store = tmp_path / "s.h5"
+    features(root, store)
+    made = FeatureStore.open(store)
+    header = {key: value for key, value in made.header.items() if key not in ("blocks", "block_bytes")}
+    arrays = {name: made.array(name).copy() for name in made.places if not name.startswith("name_")}
+    write_version_1(store, header, arrays)
+    before = store.read_bytes()
+    assert FeatureStore.open(store).layout.version == 1
+    assert "up to date" in features(root, store).stderr
+    assert "format version 1" in run("names", store, code=2).output
+    assert store.read_bytes() == before
+    (root / "train/class0/000.png").touch()
+    assert "their pixels are the same" in features(root, store).stderr
+    assert FeatureStore.open(store).layout.version == 2
+    assert FeatureStore.open(store).identity == made.identity
+
+
+def write_version_1(path, header, arrays):
+    """As the code of version 1 wrote it."""
+    text = canonical_json(
+        {**header, "block_bytes": BLOCK_BYTES, "blocks": {n: block_digests(a) for n, a in arrays.items()}}
+    )
+    with h5py.File(path, "w", libver=("v108", "v108")) as file:
+        file.attrs["format"] = "set-anomaly/feature-store"
+        file.attrs["format_version"] = 1
+        file.attrs["header_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        file.create_dataset("header", data=np.bytes_(text.encode()))
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array)
+
+
+def test_which_row_is_which_file(root, tmp_path):
+    (root / "train/class1/003.png").rename(root / "train/class1/a, b.png")
+    features(root, tmp_path / "s.h5")
+    lines = list(csv.DictReader(run("names", tmp_path / "s.h5").stdout.splitlines()))
+    assert len(lines) == 66
+    assert lines[0] == {"row": "0", "split": "train", "class": "class0", "file": "train/class0/000.png"}
+    assert lines[23]["file"] == "train/class1/a, b.png"
+    assert lines[65] == {"row": "65", "split": "test", "class": "class2", "file": "test/class2/009.png"}
+
+
+def test_work_on_images_outlives_the_repair_of_one(root, tmp_path):
+    bad, store = root / "test/class2/009.png", tmp_path / "s.h5"
+    sound = bad.read_bytes()
+    features(root, tmp_path / "whole.h5", "--batch-size", 8)
+    bad.write_bytes(b"junk")
+    assert "009.png" in features(root, store, "--batch-size", 8, code=2).output
+    assert "64 of 66" in run_status(store)
+    bad.write_bytes(sound)
+    (root / "train/class0/000.png").touch()
+    result = features(root, store, "--batch-size", 8)
+    assert "64 of 66 images done" in result.stderr
+    assert re.search(r"\n2 images in", result.stderr)
+    whole, made = FeatureStore.open(tmp_path / "whole.h5"), FeatureStore.open(store)
+    assert (whole.features == made.features).all()
+    assert made.identity == whole.identity
+    assert "up to date" in features(root, store).stderr
+
+
+def test_a_batch_with_a_changed_image_is_made_again(root, tmp_path):
+    bad, store = root / "test/class2/009.png", tmp_path / "s.h5"
+    sound = bad.read_bytes()
+    bad.write_bytes(b"junk")
+    features(root, store, "--batch-size", 8, code=2)
+    bad.write_bytes(sound)
+    (root / "train/class0/000.png").write_bytes((root / "train/class0/001.png").read_bytes())
+    result = features(root, store, "--batch-size", 8)
+    assert "56 of 66 images done; 1 batch(es) are made again" in result.stderr
+    features(root, tmp_path / "whole.h5", "--batch-size", 8)
+    assert store.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_another_number_of_images_begins_anew_and_says_so(root, tmp_path):
+    bad, store = root / "test/class2/009.png", tmp_path / "s.h5"
+    sound = bad.read_bytes()
+    bad.write_bytes(b"junk")
+    features(root, store, "--batch-size", 8, code=2)
+    bad.write_bytes(sound)
+    (root / "train/class0/000.png").unlink()
+    assert "anew: what was there of it had another n" in features(root, store, "--batch-size", 8).stderr
+
+
+def test_what_was_asked_for_in_bfloat16_is_up_to_date_whatever_the_machine_made_of_it(root, tmp_path, monkeypatch):
+    from extract import engines
+
+    monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
+    asked = ["--precision", "bfloat16", "--engine", "torch"]
+    features(root, tmp_path / "s.h5", *asked)
+    assert FeatureStore.open(tmp_path / "s.h5").identity["precision"] == "float32"
+    assert "up to date" in features(root, tmp_path / "s.h5", *asked).stderr
+    (root / "train/class0/000.png").touch()
+    assert "their pixels are the same" in features(root, tmp_path / "s.h5", *asked).stderr
 
 
 def test_a_changed_image_is_noticed(root, tmp_path):
@@ -165,9 +306,13 @@ def test_a_file_that_is_no_store_is_not_replaced(root, tmp_path):
 
 
 def status(path):
+    return run_status(path).partition(":")[0]
+
+
+def run_status(path):
     result = CliRunner().invoke(main, ["status", str(path)])
-    assert result.exit_code == (0 if result.output.startswith("complete") else 1)
-    return result.output.partition(":")[0]
+    assert result.exit_code == {"complete": 0, "damaged": 2}.get(result.output.partition(":")[0], 1)
+    return result.output
 
 
 def test_status_has_a_word_for_every_file(tmp_path):
@@ -176,10 +321,10 @@ def test_status_has_a_word_for_every_file(tmp_path):
     assert status(store.path) == "complete"
     (tmp_path / "text.h5").write_text("hello")
     assert status(tmp_path / "text.h5") == "foreign"
-    newer = make_store(tmp_path / "newer.h5").path
-    with h5py.File(newer, "r+") as file:
-        file.attrs["format_version"] = 9
-    assert status(newer) == "newer"
+    (tmp_path / "newer.h5").write_bytes(resealed(store.path.read_bytes(), facts=lambda facts: {"version": 9}))
+    assert status(tmp_path / "newer.h5") == "newer"
+    (tmp_path / "loop.h5").symlink_to("loop.h5")
+    assert status(tmp_path / "loop.h5") == "unreadable"
     os.truncate(store.path, store.path.stat().st_size // 2)
     assert status(store.path) == "damaged"
 
@@ -216,6 +361,24 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
         subprocess.run(command(store), env=environment, check=True, capture_output=True)
     assert killed.read_bytes() == whole.read_bytes()
     assert not partial_folder(killed).exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_extraction_keeps_its_batches_and_says_so(tmp_path, number, code):
+    root, store = make_images(tmp_path / "images", classes=4, train=60, test=40), tmp_path / "s.h5"
+    command = [sys.executable, "-m", "extract", "features", "--dataset", "imagefolder", "--root", str(root)]
+    command += ["--store", str(store), *SMALL, "--batch-size", "4", "--engine", "torch"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_rows(store, 8, process)
+    process.send_signal(number)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert output == ""
+    kept, n = read_progress(store)
+    assert 8 <= kept < n == 400
+    assert error.strip().splitlines()[-1] == f"stopped: {kept} of 400 images are kept; the same command goes on"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".s.h5.partial", "images"]
 
 
 def wait_for_rows(store: Path, rows: int, process):

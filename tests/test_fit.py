@@ -8,11 +8,11 @@ import shutil
 import pytest
 import torch
 from click.testing import CliRunner
-from fabricate import make_store
 
 from common.errors import UserError
 from common.files import exclusive, write_bytes
 from common.store import FeatureStore
+from common.synthetic import make_store
 from train.checkpoint import load_checkpoint, load_head
 from train.cli import main
 from train.config import Config
@@ -239,6 +239,15 @@ def test_a_lost_done_is_written_again(finished, store, tmp_path):
     fit(CONFIG, store, run.path, quiet)
     assert numbers(run.path) == numbers(finished)
     assert load_run(run.path)
+
+
+@pytest.mark.parametrize("name", ["DONE", "config.toml", "checkpoint.pt", "report.json", "metrics.jsonl"])
+def test_a_folder_where_a_file_should_be_is_one_sentence(finished, store, tmp_path, name):
+    run = shutil.copytree(finished, tmp_path / "run")
+    (run / name).unlink()
+    (run / name).mkdir()
+    with pytest.raises(UserError, match=name):
+        fit(CONFIG, store, run, quiet)
 
 
 def test_leftovers_go_and_none_are_made(begun, store, tmp_path):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from fabricate import make_store
 from scipy.stats import multivariate_normal
 
+from common.synthetic import make_store
 from train.config import Config
 from train.loop import Progress, evaluate, train
 from train.methods import build_method

@@ -1,10 +1,12 @@
 import json
 
 import pytest
+from fabricate import make_report
 
 from common.errors import UserError
 from train.run_folder import RunFolder
 
+REPORT = make_report([True, False])
 FILES = ("config.toml", "metrics.jsonl", "checkpoint.pt", "curves.png")
 
 
@@ -14,25 +16,25 @@ def run(tmp_path):
     run = RunFolder(tmp_path)
     for name in FILES:
         (tmp_path / name).write_text(name)
-    run.write_report({"top1": 0.5})
+    run.report.write_text(REPORT.to_json())
     run.mark_done()
     return run
 
 
 def test_a_run_is_done_when_it_says_so(tmp_path):
     run = RunFolder(tmp_path)
-    run.write_report({"top1": 0.5})
+    run.report.write_text(REPORT.to_json())
     run.checkpoint.write_text("")
     assert not run.is_done
     run.mark_done()
     assert run.is_done
-    assert run.finished_report() == {"top1": 0.5}
+    assert run.finished_report().to_json() == REPORT.to_json()
 
 
 def test_done_declares_what_is_there_and_nothing_else(run):
     (run.path / "notes.txt").write_text("mine")
     assert set(json.loads(run.done.read_text())["sha256"]) == {*FILES, "report.json"}
-    assert run.finished_report() == {"top1": 0.5}
+    assert run.finished_report().to_json() == REPORT.to_json()
 
 
 @pytest.mark.parametrize("name", [*FILES, "report.json"])

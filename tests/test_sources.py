@@ -7,10 +7,10 @@ import urllib.request
 import numpy as np
 import pytest
 import torchvision
-from fabricate import make_images
 from PIL import Image
 
 from common.errors import UserError
+from common.synthetic import make_images
 from extract.cifar import CIFAR100_SUPERCLASSES, superclasses_of
 from extract.sources import fingerprint, load_source, pixel_digest
 

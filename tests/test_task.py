@@ -1,10 +1,12 @@
+import os
+
 import numpy as np
 import pytest
 import torch
-from fabricate import make_store
 
 from common.errors import UserError
 from common.store import FeatureStore
+from common.synthetic import make_store
 from train.config import DataConfig
 from train.task import prepare
 
@@ -85,11 +87,13 @@ def test_features_that_are_not_finite_are_refused(tmp_path):
 
 def test_a_flipped_bit_is_noticed_before_training(tmp_path):
     store = make_store(tmp_path / "s.h5")
-    with (tmp_path / "s.h5").open("r+b") as file:
+    times = store.path.stat()
+    with store.path.open("r+b") as file:
         file.seek(store.places["features"].offset + 1000)
         byte = file.read(1)[0]
         file.seek(-1, 1)
         file.write(bytes([byte ^ 4]))
+    os.utime(store.path, ns=(times.st_atime_ns, times.st_mtime_ns))  # a disk that forgets does not say when
     with pytest.raises(UserError, match="block 0 of /features"):
         prepare(store, DataConfig())
 

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from fabricate import make_store
 
 from common.files import exclusive
+from common.synthetic import make_store
 from train.cli import main
 from train.config import Config
 from train.log.plan import planned_configs
@@ -177,11 +178,15 @@ def test_help_answers_without_torch():
 def test_a_killed_run_ends_equal_to_one_that_was_not(store, tmp_path):
     command = [sys.executable, "-m", "train", "fit", "--store", str(store), *SET, "--set", "training.epochs=40"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for epochs in (1, 15):
-        process = subprocess.Popen([*command, "--run", str(tmp_path / "killed")], env=environment)
+    for epochs, number, code in ((1, signal.SIGINT, 130), (8, signal.SIGTERM, 143), (15, signal.SIGKILL, -9)):
+        run = ["--run", str(tmp_path / "killed")]
+        process = subprocess.Popen([*command, *run], env=environment, stderr=subprocess.PIPE, text=True)
         wait_for_epochs(tmp_path / "killed/metrics.jsonl", epochs, process)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.send_signal(number)
+        *_, last = process.communicate()[1].splitlines()
+        assert process.returncode == code
+        if code != -9:
+            assert re.search(r"\d+ of 40 epochs are kept in .*killed; the same command goes on", last)
     for name in ("killed", "whole"):
         subprocess.run([*command, "--run", str(tmp_path / name)], env=environment, check=True)
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
@@ -213,3 +218,47 @@ def test_the_configs_of_the_experiments_load(config):
         assert len(planned_configs(config)) >= len(
             [*plan.get("runs", []), *plan.get("once", []), *plan.get("splits", [])]
         )
+
+
+def test_what_a_killed_log_left_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "experiments/tiny/runs").mkdir(parents=True)
+    left = [tmp_path / name for name in ("experiments/tiny/.log.{}-0a1b2c3d.md", ".README.{}-0a1b2c3d.md")]
+    for path in left:
+        Path(str(path).format(dead.pid)).write_text("half")
+    options = ["--experiments", tmp_path / "experiments", "--readme", tmp_path / "README.md", "--runs", tmp_path]
+    result = CliRunner().invoke(main, ["log", *map(str, options)])
+    assert result.exit_code == 0, result.output
+    assert not list(tmp_path.rglob(".*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kilobytes", [4, 8, 16, 24, 32, 48, 64, 96])
+def test_a_disk_that_is_really_full_loses_nothing(store, tmp_path, kilobytes):
+    """On a tmpfs of so many kilobytes, which then gets larger: the same command goes on, to the same result."""
+    small = tmp_path / "small"
+    small.mkdir()
+    train = f"{sys.executable} -m train fit --store {store} {' '.join(SET)} --run"
+    script = f"""
+        mount -t tmpfs -o size={kilobytes}k tmpfs {small} || exit 99
+        {train} {small}/run; echo code $? >&2
+        mount -o remount,size=8m {small}
+        {train} {small}/run && ls -a {small}/run && cp -r {small}/run {tmp_path}/run
+    """
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare here")
+    if result.returncode in (1, 99) and "train" not in result.stderr:
+        pytest.skip(f"no tmpfs can be mounted here: {result.stderr}")
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert "code 2" in result.stderr
+    assert "no space left for" in result.stderr
+    assert not [name for name in result.stdout.split() if name.startswith(".") and name.strip(".")]
+    fit("--store", store, "--run", tmp_path / "whole", *SET)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    heads = [torch.load(tmp_path / name / "checkpoint.pt")["head"] for name in ("run", "whole")]
+    assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])

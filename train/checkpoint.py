@@ -82,7 +82,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         said = dict(content)["format"]
     except Exception as error:  # whatever torch raises for a file that is not its own
         raise _damaged(path, str(error).split("\n", 1)[0]) from error
-    if type(said) is int and said > FORMAT:
+    if type(said) is not int:
+        raise _damaged(path, "its format is no number")
+    if said > FORMAT:
         raise UserError(f"{path} has format {said}, this code reads up to {FORMAT}: update it")
     if said != (1 if archive is data else FORMAT):
         raise _damaged(path, "it has lost its seal")

@@ -11,6 +11,8 @@ from train.config import Config
 
 # Where it is computed is no part of an experiment
 PLACE = ("training.device",)
+# "auto" leaves the arithmetic to the machine: what was begun in any goes on. The report says which it was
+ARITHMETIC = "training.precision"
 # Runs that differ in these alone repeat one experiment
 SEEDS = ("training.seed", "data.split_seed")
 
@@ -23,10 +25,9 @@ def differences(before: Config, now: Config) -> list[str]:
     >>> differences(Config(), Config(method="knn"))
     ['method']
     """
-    was = flat(before)
-    different = [key for key, value in flat(now).items() if was[key] != value and key not in PLACE]
-    left_open = "auto" in (before.training.precision, now.training.precision)
-    return [key for key in different if not (left_open and key == "training.precision")]
+    was, asked = flat(before), flat(now)
+    free = (*PLACE, ARITHMETIC) if asked[ARITHMETIC] == "auto" else PLACE
+    return [key for key, value in asked.items() if was[key] != value and key not in free]
 
 
 def require_same(where: Any, before: Config, now: Config) -> None:
@@ -47,6 +48,5 @@ def key(config: Config, store_identity: str, apart: Sequence[str] = SEEDS) -> st
 
 def short_digest(config: Config, store_identity: str) -> str:
     """Eight hexadecimal digits for the default name of a run: equal for the same experiment with the same seeds."""
-    precision = config.training.precision.replace("auto", "float32")  # which was the default once
-    anywhere = dataclasses.replace(config.training, device="auto", precision=precision)
-    return sha256_text(to_toml(dataclasses.replace(config, training=anywhere)) + store_identity)[:8]
+    anywhere = dataclasses.replace(config, training=dataclasses.replace(config.training, device="auto"))
+    return sha256_text(to_toml(anywhere) + store_identity)[:8]

@@ -45,7 +45,8 @@ def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Rep
     progress = _begun(run, config, store)
     if run.is_done and not run.missing():  # another process completed it in this very moment
         return _report_again(run, config, store, say)
-    run.done.unlink(missing_ok=True)  # it declares files that are missing: they are made again
+    if run.is_done:
+        run.done.unlink()  # it declares files that are missing: they are made again
     task = prepare(store, config.data)
     require_fitting(run.checkpoint, progress, config, task.feature_dim, len(task.train.classes))
     write_text(run.config, to_toml(config))

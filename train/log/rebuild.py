@@ -15,7 +15,7 @@ from common.files import write_text
 from train.experiment import differences
 from train.log.charts import CHARTS
 from train.log.plan import planned_configs
-from train.log.runs import Group, each_of, groups_of, load_run
+from train.log.runs import Group, each_of, groups_of, load_run, marked
 from train.log.tables import BLOCKS
 from train.run_folder import RunFolder
 
@@ -98,7 +98,7 @@ def _made(text: str, path: Path, groups: dict[str, list[Group]], check: bool) ->
         name, *patterns = found[2].split()
         if name not in BLOCKS:
             raise unknown_name(f"block in {path}", name, BLOCKS)
-        chosen = select(groups, path.parent.name, patterns, path)
+        chosen = marked(select(groups, path.parent.name, patterns, path))
         if name in CHARTS and not check:
             CHARTS[name](chosen, path.parent / f"{name}.png")
         return f"{found[1]}{BLOCKS[name](chosen)}\n{found[3]}"
