@@ -6,7 +6,7 @@ DATASET ?= cifar100
 ROOT ?=
 WEIGHTS ?= torchvision
 BACKBONE ?= resnet18
-IMAGE_SIZE ?= 224
+IMAGE_SIZE ?=
 VIEWS ?= plain
 LAYERS ?= last
 PRECISION ?= float32
@@ -23,7 +23,7 @@ READY := $(VENV)/.ready
 PY := $(VENV)/bin/python
 
 FEATURES = $(PY) -m extract features --dataset "$(DATASET)" $(if $(ROOT),--root "$(ROOT)") --weights "$(WEIGHTS)" \
-	--backbone "$(BACKBONE)" --image-size "$(IMAGE_SIZE)" --views "$(VIEWS)" --layers "$(LAYERS)" \
+	--backbone "$(BACKBONE)" $(if $(IMAGE_SIZE),--image-size "$(IMAGE_SIZE)") --views "$(VIEWS)" --layers "$(LAYERS)" \
 	--precision "$(PRECISION)" --engine "$(ENGINE)" --device "$(DEVICE)"
 FIT = $(PY) -m train fit $(if $(CONFIG),--config "$(CONFIG)") $(if $(SEED),--seed "$(SEED)") \
 	$(foreach pair,$(SET),--set "$(pair)") $(if $(RUN),--run "$(RUN)") --device "$(DEVICE)"

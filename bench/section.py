@@ -17,7 +17,7 @@ def main(name: str, rounds: int, weights: str) -> None:
     extra = {"weights": weights} if name == "extraction" else {}
     with tempfile.TemporaryDirectory() as folder:
         found = section(Path(folder), rounds, **extra)
-    print(json.dumps({"about": " ".join(section.__doc__.split()), **found}))
+    print(json.dumps({"about": " ".join((section.__doc__ or "").split()), **found}))
 
 
 if __name__ == "__main__":

@@ -133,7 +133,8 @@ def _compile(module: nn.Module, example: Tensor, low: bool) -> Any:
     try:
         return openvino.Core().compile_model(model, "CPU", options)
     except RuntimeError as error:
-        raise NotHere(str(error)) from error
+        reason = str(error).strip().rpartition("\n")[2]
+        raise NotHere(f"OpenVINO cannot run the network on this machine: {reason}") from error
 
 
 def _executed_precisions(compiled: Any) -> set[str]:

@@ -1,9 +1,10 @@
 """The way of the images: read → preprocess → frozen backbone → feature store, each image once, resumable by batch."""
 
 import contextlib
+import os
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,18 +23,28 @@ from common.store import SPLITS, DamagedStore, FeatureStore, check_features
 from common.store_partial import StoreWriter, partial_folder, read_plan
 from common.store_schema import STORED_AS
 from common.store_writer import name_arrays, write_store
-from extract.backbones import Backbone, load_backbone, parse_layers
+from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
+from extract.decoding import UnreadableImage, printable
 from extract.engines import Engine
 from extract.fidelity import PER_CLASS, EngineChoice
 from extract.identity import identity_of
 from extract.preprocessing import Preprocessing, parse_views
+from extract.reading import (
+    THUMBNAIL,
+    Unreadable,
+    all_images,
+    digests_of,
+    names_of,
+    read_batch,
+    read_sample,
+    sample_rows,
+    without,
+)
 from extract.request import Request, require_identity, store_at
-from extract.sources import ImageSource, load_source, pixel_digest
+from extract.sources import ImageSource, left_out_line, load_source
 
-THUMBNAIL = 32  # pixels
 PREFETCHED = 2  # batches
 STAGES = ("reading", "network", "writing")
-SAMPLED_CLASSES = 16
 MIN_GAIN = 20  # choosing an engine takes as long as a few passes of its sample: fewer images are not worth it
 
 Item = TypeVar("Item")
@@ -46,7 +57,7 @@ class Extraction:
 
     `precision` is the lowest one that is allowed: "bfloat16" may end in float32, where that is as fast or nothing else
     is true. `request` is what the user asked for, as JSON, with a cheap fingerprint of the images: by it an unchanged
-    request is recognised without reading them.
+    request is recognised without reading them. on_error: "fail" or "skip" images that cannot be read.
     """
 
     source: ImageSource
@@ -57,10 +68,18 @@ class Extraction:
     batch_size: int
     device: torch.device
     engine: str = "auto"
+    on_error: str = "fail"
 
 
 def make_features(
-    request: Request, target: Path, *, engine: str, batch_size: int, device: str, overwrite: bool
+    request: Request,
+    target: Path,
+    *,
+    engine: str,
+    batch_size: int,
+    device: str,
+    overwrite: bool,
+    list_left_out: bool = False,
 ) -> tuple[FeatureStore, str]:
     """The store of what is asked for at `target`, made now if need be; and a line that says what was done.
 
@@ -71,21 +90,19 @@ def make_features(
     views, layers = parse_views(request.views), parse_layers(request.layers)
     chosen = choose_device(device)
     backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size, layers)
-    source = load_source(request.dataset, request.root)
-    preprocessing = Preprocessing(request.image_size, views)
-    if backbone.random_seed is not None:
-        _say(
-            f"{backbone.name} has RANDOM weights (seed {backbone.random_seed}): its features show that the "
-            "pipeline works, not what a trained network can do"
-        )
+    source = load_source(request.dataset, request.root, request.reading)
+    preprocessing = preprocessing_of(request.backbone, request.image_size, views)
+    _tell(source, backbone, list_left_out)
     # A data set that was downloaded a moment ago has its fingerprint only now
     wanted = request.as_json()
-    job = Extraction(source, backbone, preprocessing, request.precision, wanted, batch_size, chosen, engine)
+    on_error = request.reading.on_error
+    job = Extraction(source, backbone, preprocessing, request.precision, wanted, batch_size, chosen, engine, on_error)
     if found is None:
         return extract(job, target), ""
     if found.identity["precision"] == "float32":  # as true as bfloat16 may be
         job = replace(job, precision="float32")
-    require_identity(found, identity_of_pixels(job))
+    job, image_sha256 = readable(job)
+    require_identity(found, _identity(job, image_sha256))
     try:
         found = renewed(job, found)
         note = ""
@@ -96,10 +113,21 @@ def make_features(
     return found, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
 
 
+def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
+    """The same without the images that cannot be read, and the digests (N, 32) of the others.
+
+    Raises UserError, which names them, where they must not be skipped.
+    """
+    images, unreadable = all_images(job.source), Unreadable(names_of(job.source), _say)
+    digests = _as_rows(list(tqdm(digests_of(images, unreadable), total=len(images), **_bar("comparing images"))))
+    if unreadable.reasons and job.on_error == "fail":
+        raise unreadable.error()
+    return _without(job, digests)
+
+
 def identity_of_pixels(job: Extraction) -> dict[str, Any]:
     """The identity that the features would have, from the decoded images alone."""
-    digests = [pixel_digest(image(i)) for image, i in tqdm(all_images(job.source), **_bar("comparing images"))]
-    return _identity(job, _as_rows(digests))
+    return _identity(*readable(job))
 
 
 def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
@@ -119,8 +147,8 @@ def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
 def extract(job: Extraction, target: Path) -> FeatureStore:
     """Make the store at `target`, or go on with one that was interrupted, and return it.
 
-    Raises UserError for an unreadable image, non-finite features, a target that cannot be written, and while
-    another process is at work on the same target.
+    Raises UserError for unreadable images, when all others are done, non-finite features, a target that cannot be
+    written, and while another process is at work on the same target.
     """
     with exclusive(partial_folder(target), _busy(target), target):
         images = all_images(job.source)
@@ -128,39 +156,45 @@ def extract(job: Extraction, target: Path) -> FeatureStore:
         job = replace(job, precision=engine.precision)  # from here on what is executed, no longer what was asked for
         writer = _writer(job, target, environment)
         _keep_what_is_sound(writer, images)
+        unreadable = Unreadable(names_of(job.source), _say)
         with keeping(lambda: f"{sum(b - a for a, b in writer.done.items()):,} of {len(images):,} images are kept"):
-            _fill(job, writer, engine, images)
-            return writer.finish(_header(job, writer.array("image_sha256"), environment), _whole(job.source))
+            _fill(job, writer, engine, images, unreadable)
+            if unreadable.reasons and job.on_error == "fail":
+                raise unreadable.error()
+            return _finish(job, writer, environment, unreadable)
 
 
 def computed(
-    job: Extraction, engine: Engine, images: list, starts: Iterable[int], watch: "_Stopwatch | None" = None
+    job: Extraction,
+    engine: Engine,
+    images: list,
+    starts: Iterable[int],
+    watch: "_Stopwatch | None" = None,
+    unreadable: Unreadable | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """For each start the arrays of its batch of `images`, the next batches being read meanwhile."""
+    """For each start the arrays of its batch of `images`, the next batches being read meanwhile.
+
+    A batch with an image that cannot be read is left out, unless such images are to be skipped.
+    """
     watch = watch or _Stopwatch()
+    unreadable = unreadable or Unreadable(names_of(job.source), _say)
+    pool = ThreadPoolExecutor(os.cpu_count())
 
     def read(start: int) -> tuple[int, dict[str, Any]]:
         with watch.time("reading"):
-            return start, _read(job, engine, images[start : start + job.batch_size])
+            batch = read_batch(pool, images[start : start + job.batch_size], start, job.preprocessing, unreadable)
+            batch["uploaded"] = [engine.upload(view) for view in batch.pop("images")]
+            return start, batch
 
-    for start, batch in _ahead(read, starts):
-        with watch.time("network"):
-            batch["features"] = _features(job, engine, batch.pop("uploaded"), start)
-        yield start, batch
-
-
-def all_images(source: ImageSource) -> list:
-    """(image function, index) of every image, in the order of the rows: train, then test."""
-    return [(source.splits[name].image, i) for name in SPLITS for i in range(len(source.splits[name].labels))]
-
-
-def names_of(source: ImageSource) -> list[str]:
-    """The file name of each row, relative to the root; split and number where the source has no files."""
-    return [
-        name
-        for key in SPLITS
-        for name in source.splits[key].names or [f"{key}/{i:05d}" for i in range(len(source.splits[key].labels))]
-    ]
+    try:
+        for start, batch in _ahead(read, starts):
+            if job.on_error == "fail" and not batch["image_sha256"].any(1).all():
+                continue
+            with watch.time("network"):
+                batch["features"] = _features(job, engine, batch.pop("uploaded"), start)
+            yield start, batch
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> StoreWriter:
@@ -193,7 +227,7 @@ def _keep_what_is_sound(writer: StoreWriter, images: list) -> None:
         def same(start: int, digests: np.ndarray) -> bool:
             bar.update(len(digests))
             chosen = images[start : start + len(digests)]
-            return bool((_as_rows([pixel_digest(image(i)) for image, i in chosen]) == digests).all())
+            return bool((_as_rows(list(digests_of(chosen))) == digests).all())
 
         with bar:
             writer.keep(same)
@@ -206,11 +240,11 @@ def _keep_what_is_sound(writer: StoreWriter, images: list) -> None:
         )
 
 
-def _fill(job: Extraction, writer: StoreWriter, engine: Engine, images: list) -> None:
+def _fill(job: Extraction, writer: StoreWriter, engine: Engine, images: list, unreadable: Unreadable) -> None:
     watch, starts = _Stopwatch(), writer.missing()
     done = sum(stop - start for start, stop in writer.done.items())
     with tqdm(total=len(images), initial=done, **_bar("extracting")) as bar:
-        for start, batch in computed(job, engine, images, starts, watch):
+        for start, batch in computed(job, engine, images, starts, watch, unreadable):
             with watch.time("writing"):
                 writer.write(start, batch)
             bar.update(len(batch["thumbnails"]))
@@ -218,13 +252,54 @@ def _fill(job: Extraction, writer: StoreWriter, engine: Engine, images: list) ->
         _say(watch.line(len(images) - done))
 
 
-def _read(job: Extraction, engine: Engine, chosen: list) -> dict[str, Any]:
-    images = [image(i) for image, i in chosen]
-    return {
-        "uploaded": [engine.upload(view) for view in job.preprocessing(images)],
-        "image_sha256": _as_rows([pixel_digest(image) for image in images]),
-        "thumbnails": np.stack([_thumbnail(image) for image in images]),
-    }
+def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], unreadable: Unreadable) -> FeatureStore:
+    digests = np.array(writer.array("image_sha256"))
+    images, skipped = all_images(job.source), []
+    for row in np.flatnonzero(~digests.any(1)).tolist():
+        if row not in unreadable.reasons:  # an earlier process met it
+            try:
+                images[row][0](images[row][1])
+            except UnreadableImage as error:
+                unreadable.reasons[row] = error.reason
+        skipped.append([printable(unreadable.names[row]), unreadable.reasons.get(row, "could not be read")])
+    kept = np.flatnonzero(digests.any(1)) if skipped else None
+    job, digests = _without(job, digests)
+    provenance = {**environment, **_account(job.source), **({"skipped": skipped} if skipped else {})}
+    store = writer.finish(_header(job, digests, provenance), _whole(job.source), kept)
+    if skipped:
+        _say(f"{len(skipped):,} images were skipped, since they cannot be read; the store names them")
+    same = len(digests) - len(np.unique(digests.view("V32")))
+    if same:
+        _say(f"{same:,} of {len(digests):,} images have the same pixels as another one")
+    return store
+
+
+def _without(job: Extraction, digests: np.ndarray) -> tuple[Extraction, np.ndarray]:
+    """The same without the images that have no digest, and the digests of the others."""
+    has_digest = digests.any(1)
+    if has_digest.all():
+        return job, digests
+    return replace(job, source=without(job.source, np.flatnonzero(~has_digest))), digests[has_digest]
+
+
+def _account(source: ImageSource) -> dict[str, Any]:
+    """How a source's files were split and which were left out: part of the provenance, where there is anything."""
+    reasons = dict(sorted(Counter(reason for _, reason in source.left_out).items()))
+    return {key: value for key, value in {"layout": source.notes, "left_out": reasons}.items() if value}
+
+
+def _tell(source: ImageSource, backbone: Backbone, list_left_out: bool) -> None:
+    """What was decided about images and weights, in a line each."""
+    for name, reason in source.left_out if list_left_out else ():
+        _say(f"left out: {printable(name)}: {reason}")
+    for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.said]:
+        if line:
+            _say(line)
+    if backbone.random_seed is not None:
+        _say(
+            f"{backbone.name} has RANDOM weights (seed {backbone.random_seed}): its features show that the "
+            "pipeline works, not what a trained network can do"
+        )
 
 
 def _features(job: Extraction, engine: Engine, views: list, start: int) -> np.ndarray:
@@ -277,31 +352,17 @@ def _engine(job: Extraction, target: Path) -> tuple[Engine, dict[str, Any]]:
     if job.precision != "float32" and not choice.low_kinds:
         _say("bfloat16 is not faster than float32 on this machine: computing in float32")
     n = sum(len(split.labels) for split in job.source.splits.values())
-    sample = _sample(job.source)
-    if sample and (n >= MIN_GAIN * len(sample) or not choice.reference_will_do()):
-        engine, fidelity = choice.fastest(job.preprocessing(sample)[0])
+    groups = sample_rows(job.source.splits["train"].labels, PER_CLASS)
+    worth_it = n >= MIN_GAIN * PER_CLASS * len(groups) or not choice.reference_will_do()
+    sample = read_sample(job.source, groups, job.preprocessing, PER_CLASS) if worth_it else None
+    if sample is not None:
+        engine, fidelity = choice.fastest(sample)
         if choice.low_kinds and engine.precision == "float32":
             _say("no engine is true enough, and faster, in bfloat16: computing in float32")
     else:
         engine, fidelity = choice.reference(), {}
     _say(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()))
     return engine, {"engine": engine.name, "fidelity": fidelity, **environment}
-
-
-def _sample(source: ImageSource) -> list[np.ndarray]:
-    """Ten training images of each of some classes, spread over all."""
-    split = source.splits["train"]
-    classes = np.unique(split.labels)
-    some = classes[np.linspace(0, len(classes) - 1, min(SAMPLED_CLASSES, len(classes))).astype(int)]
-    return [split.image(int(i)) for label in some for i in np.flatnonzero(split.labels == label)[:PER_CLASS]]
-
-
-def _thumbnail(image: np.ndarray) -> np.ndarray:
-    if image.shape[:2] == (THUMBNAIL, THUMBNAIL):
-        return image
-    from PIL import Image, ImageOps
-
-    return np.asarray(ImageOps.fit(Image.fromarray(image), (THUMBNAIL, THUMBNAIL), Image.Resampling.BILINEAR))
 
 
 def _as_rows(digests: list[bytes]) -> np.ndarray:

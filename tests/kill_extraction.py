@@ -98,7 +98,7 @@ def main(count: int, seed: int) -> None:
     import torch
 
     import extract.pipeline  # noqa: F401
-    from tests.fabricate import make_images
+    from common.synthetic import make_images
 
     torch.set_num_threads(1)
     generator = np.random.default_rng(seed)

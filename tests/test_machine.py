@@ -86,3 +86,9 @@ def test_a_device_without_bfloat16_and_one_that_is_measured(monkeypatch):
     assert not fast_bfloat16(CPU)
     assert torch.get_num_threads() == threads
     fast_bfloat16.cache_clear()
+
+
+def test_a_device_that_holds_no_numbers_gains_nothing():
+    """As with any device on which the measurement fails; a GPU is measured like a CPU."""
+    fast_bfloat16.cache_clear()
+    assert not fast_bfloat16(torch.device("meta"))

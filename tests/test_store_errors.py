@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from fabricate import make_store
 
 from common.store import FeatureStore
+from common.synthetic import make_store
 
 CODE = """
 import sys
 from pathlib import Path
 from common.errors import UserError
-from fabricate import make_store
+from common.synthetic import make_store
 try:
     make_store(Path(sys.argv[1]), seed=1, classes=2, train=3, test=2)
 except UserError as error:

@@ -185,6 +185,13 @@ class Config:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise unknown_name("method", self.method, METHODS)
+        inliers, group = self.data.set_size - 1, self.training.images_per_class
+        _require(
+            group == 0 or group >= inliers,
+            "training.images_per_class",
+            f"0 or at least data.set_size - 1 = {inliers}, the inliers of a set, which come from one group",
+            group,
+        )
 
     @classmethod
     def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "Config":
