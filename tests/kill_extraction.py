@@ -143,6 +143,7 @@ def main(count: int, seed: int) -> None:
                     counts["after a kill: complete" if killed else "without one: complete"] += 1
                 elif killed:
                     counts["after a kill: not there"] += 1
+            click.echo(f"{kills} of {count} kills", err=True)
             code = finish(start(root, store, log))
             counts[f"next command: exit code {code}"] += 1
             left = sorted(path.name for path in place.iterdir())
