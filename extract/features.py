@@ -19,18 +19,34 @@ from extract.pipeline import Extraction, as_rows, as_text, busy, extract, identi
 from extract.preprocessing import parse_views
 from extract.progress import bar_of, say
 from extract.reading import Unreadable, all_images, digests_of, names_of
-from extract.request import Request, require_identity, store_at
+from extract.request import Request, has_what_is_asked, request, require_identity, store_at
 from extract.sources import ImageSource, left_out_line, load_source
+
+MAKING = {"engine", "batch_size", "device", "overwrite", "list_left_out"}
+
+
+def features(root: Path | str, store: Path | str, dataset: str = "imagefolder", **options: Any) -> FeatureStore:
+    """The feature store of the images at `root`, made at `store` now, or the one that is there for the same request.
+
+    options: those of `python -m extract features`, such as backbone="resnet50" or on_error="skip", of
+    `extract.request.request`; and engine, batch_size, device, overwrite of `make_features`. Raises UserError as that.
+    """
+    how = {name: options.pop(name) for name in MAKING & options.keys()}
+    asked, target = request(dataset, Path(root), **options), Path(store)
+    found = store_at(target, how.get("overwrite", False))
+    if found is not None and has_what_is_asked(found, asked.as_json()):
+        return found
+    return make_features(asked, target, **how)[0]
 
 
 def make_features(
     request: Request,
     target: Path,
     *,
-    engine: str,
-    batch_size: int,
-    device: str,
-    overwrite: bool,
+    engine: str = "auto",
+    batch_size: int = 64,
+    device: str = "auto",
+    overwrite: bool = False,
     list_left_out: bool = False,
 ) -> tuple[FeatureStore, str]:
     """The store of what is asked for at `target`, made now if need be; and a line that says what was done.
