@@ -1,4 +1,4 @@
-"""docs/extending.md is true: what it says to add, added as it says, works."""
+"""docs/extending.md and docs/walk.md are true: what the one says to add works, and what the other names is there."""
 
 import json
 import re
@@ -11,7 +11,8 @@ from common.synthetic import make_store
 from train.cli import main
 from train.methods import METHODS
 
-TEXT = (Path(__file__).parents[1] / "docs/extending.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 
 
 def section(name):
@@ -52,3 +53,16 @@ def test_a_method_is_one_file_and_one_line(added, tmp_path):
     refused = CliRunner().invoke(main, [str(part) for part in (*command, "--set", "distance.metric=l2")])
     assert refused.exit_code == 2
     assert f'distance.metric=l2 does nothing for the method "{name}"' in refused.output
+
+
+def test_the_walk_names_files_and_functions_that_are_there():
+    text = (ROOT / "docs/walk.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:common|extract|train|find)/[\w/]+(?:\.py)?)(?:: ([\w.]+))?`", text)
+    assert len(named) > 20
+    for path, name in named:
+        assert (ROOT / path).exists(), path
+        if name:
+            file = ROOT / path if path.endswith(".py") else ROOT / path / "__init__.py"
+            content = file.read_text(encoding="utf-8")
+            assert re.search(rf"^ *(def|class) {name.rpartition('.')[2]}\b", content, re.M), f"{path}: {name}"
+    assert len(text.splitlines()) < 60, "it is longer than a page"

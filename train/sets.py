@@ -70,8 +70,8 @@ def draw_distinct(generator: np.random.Generator, counts: np.ndarray, k: int) ->
     """
     if counts.min(initial=k) < k:
         raise ValueError(f"cannot draw {k} distinct integers below {counts.min()}")
-    # Fisher-Yates on a row 0 … count-1 that is never written down: step i takes what lies at place swaps[i] ≥ i, and
-    # puts what lay at place i there. Tracing the earlier steps backwards tells what lay there.
+    # Fisher-Yates on a row 0 … count-1 that is never written down: step i takes what lies at index swaps[i] ≥ i,
+    # and puts what lay at index i there. Tracing the earlier steps backwards tells what lay there.
     swaps = generator.integers(np.arange(k), counts[:, None])
     drawn = swaps.copy()
     for step in range(k - 2, -1, -1):
@@ -147,13 +147,13 @@ def shared_batches(
     Raises UserError where a class has fewer than S - 1 images, or a batch has a single class.
     """
     _require_images(index, set_size - 1)
-    groups, labels, places = [], [], []
+    groups, labels, times = [], [], []  # a group's time is when in the epoch it comes, from 0 to 1
     for label, start, count in zip(index.classes, index.starts, index.counts, strict=True):
         number = max(1, count // images_per_class)
         groups += np.array_split(index.rows[start : start + count][generator.permutation(count)], number)
         labels += [label] * number
-        places.append((np.arange(number) + generator.random(number)) / number)
-    order = np.argsort(np.concatenate(places))
+        times.append((np.arange(number) + generator.random(number)) / number)
+    order = np.argsort(np.concatenate(times))
     for chosen in np.array_split(order, shared_steps(len(index.rows), batch_size)):
         rows = np.concatenate([groups[i] for i in chosen])
         row_labels = np.concatenate([np.full(len(groups[i]), labels[i]) for i in chosen])
@@ -196,9 +196,9 @@ def sample_mixed_sets(
     others += others >= own[:, None]
     odd = generator.integers(index.counts[others])
     same = draw_distinct(generator, index.counts[own], inliers)
-    places = np.concatenate([index.starts[others] + odd, index.starts[own][:, None] + same], 1)
+    chosen = np.concatenate([index.starts[others] + odd, index.starts[own][:, None] + same], 1)
     order = generator.permuted(np.broadcast_to(np.arange(set_size), (count, set_size)), axis=1)
-    return index.rows[np.take_along_axis(places, order, 1)], order < anomalies
+    return index.rows[np.take_along_axis(chosen, order, 1)], order < anomalies
 
 
 def pairs_within(groups: np.ndarray) -> np.ndarray:

@@ -22,12 +22,12 @@ class Inputs:
     """What a training step sees of a batch of B sets, each of its n images once.
 
     features (n, D) float32, in one view each; labels (n,) int64, the number of their class among those of the training,
-    or `NO_CLASS`; places (B, S) int64, the items of the sets in `features`; target (B,) int64.
+    or `NO_CLASS`; items (B, S) int64, where the items of the sets are in `features`; target (B,) int64.
     """
 
     features: Tensor
     labels: Tensor
-    places: Tensor
+    items: Tensor
     target: Tensor
 
     def to(self, device: torch.device) -> "Inputs":
@@ -72,13 +72,13 @@ class Task:
 
     def inputs(self, sets: Sets, generator: np.random.Generator) -> Inputs:
         """The images of training sets, each in a view drawn for it."""
-        rows, first, places = np.unique(sets.rows, return_index=True, return_inverse=True)
+        rows, first, items = np.unique(sets.rows, return_index=True, return_inverse=True)
         is_anomaly = np.arange(sets.rows.shape[1]) == sets.target[:, None]
         labels = np.where(is_anomaly, sets.anomaly_label[:, None], sets.set_label[:, None]).ravel()[first]
         return Inputs(
             self.gather(rows, generator.integers(self.features.shape[0], size=len(rows))),
             torch.from_numpy(np.searchsorted(self.train.classes, labels)),
-            torch.from_numpy(places.reshape(sets.rows.shape)),
+            torch.from_numpy(items.reshape(sets.rows.shape)),
             torch.from_numpy(sets.target),
         )
 
