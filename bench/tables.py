@@ -57,7 +57,7 @@ def _ratio(median: float, first: float) -> str:
 
 
 def _seconds(rate: float) -> str:
-    return f"{1 / rate:.3f} s"
+    return f"{1 / rate:.3f} s" if rate < 10 else f"{1000 / rate:.2f} ms"
 
 
 def _number(value: float) -> str:

@@ -114,7 +114,7 @@ def features(
         clear_up(found)
         click.echo(f"up to date: {store}", err=True)
     else:
-        from extract.pipeline import make_features
+        from extract.features import make_features
 
         _, line = make_features(
             asked_for,

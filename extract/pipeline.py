@@ -1,34 +1,31 @@
 """The way of the images: read → preprocess → frozen backbone → feature store, each image once, resumable by batch."""
 
-import contextlib
 import os
-import sys
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from common.command_line import keeping
-from common.errors import UserError
 from common.files import exclusive
-from common.machine import choose_device, versions
-from common.store import SPLITS, DamagedStore, FeatureStore, check_features
+from common.machine import versions
+from common.store import SPLITS, FeatureStore, check_features
 from common.store_partial import StoreWriter, partial_folder, read_plan
 from common.store_schema import STORED_AS
-from common.store_writer import name_arrays, write_store
-from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
+from common.store_writer import name_arrays
+from extract.backbones import Backbone
 from extract.decoding import UnreadableImage, printable
 from extract.engines import Engine
 from extract.fidelity import PER_CLASS, EngineChoice
 from extract.identity import identity_of
-from extract.preprocessing import Preprocessing, parse_views
+from extract.preprocessing import Preprocessing
+from extract.progress import Stopwatch, ahead, bar_of, say
 from extract.reading import (
     THUMBNAIL,
     Unreadable,
@@ -40,15 +37,9 @@ from extract.reading import (
     sample_rows,
     without,
 )
-from extract.request import Request, require_identity, store_at
-from extract.sources import ImageSource, left_out_line, load_source
+from extract.sources import ImageSource
 
-PREFETCHED = 2  # batches
-STAGES = ("reading", "network", "writing")
 MIN_GAIN = 20  # choosing an engine takes as long as a few passes of its sample: fewer images are not worth it
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -71,92 +62,19 @@ class Extraction:
     on_error: str = "fail"
 
 
-def make_features(
-    request: Request,
-    target: Path,
-    *,
-    engine: str,
-    batch_size: int,
-    device: str,
-    overwrite: bool,
-    list_left_out: bool = False,
-) -> tuple[FeatureStore, str]:
-    """The store of what is asked for at `target`, made now if need be; and a line that says what was done.
-
-    Raises UserError for bad input, when `target` holds features of something else and must not be overwritten, and as
-    `extract` does.
-    """
-    found = None if overwrite else store_at(target, overwrite)
-    views, layers = parse_views(request.views), parse_layers(request.layers)
-    chosen = choose_device(device)
-    backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size, layers)
-    source = load_source(request.dataset, request.root, request.reading)
-    preprocessing = preprocessing_of(request.backbone, request.image_size, views)
-    _tell(source, backbone, list_left_out)
-    # A data set that was downloaded a moment ago has its fingerprint only now
-    wanted = request.as_json()
-    on_error = request.reading.on_error
-    job = Extraction(source, backbone, preprocessing, request.precision, wanted, batch_size, chosen, engine, on_error)
-    if found is None:
-        return extract(job, target), ""
-    if found.identity["precision"] == "float32":  # as true as bfloat16 may be
-        job = replace(job, precision="float32")
-    job, image_sha256 = readable(job)
-    require_identity(found, _identity(job, image_sha256))
-    try:
-        found = renewed(job, found)
-        note = ""
-    except DamagedStore:
-        raise
-    except UserError as error:  # such as a full disk: the store is what it was
-        note = f"; this is not noted in it: {error.message}"
-    return found, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
-
-
-def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
-    """The same without the images that cannot be read, and the digests (N, 32) of the others.
-
-    Raises UserError, which names them, where they must not be skipped.
-    """
-    images, unreadable = all_images(job.source), Unreadable(names_of(job.source), _say)
-    digests = _as_rows(list(tqdm(digests_of(images, unreadable), total=len(images), **_bar("comparing images"))))
-    if unreadable.reasons and job.on_error == "fail":
-        raise unreadable.error()
-    return _without(job, digests)
-
-
-def identity_of_pixels(job: Extraction) -> dict[str, Any]:
-    """The identity that the features would have, from the decoded images alone."""
-    return _identity(*readable(job))
-
-
-def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
-    """The same features, with the request and the file names of today: the next time nothing needs to be decoded.
-
-    Raises DamagedStore, since what is damaged must not be sealed again, and UserError where it cannot be written.
-    """
-    with exclusive(partial_folder(store.path), _busy(store.path), store.path):
-        store.verify()
-        said = {"request": job.request, "data_set": _text(job.source.name)}
-        header = {**store.header, "provenance": {**store.header["provenance"], **said}}
-        arrays = {name: store.array(name) for name in store.places}
-        write_store(store.path, header, {**arrays, **name_arrays(names_of(job.source))})
-    return FeatureStore.open(store.path)
-
-
 def extract(job: Extraction, target: Path) -> FeatureStore:
     """Make the store at `target`, or go on with one that was interrupted, and return it.
 
     Raises UserError for unreadable images, when all others are done, non-finite features, a target that cannot be
     written, and while another process is at work on the same target.
     """
-    with exclusive(partial_folder(target), _busy(target), target):
+    with exclusive(partial_folder(target), busy(target), target):
         images = all_images(job.source)
         engine, environment = _engine(job, target)
         job = replace(job, precision=engine.precision)  # from here on what is executed, no longer what was asked for
         writer = _writer(job, target, environment)
         _keep_what_is_sound(writer, images)
-        unreadable = Unreadable(names_of(job.source), _say)
+        unreadable = Unreadable(names_of(job.source), say)
         with keeping(lambda: f"{sum(b - a for a, b in writer.done.items()):,} of {len(images):,} images are kept"):
             _fill(job, writer, engine, images, unreadable)
             if unreadable.reasons and job.on_error == "fail":
@@ -169,15 +87,15 @@ def computed(
     engine: Engine,
     images: list,
     starts: Iterable[int],
-    watch: "_Stopwatch | None" = None,
+    watch: Stopwatch | None = None,
     unreadable: Unreadable | None = None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """For each start the arrays of its batch of `images`, the next batches being read meanwhile.
 
     A batch with an image that cannot be read is left out, unless such images are to be skipped.
     """
-    watch = watch or _Stopwatch()
-    unreadable = unreadable or Unreadable(names_of(job.source), _say)
+    watch = watch or Stopwatch()
+    unreadable = unreadable or Unreadable(names_of(job.source), say)
     pool = ThreadPoolExecutor(os.cpu_count())
 
     def read(start: int) -> tuple[int, dict[str, Any]]:
@@ -187,7 +105,7 @@ def computed(
             return start, batch
 
     try:
-        for start, batch in _ahead(read, starts):
+        for start, batch in ahead(read, starts):
             if job.on_error == "fail" and not batch["image_sha256"].any(1).all():
                 continue
             with watch.time("network"):
@@ -214,7 +132,7 @@ def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> Store
     }
     writer = StoreWriter(target, plan, layout, job.request.get("fingerprint", ""))
     if writer.discarded:
-        _say(f"beginning {target} anew: what was there of it {writer.discarded}")
+        say(f"beginning {target} anew: what was there of it {writer.discarded}")
     return writer
 
 
@@ -222,34 +140,34 @@ def _keep_what_is_sound(writer: StoreWriter, images: list) -> None:
     """Where files have changed since their batch was written, an image was repaired, say, the pixels decide."""
     begun = len(writer.done)
     if writer.moved:
-        bar = tqdm(total=sum(b - a for a, b in writer.done.items()), **_bar("comparing images"))
+        bar = tqdm(total=sum(b - a for a, b in writer.done.items()), **bar_of("comparing images"))
 
         def same(start: int, digests: np.ndarray) -> bool:
             bar.update(len(digests))
             chosen = images[start : start + len(digests)]
-            return bool((_as_rows(list(digests_of(chosen))) == digests).all())
+            return bool((as_rows(list(digests_of(chosen))) == digests).all())
 
         with bar:
             writer.keep(same)
     if begun:
         done = sum(b - a for a, b in writer.done.items())
         again = begun - len(writer.done)
-        _say(
+        say(
             f"going on with {writer.target}: {done:,} of {len(images):,} images done"
             + (f"; {again} batch(es) are made again, since images in them have changed" if again else "")
         )
 
 
 def _fill(job: Extraction, writer: StoreWriter, engine: Engine, images: list, unreadable: Unreadable) -> None:
-    watch, starts = _Stopwatch(), writer.missing()
+    watch, starts = Stopwatch(), writer.missing()
     done = sum(stop - start for start, stop in writer.done.items())
-    with tqdm(total=len(images), initial=done, **_bar("extracting")) as bar:
+    with tqdm(total=len(images), initial=done, **bar_of("extracting")) as bar:
         for start, batch in computed(job, engine, images, starts, watch, unreadable):
             with watch.time("writing"):
                 writer.write(start, batch)
             bar.update(len(batch["thumbnails"]))
     if starts:
-        _say(watch.line(len(images) - done))
+        say(watch.line(len(images) - done))
 
 
 def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], unreadable: Unreadable) -> FeatureStore:
@@ -263,18 +181,18 @@ def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], u
                 unreadable.reasons[row] = error.reason
         skipped.append([printable(unreadable.names[row]), unreadable.reasons.get(row, "could not be read")])
     kept = np.flatnonzero(digests.any(1)) if skipped else None
-    job, digests = _without(job, digests)
+    job, digests = without_unreadable(job, digests)
     provenance = {**environment, **_account(job.source), **({"skipped": skipped} if skipped else {})}
     store = writer.finish(_header(job, digests, provenance), _whole(job.source), kept)
     if skipped:
-        _say(f"{len(skipped):,} images were skipped, since they cannot be read; the store names them")
+        say(f"{len(skipped):,} images were skipped, since they cannot be read; the store names them")
     same = len(digests) - len(np.unique(digests.view("V32")))
     if same:
-        _say(f"{same:,} of {len(digests):,} images have the same pixels as another one")
+        say(f"{same:,} of {len(digests):,} images have the same pixels as another one")
     return store
 
 
-def _without(job: Extraction, digests: np.ndarray) -> tuple[Extraction, np.ndarray]:
+def without_unreadable(job: Extraction, digests: np.ndarray) -> tuple[Extraction, np.ndarray]:
     """The same without the images that have no digest, and the digests of the others."""
     has_digest = digests.any(1)
     if has_digest.all():
@@ -288,20 +206,6 @@ def _account(source: ImageSource) -> dict[str, Any]:
     return {key: value for key, value in {"layout": source.notes, "left_out": reasons}.items() if value}
 
 
-def _tell(source: ImageSource, backbone: Backbone, list_left_out: bool) -> None:
-    """What was decided about images and weights, in a line each."""
-    for name, reason in source.left_out if list_left_out else ():
-        _say(f"left out: {printable(name)}: {reason}")
-    for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.said]:
-        if line:
-            _say(line)
-    if backbone.random_seed is not None:
-        _say(
-            f"{backbone.name} has RANDOM weights (seed {backbone.random_seed}): its features show that the "
-            "pipeline works, not what a trained network can do"
-        )
-
-
 def _features(job: Extraction, engine: Engine, views: list, start: int) -> np.ndarray:
     """Uploaded images of each view → (V, B, D) in the precision of the store."""
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and the check says so
@@ -313,12 +217,12 @@ def _features(job: Extraction, engine: Engine, views: list, start: int) -> np.nd
 def _header(job: Extraction, image_sha256: np.ndarray, environment: dict[str, Any]) -> dict[str, Any]:
     superclass_names, class_superclass = job.source.superclasses()
     return {
-        "identity": _identity(job, image_sha256),
+        "identity": identity(job, image_sha256),
         "class_names": job.source.class_names,
         "superclass_names": superclass_names,
         "class_superclass": class_superclass,
         "provenance": {
-            "data_set": _text(job.source.name),
+            "data_set": as_text(job.source.name),
             "weights": job.backbone.weights,
             "request": job.request,
             "batch_size": job.batch_size,
@@ -338,7 +242,7 @@ def _whole(source: ImageSource) -> dict[str, np.ndarray]:
     }
 
 
-def _identity(job: Extraction, image_sha256: np.ndarray) -> dict[str, Any]:
+def identity(job: Extraction, image_sha256: np.ndarray) -> dict[str, Any]:
     return identity_of(job.source, job.backbone, job.preprocessing, job.precision, image_sha256)
 
 
@@ -350,7 +254,7 @@ def _engine(job: Extraction, target: Path) -> tuple[Engine, dict[str, Any]]:
     if begun and {**begun, **environment} == begun and (engine := choice.named(begun["engine"])):
         return engine, begun  # another measurement might choose another one
     if job.precision != "float32" and not choice.low_kinds:
-        _say("bfloat16 is not faster than float32 on this machine: computing in float32")
+        say("bfloat16 is not faster than float32 on this machine: computing in float32")
     n = sum(len(split.labels) for split in job.source.splits.values())
     groups = sample_rows(job.source.splits["train"].labels, PER_CLASS)
     worth_it = n >= MIN_GAIN * PER_CLASS * len(groups) or not choice.reference_will_do()
@@ -358,65 +262,21 @@ def _engine(job: Extraction, target: Path) -> tuple[Engine, dict[str, Any]]:
     if sample is not None:
         engine, fidelity = choice.fastest(sample)
         if choice.low_kinds and engine.precision == "float32":
-            _say("no engine is true enough, and faster, in bfloat16: computing in float32")
+            say("no engine is true enough, and faster, in bfloat16: computing in float32")
     else:
         engine, fidelity = choice.reference(), {}
-    _say(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()))
+    say(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()))
     return engine, {"engine": engine.name, "fidelity": fidelity, **environment}
 
 
-def _as_rows(digests: list[bytes]) -> np.ndarray:
+def as_rows(digests: list[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
 
 
-def _text(name: str) -> str:
+def as_text(name: str) -> str:
     """A path as text: what is not UTF-8 in it is replaced."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _busy(target: Path) -> str:
+def busy(target: Path) -> str:
     return f"another extraction is writing {target}: wait for it, or choose another --store"
-
-
-def _say(line: str) -> None:
-    tqdm.write(line, file=sys.stderr)
-
-
-def _bar(what: str) -> dict[str, Any]:
-    """Arguments of a bar that shows itself on a terminal only."""
-    return {"desc": what, "unit": "img", "disable": None, "smoothing": 0.05}
-
-
-def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` in a thread, `PREFETCHED` items ahead; its exceptions are raised here."""
-    with ThreadPoolExecutor(1) as pool:
-        pending: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(function, item))
-                if len(pending) > PREFETCHED:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _Stopwatch:
-    """Seconds by stage. Reading runs beside the others, so the sum may exceed the time that passes."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
-        self._started = time.perf_counter()
-
-    @contextlib.contextmanager
-    def time(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - started
-
-    def line(self, images: int) -> str:
-        total = time.perf_counter() - self._started
-        shares = ", ".join(f"{stage} {seconds / total:.0%}" for stage, seconds in self.seconds.items())
-        slowest = max(self.seconds, key=self.seconds.__getitem__)
-        return f"{images:,} images in {total:.0f} s ({images / total:.0f}/s); busy: {shares}; {slowest} set the pace"

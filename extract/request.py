@@ -85,27 +85,31 @@ class Request:
 def request(
     dataset: str,
     root: Path | None,
-    backbone: str,
-    image_size: int | None,
-    views: str,
-    layers: str,
-    on_error: str,
-    test_fraction: float | None,
-    max_pixels: int,
-    **asked: Any,
+    backbone: str = "resnet18",
+    image_size: int | None = None,
+    views: str = "plain",
+    layers: str = "last",
+    on_error: str = Reading.on_error,
+    test_fraction: float | None = None,
+    max_pixels: int = Reading.max_pixels,
+    weights: str = "torchvision",
+    weights_seed: int = 0,
+    precision: str = "float32",
 ) -> Request:
-    """The request of a command line. Raises UserError where it lacks the root that its data set needs."""
+    """The request that these options make. Raises UserError where it lacks the root that its data set needs."""
     if source_kind(dataset).own_files and root is None:
         raise UserError(f"--dataset {dataset} needs --root (make: ROOT=), the folder or the file with your images")
     return Request(
         dataset,
         root or Path("data"),
         backbone,
-        image_size=image_size or IMAGE_SIZES.get(backbone),
-        views=views.replace(" ", ""),
-        layers=layers.replace(" ", ""),
-        reading=Reading(on_error, test_fraction, max_pixels),
-        **asked,
+        weights,
+        weights_seed,
+        image_size or IMAGE_SIZES.get(backbone),
+        views.replace(" ", ""),
+        layers.replace(" ", ""),
+        precision,
+        Reading(on_error, test_fraction, max_pixels),
     )
 
 

@@ -97,7 +97,7 @@ def main(count: int, seed: int) -> None:
     """Kill extractions; count what was left, and what the next command made of it."""
     import torch
 
-    import extract.pipeline  # noqa: F401
+    import extract.features  # noqa: F401
     from common.synthetic import make_images
 
     torch.set_num_threads(1)
@@ -143,6 +143,7 @@ def main(count: int, seed: int) -> None:
                     counts["after a kill: complete" if killed else "without one: complete"] += 1
                 elif killed:
                     counts["after a kill: not there"] += 1
+            click.echo(f"{kills} of {count} kills", err=True)
             code = finish(start(root, store, log))
             counts[f"next command: exit code {code}"] += 1
             left = sorted(path.name for path in place.iterdir())

@@ -360,9 +360,9 @@ def test_everything_has_a_name_for_those_who_do_not_see(browser, tmp_path):
 def test_100_000_findings_open_in_two_seconds_and_are_paged(browser, tmp_path):
     n = 100_000
     findings = make_findings([f"class{i % 100}/IMG_{i:06d}.jpg" for i in range(n)], flagged=300, root=tmp_path)
-    start = time.perf_counter()
+    start = time.process_time()  # other processes do not count
     page = write_page(findings, tmp_path / "out", previews=0)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 10
     browser.open(page.as_uri())
     timing = browser.wait_for("(e => e?.loadEventEnd && e.loadEventEnd)(performance.getEntriesByType('navigation')[0])")
     assert timing < 2000 * slack(browser)

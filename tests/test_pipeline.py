@@ -12,9 +12,11 @@ from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images
 from extract import engines, pipeline
 from extract.backbones import load_backbone
+from extract.features import identity_of_pixels
 from extract.fidelity import EngineChoice
-from extract.pipeline import Extraction, _ahead, extract, identity_of_pixels
+from extract.pipeline import Extraction, extract
 from extract.preprocessing import Preprocessing
+from extract.progress import ahead
 from extract.sources import load_source, pixel_digest
 
 CPU = torch.device("cpu")
@@ -220,6 +222,6 @@ def test_a_target_that_cannot_be_written_is_refused(extraction, tmp_path):
 def test_working_ahead_keeps_the_order_and_passes_on_errors():
     seen = []
     with pytest.raises(ZeroDivisionError):
-        for item in _ahead(lambda item: 1 / item, [4, 2, 1, 0, 5]):
+        for item in ahead(lambda item: 1 / item, [4, 2, 1, 0, 5]):
             seen.append(item)
     assert seen == [0.25, 0.5, 1]

@@ -55,6 +55,16 @@ def test_the_python_commands_run_one_after_the_other(tmp_path):
         assert result.returncode == 0, f"{line}\n{result.stderr}"
 
 
+def test_the_python_example_runs(tmp_path):
+    make_images(tmp_path / "path/to/images", classes=3, train=30, test=12)
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    # ImageNet's weights are not here, and 224 pixels and 50 epochs take long
+    code = code.replace('"images.h5")', '"images.h5", weights="random", image_size=32)')
+    code = code.replace("Config()", 'Config.load(None, ["training.epochs=1"])') + "\nassert scores.shape == (1, 10)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 def test_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
