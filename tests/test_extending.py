@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import extract
+import train.methods
+from common.store import FeatureStore
 from common.synthetic import make_store
+from extract.backbones import KINDS
+from extract.cli import main as extract_main
+from extract.sources import SOURCES
 from train.cli import main
 from train.methods import METHODS
 
@@ -40,8 +46,6 @@ def added(monkeypatch, tmp_path):
 
 
 def test_a_method_is_one_file_and_one_line(added, tmp_path):
-    import train.methods
-
     name = added("A method", train.methods, METHODS)
     run, store = tmp_path / "run", make_store(tmp_path / "s.h5").path
     command = ["fit", "--store", store, "--run", run, "--set", f"method={name}", "--set", "distance.standardise=true"]
@@ -53,6 +57,18 @@ def test_a_method_is_one_file_and_one_line(added, tmp_path):
     refused = CliRunner().invoke(main, [str(part) for part in (*command, "--set", "distance.metric=l2")])
     assert refused.exit_code == 2
     assert f'distance.metric=l2 does nothing for the method "{name}"' in refused.output
+
+
+def test_a_source_and_a_backbone_kind_are_one_file_and_one_line_each(added, tmp_path):
+    source, kind = added("An image source", extract, SOURCES), added("A backbone kind", extract, KINDS)
+    store = tmp_path / "s.h5"
+    command = ["features", "--dataset", source, "--backbone", f"{kind}:4", "--weights", "random", "--store", store]
+    result = CliRunner().invoke(extract_main, [str(part) for part in command])
+    assert result.exit_code == 0, result.output
+    made = FeatureStore.open(store)
+    assert made.features.shape == (1, 80, 16)
+    assert made.class_names == ["square", "frame"]
+    assert made.identity["backbone"]["name"] == "pooled:4"
 
 
 def test_the_walk_names_files_and_functions_that_are_there():
