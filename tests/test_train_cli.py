@@ -128,7 +128,7 @@ def test_a_run_is_not_continued_with_another_store(store, tmp_path):
     ("arguments", "message"),
     [
         (["--set", "head.widht=3"], 'did you mean "head.width"'),
-        (["--set", "data.set_size=40"], "class 0 has 30 images"),
+        (["--set", "data.set_size=40"], 'class "class0" has 30 images'),
         (["--classes", "class0,clas1"], 'did you mean "class'),
         (["--config", "missing.toml"], "cannot read the config missing.toml"),
         (["--device", "cuda:77"], 'there is no device "cuda:77"'),
