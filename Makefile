@@ -6,7 +6,7 @@ DATASET ?= cifar100
 ROOT ?=
 WEIGHTS ?= torchvision
 BACKBONE ?= resnet18
-IMAGE_SIZE ?= 224
+IMAGE_SIZE ?=
 VIEWS ?= plain
 LAYERS ?= last
 PRECISION ?= float32
@@ -23,7 +23,7 @@ READY := $(VENV)/.ready
 PY := $(VENV)/bin/python
 
 FEATURES = $(PY) -m extract features --dataset "$(DATASET)" $(if $(ROOT),--root "$(ROOT)") --weights "$(WEIGHTS)" \
-	--backbone "$(BACKBONE)" --image-size "$(IMAGE_SIZE)" --views "$(VIEWS)" --layers "$(LAYERS)" \
+	--backbone "$(BACKBONE)" $(if $(IMAGE_SIZE),--image-size "$(IMAGE_SIZE)") --views "$(VIEWS)" --layers "$(LAYERS)" \
 	--precision "$(PRECISION)" --engine "$(ENGINE)" --device "$(DEVICE)"
 FIT = $(PY) -m train fit $(if $(CONFIG),--config "$(CONFIG)") $(if $(SEED),--seed "$(SEED)") \
 	$(foreach pair,$(SET),--set "$(pair)") $(if $(RUN),--run "$(RUN)") --device "$(DEVICE)"
@@ -48,8 +48,9 @@ phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG
 	@store=$$($(FEATURES)) && $(PY) -m train phase "$(CONFIG)" --store "$$store" $(if $(ONLY),--only "$(ONLY)") \
 		$(foreach pair,$(SET),--set "$(pair)")
 
-log: $(READY)  ## reports of finished runs → the experiment log, its charts, the README's tables
+log: $(READY)  ## reports of finished runs, and of the benchmark → the experiment log, its charts, the README's tables
 	@$(PY) -m train log
+	@$(PY) -m bench --readme README.md
 
 bench: $(READY)  ## the project beside its peers → bench/report.json, chart and table
 	@$(PY) -m bench

@@ -11,7 +11,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    sections = {name: report["sections"][name] for name in CHARTED if name in report["sections"]}
+    sections = {name: found for name in CHARTED if (found := report["sections"].get(name)) and found["rates"]}
     if not sections:
         return
     heights = [len(section["rates"]) + 1.5 for section in sections.values()]

@@ -8,16 +8,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import cases
+from bench.cases import SECTIONS
 
 
 def main(name: str, rounds: int, weights: str) -> None:
     """Measure a section of `bench.cases` and print what was found."""
-    section = getattr(cases, name)
+    section = SECTIONS[name]
     extra = {"weights": weights} if name == "extraction" else {}
     with tempfile.TemporaryDirectory() as folder:
         found = section(Path(folder), rounds, **extra)
-    print(json.dumps({"about": " ".join(section.__doc__.split()), **found}))
+    print(json.dumps({"about": " ".join((section.__doc__ or "").split()), **found}))
 
 
 if __name__ == "__main__":

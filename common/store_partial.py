@@ -139,11 +139,19 @@ class StoreWriter:
         dtype, shape = self._layout[name]
         return np.memmap(self.folder / name, dtype, "r", shape=shape)
 
-    def finish(self, header: dict[str, Any], whole: dict[str, np.ndarray]) -> FeatureStore:
-        """Write the HDF5 file from the batches and the arrays `whole`, put it in place, clear the partial folder."""
+    def finish(
+        self, header: dict[str, Any], whole: dict[str, np.ndarray], rows: np.ndarray | None = None
+    ) -> FeatureStore:
+        """Write the HDF5 file from the batches and the arrays `whole`, put it in place, clear the partial folder.
+
+        rows: those of the batches that are kept, ascending; None for all.
+        """
         if missing := self.missing():
             raise ValueError(f"all batches must be written, {len(missing)} are missing")
-        write_store(self.target, header, {**{name: self.array(name) for name in self._layout}, **whole})
+        arrays = {name: self.array(name) for name in self._layout}
+        if rows is not None:
+            arrays = {name: array.take(rows, axis=int(name == "features")) for name, array in arrays.items()}
+        write_store(self.target, header, {**arrays, **whole})
         for file in self._files.values():
             file.close()
         with writing_to(self.target):

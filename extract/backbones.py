@@ -1,25 +1,26 @@
-"""Frozen backbones: a torchvision classification model by name, its classifier removed."""
+"""Frozen backbones: a network by name, its classifier removed. `KINDS` is the only list of where they come from."""
 
 import hashlib
-import pickle
-import re
-import sys
-import warnings
+import pkgutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-import torchvision
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from common.errors import UserError, unknown_name
 from common.files import sha256_file
+from extract.preprocessing import Preprocessing
+from extract.weights import load_weights
 
+# name: where its kind lives; nothing is imported before it is asked for
+KINDS = {"torchvision": "extract.torchvision_models:TorchvisionModels", "timm": "extract.timm_models:TimmModels"}
+DEFAULT_KIND = "torchvision"
+PRETRAINED = ("torchvision", "pretrained")
 LAST = "last"
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16}
-NUM_IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Backbone:
 
     `layers` says how D is made up: name and dimension of each layer, the network's own features ("last") first.
     `weights_sha256` is the digest of the weights file; for random weights, of the tensors themselves.
+    `said` is what was decided about a file that holds more than plain weights, "" where nothing was.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Backbone:
     weights: str
     weights_sha256: str
     random_seed: int | None = None
+    said: str = ""
 
     @property
     def feature_dim(self) -> int:
@@ -55,34 +58,73 @@ class Backbone:
             return self.module(images).flatten(1).float()
 
 
-def load_backbone(name: str, weights: str, seed: int, image_size: int, layers: tuple[str, ...] = (LAST,)) -> Backbone:
-    """A torchvision classification model with "torchvision" (ImageNet), "random" (from `seed`) or a file's weights.
+class BackboneKind(Protocol):
+    """One kind of backbone: models by name, from one library."""
 
-    Its features are the input of its classifier ("last"), followed by the means over space of the other `layers`.
-    Dimensions are found by a pass of one image of `image_size`. Raises UserError for an unknown model or layer, weights
-    that cannot be had, read or fitted, and a size that the model does not take.
+    def build(self, name: str, image_size: int | None) -> nn.Module:
+        """A network with weights drawn from torch's global generator. Raises UserError for an unknown name."""
+
+    def pretrained(self, name: str, image_size: int | None) -> tuple[nn.Module, Path]:
+        """A network with its published weights, and the file that they are in."""
+
+    def remove_classifier(self, module: nn.Module) -> str:
+        """Make the network return what its classifier gets; returns where that was, "" for nowhere."""
+
+    def preprocessing(self, name: str, image_size: int | None, views: tuple[str, ...]) -> Preprocessing:
+        """What the model's images go through; image_size: None for the model's own."""
+
+
+def backbone_kind(name: str) -> tuple[str, BackboneKind, str]:
+    """The kind and the model of "timm:resnet18"; without a kind it is torchvision's. Raises UserError for another kind.
+
+    >>> backbone_kind("resnet18")[::2]
+    ('torchvision', 'resnet18')
     """
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise unknown_name("backbone", name, known)
-    random_seed = None
-    if weights == "torchvision":
-        digest = sha256_file(_download(name))
-        module = _build(name, seed, weights="DEFAULT")
-    elif weights == "random":
-        module = _build(name, seed)
-        digest, random_seed = _state_digest(module.state_dict()), seed
+    kind, _, model = name.rpartition(":")
+    kind = kind or DEFAULT_KIND
+    if kind not in KINDS:
+        raise unknown_name("kind of backbone", kind, KINDS)
+    return kind, pkgutil.resolve_name(KINDS[kind])(), model
+
+
+def preprocessing_of(name: str, image_size: int | None = None, views: tuple[str, ...] = ("plain",)) -> Preprocessing:
+    """What images go through before a backbone that could be loaded; image_size: None for the model's own."""
+    _, kind, model = backbone_kind(name)
+    return kind.preprocessing(model, image_size, views)
+
+
+def load_backbone(
+    name: str, weights: str, seed: int, image_size: int | None = None, layers: tuple[str, ...] = (LAST,)
+) -> Backbone:
+    """A frozen model with its "pretrained" weights (or "torchvision"), "random" ones (from `seed`) or those of a file.
+
+    name: as `backbone_kind` takes it. Its features are the input of its classifier ("last"), followed by the means over
+    space of the other `layers`. Dimensions are found by a pass of one image of `image_size`, None for the model's own.
+    Raises UserError for an unknown model or layer, weights that cannot be loaded, and a size that the model refuses.
+    """
+    _, kind, model = backbone_kind(name)
+    random_seed, said = None, ""
+    if weights in PRETRAINED:
+        module, path = kind.pretrained(model, image_size)
+        digest = sha256_file(path)
+        kind.remove_classifier(module)
     else:
-        module = _build(name, seed)
-        _load_weights(module, name, Path(weights))
-        digest = sha256_file(Path(weights))
-    _remove_classifier(module)
+        with torch.random.fork_rng(devices=[]):  # the global generator is lent, and given back as it was
+            torch.manual_seed(seed)
+            module = kind.build(model, image_size)
+        if weights == "random":
+            digest, random_seed = _state_digest(module.state_dict()), seed
+            kind.remove_classifier(module)
+        else:
+            said = load_weights(module, name, Path(weights), kind.remove_classifier(module))
+            digest = sha256_file(Path(weights))
     module.eval().requires_grad_(False)
     if layers != (LAST,):
         module = PooledLayers(module, name, layers[1:])
     module.eval().to(memory_format=torch.channels_last)
-    dims = _find_dims(module, name, layers, image_size)
-    return Backbone(name, module, dims, weights, digest, random_seed)
+    size = image_size or kind.preprocessing(model, None, ("plain",)).image_size
+    dims = _find_dims(module, name, layers, size)
+    return Backbone(name, module, dims, weights, digest, random_seed, said)
 
 
 def parse_layers(text: str) -> tuple[str, ...]:
@@ -121,26 +163,6 @@ class PooledLayers(nn.Module):
         return [found[LAST].flatten(1), *(found[layer].mean((2, 3)) for layer in self.layers)]
 
 
-def _build(name: str, seed: int, weights: str | None = None) -> nn.Module:
-    # torchvision draws initial weights from the global generator: it is lent to it, and given back as it was
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice on initialisation, to those who train the network
-        torch.manual_seed(seed)
-        return torchvision.models.get_model(name, weights=weights)
-
-
-def _remove_classifier(module: nn.Module) -> None:
-    """Replace the last layer with one output per ImageNet class by the identity; earlier ones are auxiliary."""
-    classifier = None
-    for path, layer in module.named_modules():
-        outputs = {nn.Linear: "out_features", nn.Conv2d: "out_channels"}.get(type(layer))
-        if outputs and getattr(layer, outputs) == NUM_IMAGENET_CLASSES:
-            classifier = path
-    assert classifier, "every classification model of torchvision ends in such a layer"
-    parent, _, child = classifier.rpartition(".")
-    setattr(module.get_submodule(parent), child, nn.Identity())
-
-
 def _find_dims(module: nn.Module, name: str, layers: tuple[str, ...], image_size: int) -> dict[str, int]:
     images = torch.zeros(1, 3, image_size, image_size)
     try:
@@ -153,56 +175,6 @@ def _find_dims(module: nn.Module, name: str, layers: tuple[str, ...], image_size
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(f"{name} does not take images of {image_size}×{image_size} pixels: {error}") from error
     return {layer: part.shape[1] for layer, part in zip(layers, parts, strict=True)}
-
-
-def _download(name: str) -> Path:
-    """torchvision's ImageNet weights in torch's own cache, their hash checked now, however long ago they came."""
-    url = torchvision.models.get_model_weights(name).DEFAULT.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    by_hand = f"get {url} by hand, put it at {path}, and run the same command again; or give --weights a file"
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), _hash_prefix(path), progress=sys.stderr.isatty())
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"the weights of {name} cannot be downloaded ({error}): {by_hand}") from error
-    elif not sha256_file(path).startswith(_hash_prefix(path)):
-        raise UserError(
-            f"{path} is damaged: its SHA-256 does not begin with {_hash_prefix(path)}; delete it, then {by_hand}"
-        )
-    return path
-
-
-def _hash_prefix(path: Path) -> str:
-    """The digits of the SHA-256 that torchvision puts into its file names: resnet18-f37072fd.pth."""
-    found = re.search(r"-([0-9a-f]{8,})\.", path.name)
-    return found.group(1) if found else ""
-
-
-def _load_weights(module: nn.Module, name: str, path: Path) -> None:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"there are no weights at {path}: give --weights (make: WEIGHTS=) a state dict") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).split("\n", 1)[0]
-        raise UserError(f"{path} is not a readable state dict, or is truncated ({reason}): get it again") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} is not a state dict {{name: tensor}}: save it with torch.save(model.state_dict(), …)")
-    expected, found = _shapes(module.state_dict()), _shapes(state)
-    if odd := sorted(set(expected.items()) ^ set(found.items())):
-        key = odd[0][0]
-        raise UserError(
-            f"{path} holds weights of another architecture than {name} "
-            f'("{key}": expected {expected.get(key, "none")}, found {found.get(key, "none")}): '
-            "give --backbone the model that they were made for"
-        )
-    module.load_state_dict(state, strict=False)  # the names are checked above; only the counters may be absent
-
-
-def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    # a counter that BatchNorm needs in training only, and that older files lack
-    return {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 
 def _state_digest(state: dict[str, Any]) -> str:

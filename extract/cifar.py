@@ -5,7 +5,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.errors import UserError
+from extract.folders import stamps_digest
+from extract.sources import ImageSource, Reading, Split
 
 CIFAR100_SUPERCLASSES = {
     "aquatic mammals": "beaver dolphin otter seal whale",
@@ -29,7 +33,6 @@ CIFAR100_SUPERCLASSES = {
     "vehicles 1": "bicycle bus motorcycle pickup_truck train",
     "vehicles 2": "lawn_mower rocket streetcar tank tractor",
 }
-FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 
 
 def superclasses_of(class_names: list[str]) -> tuple[list[str], list[int]]:
@@ -43,14 +46,38 @@ def superclasses_of(class_names: list[str]) -> tuple[list[str], list[int]]:
     return names, [of_class[name] for name in class_names]
 
 
-def open_cifar(name: str, root: Path) -> tuple[Any, Any]:
+class CIFAR100:
+    """The source "cifar100": fetched into the root, unless it is there."""
+
+    own_files = False
+    data_set, folder = "CIFAR100", "cifar-100-python"
+
+    def open(self, root: Path, reading: Reading) -> ImageSource:
+        train, test = _open(self.data_set, root)
+
+        def split(data_set: Any) -> Split:
+            return Split(np.asarray(data_set.targets, np.int64), lambda i: data_set.data[i])
+
+        return ImageSource(self.data_set.lower(), list(train.classes), {"train": split(train), "test": split(test)})
+
+    def fingerprint(self, root: Path) -> str:
+        return stamps_digest(root / self.folder)
+
+
+class CIFAR10(CIFAR100):
+    """The source "cifar10"."""
+
+    data_set, folder = "CIFAR10", "cifar-10-batches-py"
+
+
+def _open(name: str, root: Path) -> tuple[Any, Any]:
     """The train and the test data set of torchvision, downloaded into `root` and checked against their MD5 once.
 
     Raises UserError naming the URL, the MD5 and the place for the archive when it cannot be downloaded.
     """
     import torchvision  # here, because `--help` must not wait for it
 
-    data_set = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
+    data_set = getattr(torchvision.datasets, name)
     by_hand = (
         f"get {data_set.url} (MD5 {data_set.tgz_md5}) by hand, "
         f"put it at {root / data_set.filename}, and run the same command again"
@@ -61,4 +88,4 @@ def open_cifar(name: str, root: Path) -> tuple[Any, Any]:
         with contextlib.redirect_stdout(sys.stderr):
             return data_set(root, train=True, download=True), data_set(root, train=False)
     except (OSError, RuntimeError, EOFError) as error:  # urllib's errors are OSErrors
-        raise UserError(f"{name} is not in {root} and cannot be downloaded ({error}): {by_hand}") from error
+        raise UserError(f"{name.lower()} is not in {root} and cannot be downloaded ({error}): {by_hand}") from error

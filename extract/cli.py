@@ -14,9 +14,10 @@ from common.command_line import CommandLine
 from common.errors import UserError
 from common.store import SPLITS, FeatureStore
 from common.store_partial import clear_up
+from extract.decoding import MAX_PIXELS
 from extract.request import has_what_is_asked, request, store_at, store_status
+from extract.sources import SOURCES, TEST_FRACTION
 
-SOURCES = ("cifar100", "cifar10", "imagefolder", "digits")
 PRECISIONS = ("float32", "bfloat16")
 ENGINES = ("auto", "torch", "openvino")
 ROWS = 10_000  # printed at a time
@@ -28,23 +29,41 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--dataset", type=click.Choice(SOURCES), default="cifar100", show_default=True, help="Image source.")
+@click.option("--dataset", default="cifar100", show_default=True, help=f"Image source: {', '.join(SOURCES)}.")
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
     default=None,
-    help="imagefolder: the folder with train/ and test/; CIFAR: where the archive is kept.  [default: data]",
+    help="imagefolder, folder: the folder; csv: the file; CIFAR: where the archive is kept.  [default: data]",
 )
-@click.option("--backbone", default="resnet18", show_default=True, help="A classification model of torchvision.")
+@click.option(
+    "--on-error", type=click.Choice(["fail", "skip"]), default="fail", help="What to do with unreadable files."
+)
+@click.option(
+    "--test-fraction",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=None,
+    help=f"Of each class, for the test, where your images have no split.  [default: {TEST_FRACTION}]",
+)
+@click.option(
+    "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, help="Of an image, at most."
+)
+@click.option("--list-left-out", is_flag=True, help="Name every file that is left out, and why.")
+@click.option(
+    "--backbone", default="resnet18", show_default=True, help="A classification model of torchvision, or timm:<name>."
+)
 @click.option(
     "--weights",
     default="torchvision",
     show_default=True,
-    help='"torchvision" (ImageNet), "random", or the path of a state dict.',
+    help='"torchvision" or "pretrained" (the published ones), "random", or the path of a state dict.',
 )
 @click.option("--weights-seed", default=0, show_default=True, help='The seed of "random" weights.')
 @click.option(
-    "--image-size", type=click.IntRange(8, 4096), default=224, show_default=True, help="Pixels, after resize."
+    "--image-size",
+    type=click.IntRange(8, 4096),
+    default=None,
+    help="Pixels, after resize.  [default: the model's own; resnet18: 224]",
 )
 @click.option(
     "--views", default="plain", show_default=True, help="Views of each image to cache, such as plain,mirror,zoom."
@@ -60,7 +79,7 @@ def main() -> None:
     type=click.Choice(PRECISIONS),
     default="float32",
     show_default=True,
-    help="Of the network; bfloat16 as far as it is true to float32 (cosine of at least 0.9999).",
+    help="Of the network; bfloat16 where this machine gains from it, as far as it is true (cosine of at least 0.9999).",
 )
 @click.option(
     "--engine",
@@ -75,7 +94,15 @@ def main() -> None:
     "--store", type=click.Path(path_type=Path), default=None, help="Where to.  [default: data/features/<request>.h5]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace a store that holds something else.")
-def features(store: Path | None, engine: str, batch_size: int, device: str, overwrite: bool, **asked: Any) -> None:
+def features(
+    store: Path | None,
+    engine: str,
+    batch_size: int,
+    device: str,
+    overwrite: bool,
+    list_left_out: bool,
+    **asked: Any,
+) -> None:
     """Make a feature store, or say that it is up to date. Prints its path.
 
     An interrupted extraction goes on where it stopped when the same command is given again.
@@ -87,10 +114,16 @@ def features(store: Path | None, engine: str, batch_size: int, device: str, over
         clear_up(found)
         click.echo(f"up to date: {store}", err=True)
     else:
-        from extract.pipeline import make_features
+        from extract.features import make_features
 
         _, line = make_features(
-            asked_for, store, engine=engine, batch_size=batch_size, device=device, overwrite=overwrite
+            asked_for,
+            store,
+            engine=engine,
+            batch_size=batch_size,
+            device=device,
+            overwrite=overwrite,
+            list_left_out=list_left_out,
         )
         click.echo(line or store_status(store)[1], err=True)
     click.echo(os.fsencode(store))

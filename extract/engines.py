@@ -1,16 +1,24 @@
-"""Engines: ways to run a frozen backbone. They differ in speed and in the last digits; `extract.choice` picks one."""
+"""Engines: ways to run a frozen backbone. They differ in speed and in the last digits; `extract.fidelity` picks one."""
 
 import importlib.util
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.optimization import fuse
 
+from common.machine import fast_bfloat16
 from extract.backbones import Backbone
+
+PRODUCTS = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul")  # what OpenVINO calls such layers
+
+
+class NotHere(Exception):
+    """This machine cannot run such an engine, or would compute in another arithmetic than its name says."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +31,20 @@ class Arithmetic:
     name: str
     parts: tuple[tuple[nn.Module, bool], ...]
 
+    @property
+    def precision(self) -> str:
+        """The lowest precision in it: "float32" or "bfloat16"."""
+        return "bfloat16" if any(low for _, low in self.parts) else "float32"
+
 
 class Engine(Protocol):
-    """A frozen network on a device. `name` says all that decides over the last digits."""
+    """A frozen network on a device. `name` says all that decides over the last digits, and only what is executed.
+
+    precision: the lowest one of its products, "float32" or "bfloat16".
+    """
 
     name: str
+    precision: str
 
     def upload(self, images: Tensor) -> Any:
         """Bring preprocessed images (B, 3, H, W) float32 to the device; called in a reading thread, ahead of time."""
@@ -41,6 +58,7 @@ class TorchEngine:
 
     def __init__(self, arithmetic: Arithmetic, device: torch.device):
         self.name = f"torch {arithmetic.name}"
+        self.precision = arithmetic.precision
         self.device = device
         self._parts = [
             (module.to(device).to(memory_format=torch.channels_last), low)  # type: ignore[call-overload]
@@ -67,24 +85,26 @@ class TorchEngine:
 
 
 class OpenVinoEngine:
-    """Intel's OpenVINO on the CPU: fused layers, Winograd convolutions, bfloat16 where the CPU has it."""
+    """Intel's OpenVINO on the CPU: fused layers, Winograd convolutions, bfloat16 where the CPU has it.
+
+    Raises NotHere where it would compute in another precision than `arithmetic` asks for: it does so without a word.
+    """
 
     CHUNK = 16  # images at a time: their activations stay in the cache
 
     def __init__(self, arithmetic: Arithmetic, image_size: int):
-        import openvino
-
         self.name = f"openvino {arithmetic.name}"
+        self.precision = arithmetic.precision
         self._requests = []
         example = torch.zeros(self.CHUNK, 3, image_size, image_size)
         for module, low in arithmetic.parts:
-            with warnings.catch_warnings(), torch.inference_mode():
-                warnings.simplefilter("ignore")  # of the tracer: branches that depend on the shape, which is fixed
-                model = openvino.convert_model(module, example_input=example)
-                model.reshape(list(example.shape))
+            compiled = _compile(module, example, low)
+            executed = _executed_precisions(compiled)
+            if executed - {"f32", "bf16"} or ("bf16" in executed) != low:
+                raise NotHere(f"{self.name} computes in {', '.join(sorted(executed))} on this machine")
+            self._requests.append(compiled.create_infer_request())
+            with torch.inference_mode():
                 example = module(example)
-            options = {"INFERENCE_PRECISION_HINT": "bf16" if low else "f32", "PERFORMANCE_HINT": "LATENCY"}
-            self._requests.append(openvino.Core().compile_model(model, "CPU", options).create_infer_request())
 
     def upload(self, images: Tensor) -> np.ndarray:
         return images.numpy()
@@ -101,15 +121,75 @@ class OpenVinoEngine:
         return x[:n].reshape(n, -1).copy()
 
 
+def _compile(module: nn.Module, example: Tensor, low: bool) -> Any:
+    """An OpenVINO model of the example's shape. Raises NotHere where OpenVINO cannot run it."""
+    import openvino
+
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # of the tracer: branches that depend on the shape, which is fixed
+        model = openvino.convert_model(module, example_input=example)
+        model.reshape(list(example.shape))
+    options = {"INFERENCE_PRECISION_HINT": "bf16" if low else "f32", "PERFORMANCE_HINT": "LATENCY"}
+    try:
+        return openvino.Core().compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        reason = str(error).strip().rpartition("\n")[2]
+        raise NotHere(f"OpenVINO cannot run the network on this machine: {reason}") from error
+
+
+def _executed_precisions(compiled: Any) -> set[str]:
+    """The precisions, such as "bf16", of the products in a compiled OpenVINO model, as they are executed."""
+    layers = [layer.get_rt_info() for layer in compiled.get_runtime_model().get_ops()]
+    return {layer["runtimePrecision"].astype(str) for layer in layers if layer["layerType"].astype(str) in PRODUCTS}
+
+
 def available(device: torch.device) -> list[str]:
     """The kinds of engines that can run on a device, what is usually the fastest first."""
     has_openvino = device.type == "cpu" and importlib.util.find_spec("openvino") is not None
     return ["openvino", "torch"] if has_openvino else ["torch"]
 
 
+def gains_from_bfloat16(kind: str, device: torch.device) -> bool:
+    """Whether engines of a kind may be faster in bfloat16 here: torch by a short measurement, OpenVINO by a trial.
+
+    The trial is a single layer, of which OpenVINO is asked in which precision it executes it.
+    """
+    if kind == "torch":
+        return fast_bfloat16(device)
+    layer = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)).eval()
+    try:
+        OpenVinoEngine(Arithmetic("bfloat16", ((layer, True),)), 16)
+    except NotHere:
+        return False
+    return True
+
+
+def build_engine(kind: str, arithmetic: Arithmetic, device: torch.device, image_size: int) -> Engine:
+    """An engine that executes this arithmetic. Raises NotHere where this machine has none."""
+    if kind == "openvino":
+        return OpenVinoEngine(arithmetic, image_size)
+    if arithmetic.precision == "bfloat16" and not fast_bfloat16(device):
+        raise NotHere("torch only emulates bfloat16 on this machine")
+    return TorchEngine(arithmetic, device)
+
+
 def float32(backbone: Backbone) -> Arithmetic:
     """The arithmetic of the reference."""
     return Arithmetic("float32", ((backbone.module, False),))
+
+
+def folded(backbone: Backbone) -> Arithmetic | None:
+    """float32 with each batch normalisation folded into the convolution before it; None where there is none to fold.
+
+    One pass over the activations less for each: torch gains a fifth. OpenVINO does this, and more, by itself.
+    """
+    traced = _traced(backbone.module)
+    if traced is None:
+        return None
+    module = cast(fx.GraphModule, fuse(traced, no_trace=True)).eval()
+    if len(module.graph.nodes) == len(traced.graph.nodes):
+        return None
+    return Arithmetic("float32 with folded norms", ((module, False),))
 
 
 def bfloat16(backbone: Backbone) -> Iterator[Arithmetic]:
@@ -119,13 +199,20 @@ def bfloat16(backbone: Backbone) -> Iterator[Arithmetic]:
     and its first block. The network is cut where all that goes on is one tensor.
     """
     yield Arithmetic("bfloat16", ((backbone.module, True),))
-    try:
-        traced = fx.symbolic_trace(backbone.module)
-    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):
-        return  # a network whose way depends on its input
+    traced = _traced(backbone.module)
+    if traced is None:
+        return
     for layers, last in _cuts(traced).items():
         first, rest = _split(traced, last)
         yield Arithmetic(f"bfloat16 after {layers} layers in float32", ((first, False), (rest, True)))
+
+
+def _traced(module: nn.Module) -> fx.GraphModule | None:
+    """The graph of a network; None where its way depends on its input."""
+    try:
+        return fx.symbolic_trace(module)
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _split(traced: fx.GraphModule, last: fx.Node) -> tuple[nn.Module, nn.Module]:

@@ -1,7 +1,8 @@
 """What was asked for, and whether a store has it. Imports nothing heavy: "up to date" is said at once."""
 
+import contextlib
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,43 +10,53 @@ from common.errors import UserError
 from common.store import DamagedStore, FeatureStore, ForeignStore, MissingStore, NewerStore, UnreadableStore
 from common.store import identity_digest as digest
 from common.store_partial import read_progress
+from extract.sources import Reading, reading_request, source_kind
+
+IMAGE_SIZES = {"resnet18": 224}  # known without asking the model, so that "up to date" is said without torch
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for: fixes the features, once the images and the weights are what they are."""
+    """What the user asked for: fixes the features, once the images and the weights are what they are.
+
+    image_size: None for the model's own. reading: how people's own files are read.
+    """
 
     dataset: str
     root: Path
     backbone: str
     weights: str
     weights_seed: int
-    image_size: int
+    image_size: int | None
     views: str
     layers: str
     precision: str
+    reading: Reading = field(default_factory=Reading)
 
     def as_json(self) -> dict[str, Any]:
         """As recorded in the store, with a cheap fingerprint of the images and the digest of the weights file."""
-        from extract.sources import fingerprint
-
         said = {} if self.layers == "last" else {"layers": self.layers}
         return {
             "dataset": self.dataset,
-            "fingerprint": fingerprint(self.dataset, self.root),
+            "fingerprint": source_kind(self.dataset).fingerprint(self.root),
             "backbone": self.backbone,
             "weights": self._weights(),
             "image_size": self.image_size,
             "views": self.views,
             "precision": self.precision,
             **said,
+            **reading_request(self.dataset, self.reading),
         }
 
     def default_store(self) -> Path:
         """A readable file name, one for each request."""
-        parts = [self.dataset, self.backbone, self._weights().split(":")[-1][:8], str(self.image_size)]
-        if self.dataset == "imagefolder":
-            parts.insert(1, self.root.resolve().name)
+        parts = [self.dataset, self.backbone.replace(":", "-"), self._weights().split(":")[-1][:8]]
+        if source_kind(self.dataset).own_files:
+            parts.insert(1, self.root.resolve().stem)
+        if self.image_size is not None:
+            parts.append(str(self.image_size))
+        if self.reading.test_fraction is not None:
+            parts.append(f"test{self.reading.test_fraction:g}")
         if self.views != "plain":
             parts.append(self.views.replace(",", "+"))
         if self.layers != "last":
@@ -57,8 +68,11 @@ class Request:
     def _weights(self) -> str:
         from common.files import sha256_file
 
-        if self.weights == "torchvision":
-            return "imagenet:" + importlib.metadata.version("torchvision")
+        if self.weights in ("torchvision", "pretrained"):
+            library = self.backbone.rpartition(":")[0] or "torchvision"
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                return "imagenet:" + importlib.metadata.version(library)
+            return "imagenet:"
         if self.weights == "random":
             return f"random:random{self.weights_seed}"
         if not Path(self.weights).is_file():
@@ -68,11 +82,35 @@ class Request:
         return "sha256:" + sha256_file(Path(self.weights))
 
 
-def request(dataset: str, root: Path | None, views: str, layers: str, **asked: Any) -> Request:
-    """The request of a command line. Raises UserError where it lacks the root that its data set needs."""
-    if dataset == "imagefolder" and root is None:
-        raise UserError("--dataset imagefolder needs --root (make: ROOT=), a folder with train/ and test/")
-    return Request(dataset, root or Path("data"), views=views.replace(" ", ""), layers=layers.replace(" ", ""), **asked)
+def request(
+    dataset: str,
+    root: Path | None,
+    backbone: str = "resnet18",
+    image_size: int | None = None,
+    views: str = "plain",
+    layers: str = "last",
+    on_error: str = Reading.on_error,
+    test_fraction: float | None = None,
+    max_pixels: int = Reading.max_pixels,
+    weights: str = "torchvision",
+    weights_seed: int = 0,
+    precision: str = "float32",
+) -> Request:
+    """The request that these options make. Raises UserError where it lacks the root that its data set needs."""
+    if source_kind(dataset).own_files and root is None:
+        raise UserError(f"--dataset {dataset} needs --root (make: ROOT=), the folder or the file with your images")
+    return Request(
+        dataset,
+        root or Path("data"),
+        backbone,
+        weights,
+        weights_seed,
+        image_size or IMAGE_SIZES.get(backbone),
+        views.replace(" ", ""),
+        layers.replace(" ", ""),
+        precision,
+        Reading(on_error, test_fraction, max_pixels),
+    )
 
 
 def store_at(path: Path, overwrite: bool) -> FeatureStore | None:

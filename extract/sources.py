@@ -1,30 +1,51 @@
-"""Image sources: where images, labels and class names come from, behind one contract."""
+"""Image sources: where images, labels and class names come from, behind one contract. `SOURCES` is the only list."""
 
 import hashlib
-import importlib.metadata
-import os
+import pkgutil
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
-from common.errors import UserError
-from common.files import canonical_json, sha256_text
+from common.errors import UserError, unknown_name
 from common.store import SPLITS
-from extract.cifar import FOLDERS, open_cifar, superclasses_of
+from extract.decoding import MAX_PIXELS, RULE, printable
 
-SOURCES = ("cifar100", "cifar10", "imagefolder", "digits")
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
-FEWEST_IMAGES = 10  # a class must be able to fill a set of the protocol
-DIGITS_TEST_EVERY = 5
+# name: where its kind lives; nothing is imported before it is asked for
+SOURCES = {
+    "cifar100": "extract.cifar:CIFAR100",
+    "cifar10": "extract.cifar:CIFAR10",
+    "imagefolder": "extract.folders:ImageFolder",
+    "folder": "extract.folders:Folder",
+    "csv": "extract.tables:Csv",
+    "digits": "extract.digits:Digits",
+}
+UNLABELLED = "unlabelled"
+TEST_FRACTION = 0.2
+SPLIT_SEED = 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How people's own files are read.
+
+    on_error: "fail" or "skip" what cannot be read. test_fraction: of each class, where the data have no test split of
+    their own; None for `TEST_FRACTION`. max_pixels: of one image.
+    """
+
+    on_error: str = "fail"
+    test_fraction: float | None = None
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split: labels (n,) int64, `image(i)` → (H, W, 3) uint8, 0 ≤ i < n, and the names of its files, if it has any.
+    """One split: labels (n,) int64, `image(i)` → (H, W, 3) uint8, 0 ≤ i < n, and its file's name, if it has one.
 
-    `names` are relative to the root, with / between their parts.
+    `image` raises UnreadableImage. `names` are relative to the root.
     """
 
     labels: np.ndarray
@@ -34,137 +55,136 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A data set of images: a `Split` for each of `SPLITS`, the class names, and super-classes where they are known."""
+    """A data set of images: a `Split` for each of `SPLITS`, the class names, and super-classes where they are known.
+
+    left_out: the files that are no images of it, as (name, reason). notes: what was decided about its layout.
+    """
 
     name: str
     class_names: list[str]
     splits: dict[str, Split]
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise UserError when there are fewer than 2 classes, or fewer than 10 images of a class in a split."""
+        """Raise UserError when labelled images are of fewer than 2 classes, or a class has none in a split."""
+        if self.class_names == [UNLABELLED]:
+            return
         if len(self.class_names) < 2:
             raise UserError(
-                f"{self.name} has {len(self.class_names)} class(es): sets need at least 2, one for the inliers "
-                "and one for the anomaly"
+                f"{self.name} has {len(self.class_names)} class(es), and a set needs 2, one for the inliers and one "
+                "for the anomaly: give --root a folder of class folders, or --dataset folder for images without labels"
             )
         for split, content in self.splits.items():
             counts = np.bincount(content.labels, minlength=len(self.class_names))
-            scarce = int(counts.argmin())
-            if counts[scarce] < FEWEST_IMAGES:
+            empty = int(counts.argmin())
+            if counts[empty] == 0:
+                class_name = self.class_names[empty]
+                beside = [(name, why) for name, why in self.left_out if class_name in Path(printable(name)).parts[:-1]]
                 raise UserError(
-                    f'{self.name} has {counts[scarce]} image(s) of class "{self.class_names[scarce]}" in its {split} '
-                    f"split: every class needs at least {FEWEST_IMAGES}; add images or remove the class"
+                    f'{self.name} has 0 images of class "{class_name}" in its {split} split'
+                    + (f" ({left_out_line(beside)})" if beside else "")
+                    + ": every class needs images in both; add some or remove the class"
                 )
 
     def superclasses(self) -> tuple[list[str], list[int]]:
         """The super-class names and the super-class of each class; both empty where unknown."""
+        from extract.cifar import superclasses_of  # here, because its sources are made of this module
+
         return superclasses_of(self.class_names)
 
 
-def load_source(name: str, root: Path) -> ImageSource:
-    """Open a source of `SOURCES`. Raises UserError where its data are missing or do not suffice for sets."""
-    if name == "digits":
-        source = _digits()
-    elif name == "imagefolder":
-        source = _image_folder(root)
-    else:
-        source = _cifar(name, root)
+class SourceKind(Protocol):
+    """One kind of source. `own_files`: --root must be given, and names files that are decoded by the rule."""
+
+    own_files: bool
+
+    def open(self, root: Path, reading: Reading) -> ImageSource:
+        """The source at `root`. Raises UserError where its data are missing."""
+
+    def fingerprint(self, root: Path) -> str:
+        """A cheap sign that a source has not changed, no pixel read."""
+
+
+def source_kind(name: str) -> SourceKind:
+    """The kind of this name. Raises UserError for an unknown one."""
+    if name not in SOURCES:
+        raise unknown_name("data set", name, SOURCES)
+    return pkgutil.resolve_name(SOURCES[name])()
+
+
+def load_source(name: str, root: Path, reading: Reading | None = None) -> ImageSource:
+    """Open a source of `SOURCES`. Raises UserError where its data are missing, or a class has no images."""
+    source = source_kind(name).open(root, reading or Reading())
     source.check()
     return source
 
 
-def fingerprint(name: str, root: Path) -> str:
-    """A cheap sign that a source has not changed: the digest of its files' names, sizes and times, no pixel read."""
-    if name == "digits":
-        return "scikit-learn " + importlib.metadata.version("scikit-learn")
-    folder = root / FOLDERS[name] if name in FOLDERS else root
-    return sha256_text(canonical_json(sorted(_stamps(str(folder), ""))))
+def reading_request(name: str, reading: Reading) -> dict[str, Any]:
+    """The part of a store's request that says how files are read: what decides over the pixels and the rows.
+
+    Raises UserError for a setting that does nothing for this source.
+    """
+    if not source_kind(name).own_files:
+        if reading != Reading():
+            raise UserError(
+                f"--on-error, --test-fraction and --max-pixels do nothing for {name}: leave them out, or give your "
+                "own images with --dataset imagefolder, folder or csv"
+            )
+        return {}
+    said: dict[str, Any] = {"decoding": RULE}
+    if reading.test_fraction is not None:
+        said["test_fraction"] = reading.test_fraction
+    if reading.on_error != Reading.on_error:
+        said["on_error"] = reading.on_error
+    return said
+
+
+def left_out_line(left_out: list[tuple[str, str]]) -> str:
+    """How many files were left out, by reason.
+
+    >>> left_out_line([("a.txt", "no image"), ("b.txt", "no image"), ("._c.png", "hidden")])
+    '3 files left out: 2 no image, 1 hidden'
+    """
+    reasons = Counter(reason for _, reason in left_out).most_common()
+    return f"{len(left_out):,} files left out: " + ", ".join(f"{number:,} {reason}" for reason, number in reasons)
+
+
+def split_by_class(labels: np.ndarray, class_names: list[str], fraction: float | None) -> tuple[np.ndarray, str]:
+    """Which images (n,) bool are for the test, `fraction` of each class, at least one on each side; and a note of it.
+
+    It depends on the class's name, the number of its images and `SPLIT_SEED` alone. Raises UserError for a class with a
+    single image.
+    """
+    fraction = TEST_FRACTION if fraction is None else fraction
+    is_test = np.zeros(len(labels), bool)
+    for label, class_name in enumerate(class_names):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) == 1:
+            raise UserError(
+                f'class "{class_name}" has 1 image, and train and test need one each: add one or remove the class'
+            )
+        generator = np.random.default_rng([SPLIT_SEED, *class_name.encode()])
+        number = min(max(round(fraction * len(rows)), 1), max(len(rows) - 1, 0))
+        is_test[generator.permutation(rows)[:number]] = True
+    return is_test, f"no test split: {fraction:.0%} of each class are drawn for it, seed {SPLIT_SEED}"
+
+
+def make_splits(
+    labels: Sequence[int] | np.ndarray,
+    is_test: np.ndarray,
+    image: Callable[[int], np.ndarray],
+    names: Sequence[str] = (),
+) -> dict[str, Split]:
+    """The splits of images that stand in one list, `image(i)` being the i-th."""
+    every = np.asarray(labels, np.int64)
+
+    def split(rows: np.ndarray) -> Split:
+        return Split(every[rows], lambda i: image(int(rows[i])), [names[row] for row in rows] if names else ())
+
+    return {name: split(np.flatnonzero(is_test == (name == "test"))) for name in SPLITS}
 
 
 def pixel_digest(image: np.ndarray) -> bytes:
     """SHA-256 (32 bytes) of one decoded image: its shape and its bytes, so independent of file, path and time."""
     return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).data).digest()
-
-
-def _stamps(folder: str, below: str) -> list[tuple[str, int, int]]:
-    # os.scandir and strings, because 60,000 pathlib objects alone would cost the second that "up to date" may take
-    if not os.path.isdir(folder):  # noqa: PTH112
-        return []
-    found = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                found += _stamps(entry.path, f"{below}{entry.name}/")
-            else:
-                status = entry.stat()
-                found.append((below + entry.name, status.st_size, status.st_mtime_ns))
-    return found
-
-
-def _digits() -> ImageSource:
-    """scikit-learn's bundled scans of digits: 1,797 images, 8×8, grey; every fifth of a class is a test image."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-    rank = np.empty(len(labels), np.int64)  # the how-manieth image of its class
-    for label in range(10):
-        rank[labels == label] = np.arange(np.sum(labels == label))
-    rows = {
-        "train": np.flatnonzero(rank % DIGITS_TEST_EVERY),
-        "test": np.flatnonzero(rank % DIGITS_TEST_EVERY == 0),
-    }
-
-    def split(chosen: np.ndarray) -> Split:
-        return Split(labels[chosen].astype(np.int64), lambda i: np.repeat(pixels[chosen[i]][:, :, None], 3, axis=2))
-
-    return ImageSource("digits", [str(digit) for digit in range(10)], {name: split(rows[name]) for name in SPLITS})
-
-
-def _cifar(name: str, root: Path) -> ImageSource:
-    train, test = open_cifar(name, root)
-
-    def split(data_set) -> Split:
-        return Split(np.asarray(data_set.targets, np.int64), lambda i: data_set.data[i])
-
-    return ImageSource(name, list(train.classes), {"train": split(train), "test": split(test)})
-
-
-def _image_folder(root: Path) -> ImageSource:
-    if not root.is_dir():
-        raise UserError(f"there is no image folder at {root}: give --root (make: ROOT=) a folder with train/ and test/")
-    for name in SPLITS:
-        if not (root / name).is_dir():
-            raise UserError(f"{root} has no {name}/ folder: an image folder needs train/<class>/… and test/<class>/…")
-    class_names = _folders(root / "train")
-    if _folders(root / "test") != class_names:
-        odd = sorted(set(class_names) ^ set(_folders(root / "test")))
-        raise UserError(f'{root}: train/ and test/ must hold the same class folders, but "{odd[0]}" is in one only')
-    splits = {name: _folder_split(root / name, class_names) for name in SPLITS}
-    return ImageSource(str(root), class_names, splits)
-
-
-def _folders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _folder_split(root: Path, class_names: list[str]) -> Split:
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, class_name in enumerate(class_names):
-        images = sorted(f for f in (root / class_name).iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
-        files += images
-        labels += [label] * len(images)
-    names = [file.relative_to(root.parent).as_posix() for file in files]
-    return Split(np.asarray(labels, np.int64), lambda i: read_image(files[i]), names)
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Decode one file to RGB (H, W, 3) uint8, upright as its EXIF says. Raises UserError naming an unreadable file."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read the image {path} ({error}): repair or remove it") from error

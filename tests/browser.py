@@ -65,10 +65,11 @@ class Browser:
         return answer["result"]
 
     def open(self, url: str) -> None:
-        """Go to a page and wait until it is loaded."""
+        """Go to a page; wait until it is loaded and painted, for Chromium drops what is typed and clicked before."""
         self.js("window.pageOfBefore = true")
         self.call("Page.navigate", url=url)
         self.wait_for("document.readyState == 'complete' && !window.pageOfBefore")
+        self._painted()
 
     def js(self, expression: str) -> Any:
         """The value of a JavaScript expression, promises awaited."""
@@ -96,7 +97,9 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """Click with the mouse on the middle of the first element of a selector."""
-        box = f"(e => (e.scrollIntoView({{block: 'center'}}), e.getBoundingClientRect()))({_find(selector)})"
+        box = f"{_find(selector)}.getBoundingClientRect()"
+        self.js(f"{_find(selector)}.scrollIntoView({{block: 'center'}})")
+        self._painted()
         x, y = self.js(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({box})")
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
@@ -126,6 +129,9 @@ class Browser:
         """Write a PNG of the window, or of the whole page."""
         data = self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
         file.write_bytes(base64.b64decode(data))
+
+    def _painted(self) -> None:
+        self.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def _next(self, seconds: float = 60) -> dict[str, Any]:
         while b"\0" not in self._buffer:

@@ -21,11 +21,10 @@ from pathlib import Path
 
 import click
 import torch
-from msgspec import to_builtins
 
 import train.fit
 from common.command_line import stoppable
-from tests.fabricate import make_store
+from common.synthetic import make_store
 from train.cli import main as train
 
 EPOCHS, CHAIN, LIMIT = 12, 4, 10.0
@@ -171,7 +170,7 @@ def result_of(run: Path) -> str:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timeless = [[{k: v for k, v in r.items() if "seconds" not in k} for r in h] for h in (lines, content["history"])]
     head = {name: value.tolist() for name, value in content["head"].items()}
-    return json.dumps([timeless, head, to_builtins(report.test), to_builtins(report.val), content["config"]])
+    return json.dumps([timeless, head, report["test"], report["val"], content["config"]])
 
 
 @click.command()

@@ -145,7 +145,7 @@ def sealed_edit(content: bytes, generator: np.random.Generator) -> bytes:
 @click.option("--seed", default=0, show_default=True)
 def main(count: int, seed: int) -> None:
     """Mutate stores of both format versions and count what the reader makes of them."""
-    from tests.fabricate import make_store
+    from common.synthetic import make_store
 
     def too_long(*_: Any) -> None:
         raise TimeoutError

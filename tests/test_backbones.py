@@ -1,12 +1,14 @@
 import hashlib
 import urllib.error
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
 from common.errors import UserError
-from extract.backbones import PooledLayers, load_backbone, parse_layers
+from extract.backbones import KINDS, PooledLayers, load_backbone, parse_layers, preprocessing_of
+from extract.preprocessing import Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -121,40 +123,53 @@ def test_weights_of_a_file_are_loaded_and_digested(tmp_path):
     backbone = load_backbone("resnet18", str(path), 0, 32)
     assert torch.equal(backbone.module.state_dict()["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
     assert backbone.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert backbone.random_seed is None
+    assert (backbone.random_seed, backbone.said) == (None, "")
 
 
-class Dangerous:
-    def __reduce__(self):
-        return print, ("this must not run",)
+def test_a_toy_kind_of_backbone_is_one_file_and_one_line(tmp_path, monkeypatch):
+    (tmp_path / "toy_backbones.py").write_text(
+        "import torch\n"
+        "from extract.preprocessing import Preprocessing\n"
+        "class Toy:\n"
+        "    def build(self, name, image_size):\n"
+        "        pool = torch.nn.AdaptiveAvgPool2d(2)\n"
+        "        return torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(12, 5))\n"
+        "    def pretrained(self, name, image_size):\n"
+        "        raise NotImplementedError\n"
+        "    def remove_classifier(self, module):\n"
+        "        return ''\n"
+        "    def preprocessing(self, name, image_size, views):\n"
+        "        return Preprocessing(image_size or 16, views)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(KINDS, "toy", "toy_backbones:Toy")
+    backbone = load_backbone("toy:any", "random", 0)
+    assert (backbone.name, backbone.feature_dim) == ("toy:any", 5)
+    assert backbone.features(images()).shape == (2, 5)
+    assert preprocessing_of("toy:any").image_size == 16
+    with pytest.raises(UserError, match='unknown kind of backbone "tim": did you mean "timm"'):
+        load_backbone("tim:resnet18", "random", 0)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"not weights", "is not a readable state dict, or is truncated"),
-        ("truncated", "is not a readable state dict, or is truncated"),
-        (Dangerous(), "is not a readable state dict"),
-        ([1, 2], "is not a state dict"),
-        ({"a": 1}, "is not a state dict"),
-        (torchvision.models.resnet34, "weights of another architecture than resnet18"),
-        (None, "there are no weights at"),
-    ],
-)
-def test_weights_that_do_not_suit_are_refused(tmp_path, capsys, content, message):
-    path = tmp_path / "w.pth"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content == "truncated":
-        torch.save(torchvision.models.resnet18().state_dict(), path)
-        path.write_bytes(path.read_bytes()[:100_000])
-    elif content is not None:
-        torch.save(content().state_dict() if callable(content) else content, path)
-    with pytest.raises(UserError, match=message) as caught:
-        load_backbone("resnet18", str(path), 0, 32)
-    assert str(path) in caught.value.message
-    assert "\n" not in caught.value.message
-    assert "must not run" not in capsys.readouterr().out
+def test_the_preprocessing_is_that_which_the_weights_name():
+    plain = Preprocessing()
+    assert preprocessing_of("resnet18") == plain
+    assert "resize" not in plain.as_json()
+    named = preprocessing_of("resnet50")
+    transforms = torchvision.models.ResNet50_Weights.DEFAULT.transforms()
+    assert (named.resize, named.image_size) == (transforms.resize_size[0], transforms.crop_size[0]) == (232, 224)
+    assert named.as_json()["resize"] == 232
+    assert preprocessing_of("resnet50", 112).resize == 116
+    bicubic = preprocessing_of("efficientnet_b0")
+    assert bicubic.interpolation == "bicubic, antialiased"
+    picture = np.random.default_rng(0).integers(256, size=(300, 400, 3), dtype=np.uint8)
+    for name, preprocessing in (("ResNet50", named), ("EfficientNet_B0", bicubic)):
+        reference = getattr(torchvision.models, f"{name}_Weights").DEFAULT.transforms()
+        expected = reference(torch.from_numpy(picture).permute(2, 0, 1) / 255)
+        mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+        # torchvision does not cut off what bicubic overshoots in floats
+        expected = torch.minimum(torch.maximum(expected, -mean / std), (1 - mean) / std)
+        torch.testing.assert_close(preprocessing([picture])[0, 0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_misspelt_backbone_is_named():

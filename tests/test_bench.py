@@ -1,14 +1,22 @@
 """The benchmark's peers do the same work as the project, and its report becomes a table and a chart."""
 
+import json
+import time
+
 import numpy as np
+import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
-from bench.__main__ import table
-from bench.cases import _task
+from bench import extraction as extraction_section
+from bench import products, timing
+from bench.__main__ import main
 from bench.chart import draw
 from bench.peers import TutorialHead, TutorialSets
-from bench.timing import interleaved
+from bench.tables import in_readme, speeds, table
+from bench.timing import interleaved, measured
+from bench.training import task_of
 from train.config import Config
 from train.methods import build_method
 
@@ -19,6 +27,7 @@ REPORT = {
     "sections": {
         "extraction": {
             "about": "Images a second.",
+            "left_out": {"theirs": "it takes too long"},
             "unit": "images/s",
             "rates": {
                 "tutorial": {"median": 100.0, "low": 90.0, "high": 100.0, "rounds": 3},
@@ -33,10 +42,41 @@ REPORT = {
 
 def test_cases_take_turns():
     calls = []
-    rates = interleaved({name: lambda name=name: calls.append(name) or 1 for name in "ab"}, rounds=2)
+    rates, left_out = interleaved({name: lambda name=name: calls.append(name) or 1 for name in "ab"}, rounds=2)
     assert calls == list("ababab")  # the first round is not counted
     assert rates["a"].rounds == 2
+    assert left_out == {}
     assert rates["a"].low <= rates["a"].median <= rates["a"].high
+
+
+def test_what_would_take_more_than_a_minute_is_left_out_after_one_trial(monkeypatch):
+    monkeypatch.setattr(timing, "LONGEST", 0.05)
+    calls = []
+    slow = lambda: calls.append("slow") or time.sleep(0.03) or 1  # noqa: E731
+    found = measured({"slow": slow, "quick": lambda: 1}, 2, {"before": "for another reason"})
+    assert calls == ["slow"]
+    assert list(found["rates"]) == ["quick"]
+    assert set(found["left_out"]) == {"before", "slow"}
+    assert "2 rounds would take" in found["left_out"]["slow"]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_bfloat16_is_measured_where_it_gains_and_else_left_out_with_the_reason(monkeypatch, fast):
+    monkeypatch.setattr(products, "fast_bfloat16", lambda device: fast)
+    cases, left_out = products.roofs(1e9)
+    assert ("roof: product in bfloat16" in cases) is fast
+    assert left_out == ({} if fast else {"roof: product in bfloat16": products.NOT_FASTER})
+
+
+def test_the_engines_that_are_measured_are_those_that_are_here(monkeypatch):
+    from extract import engines
+    from extract.backbones import load_backbone
+
+    monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(extraction_section, "available", lambda device: ["torch"])
+    here, left_out = extraction_section._engines(load_backbone("resnet18", "random", 0, 32))
+    assert list(here) == ["torch float32", "torch float32 with folded norms"]
+    assert list(left_out) == ["torch bfloat16", "torch bfloat16 after 3 layers in float32"]
 
 
 def test_the_tutorial_head_is_the_same_model():
@@ -60,7 +100,7 @@ def test_the_tutorial_samples_the_same_sets():
 
 
 def test_the_task_has_about_the_images_that_were_asked_for(tmp_path):
-    task = _task(tmp_path / "s.h5", 500, feature_dim=8)
+    task = task_of(tmp_path / "s.h5", 500, feature_dim=8)
     assert len(task.train.rows) == 410
     assert task.feature_dim == 8
 
@@ -69,6 +109,36 @@ def test_a_report_becomes_a_table_and_a_chart(tmp_path):
     text = table(REPORT)
     assert "| ours | 200 | 150 – 250 | 2.00 × |" in text
     assert "cpu: a CPU" in text
+    assert "Left out: theirs. it takes too long" in text
     assert "| --help | 0.250 s |" in text
     draw(REPORT, tmp_path / "chart.png")
     assert Image.open(tmp_path / "chart.png").size[0] > 400
+
+
+def test_the_readme_has_the_ways_that_compete_and_says_what_was_left_out():
+    text = speeds(REPORT)
+    assert "| extraction | ours | 200 images/s | 2.00 × |" in text
+    assert "extraction, theirs (it takes too long)" in text
+    assert "--help" not in text
+    readme = "before\n<!-- measured: speed -->\nold\n<!-- end -->\nafter"
+    assert in_readme(readme, REPORT) == f"before\n<!-- measured: speed -->\n{text}\n<!-- end -->\nafter"
+    assert in_readme("no table", REPORT) == "no table"
+
+
+def test_a_section_in_which_all_was_left_out_is_no_error(tmp_path):
+    empty = {"about": "None.", "unit": "sets/s", "rates": {}, "left_out": {"ours": "too slow"}}
+    report = {**REPORT, "sections": {"training": empty, "rows": empty}}
+    assert "Left out: ours. too slow" in table(report)
+    assert "training, ours (too slow)" in speeds(report)
+    draw(report, tmp_path / "chart.png")
+
+
+def test_the_readmes_table_is_written_and_checked(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(REPORT))
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- measured: speed -->\n<!-- end -->\n")
+    command = ["--out", str(tmp_path), "--readme", str(readme)]
+    assert CliRunner().invoke(main, [*command, "--check"]).exit_code == 1
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert "2.00 ×" in readme.read_text()
+    assert CliRunner().invoke(main, [*command, "--check"]).exit_code == 0

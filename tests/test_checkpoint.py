@@ -6,11 +6,11 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
-from fabricate import make_store
 
 from common.config import to_toml
 from common.errors import UserError
 from common.store import FeatureStore
+from common.synthetic import make_store
 from train.checkpoint import load_checkpoint, load_head, progress_of, require_fitting, save_checkpoint, sealed
 from train.config import Config, HeadConfig
 from train.fit import fit
@@ -24,7 +24,7 @@ STORE = "a" * 64
 
 
 def record(epoch):
-    measured = ("train_loss", "train_top1", "val_loss", "val_top1", "train_seconds", "seconds")
+    measured = ("train_loss", "train_top1", "learning_rate", "val_loss", "val_top1", "train_seconds", "seconds")
     return {"epoch": epoch, **dict.fromkeys(measured, 0.5)}
 
 
@@ -139,6 +139,8 @@ def test_every_byte_is_under_the_seal(checkpoint):
         {"history": [1]},
         {"history": [record(2)]},
         {"history": [{"epoch": 1}]},
+        {"history": [record(1) | {"another": b"key"}]},
+        {"history": [record(1) | {"arithmetic": 3}]},
         {"history": [record(1) | {"epoch": torch.ones(1).to_sparse()}]},
         {"model": {0: torch.ones(1)}},
         {"model": None},
@@ -202,6 +204,19 @@ def test_a_zip_bomb_is_not_unpacked(checkpoint):
         archive.writestr("archive/data.pkl", bytes(1 << 20))
     with pytest.raises(UserError, match="is not a sound checkpoint"):
         load_checkpoint(checkpoint)
+
+
+def test_a_damaged_directory_of_a_zip_file_of_format_1_is_not_read_by_torch(tmp_path):
+    data, path = bytearray((OLD / "checkpoint.pt").read_bytes()), tmp_path / "checkpoint.pt"
+    sound = str(load_checkpoint(OLD / "checkpoint.pt"))
+    for place in range(data.index(b"PK\x01\x02"), len(data), 7):
+        damaged = data.copy()
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        try:
+            assert str(load_checkpoint(path)) == sound, f"byte {place}"
+        except UserError:
+            continue
 
 
 def test_a_run_of_format_1_goes_on(tmp_path, monkeypatch):

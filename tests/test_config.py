@@ -66,7 +66,7 @@ OTHER = {
     "training.seed": "3",
     "training.epochs": "7",
     "training.batch_size": "32",
-    "training.images_per_class": "8",
+    "training.images_per_class": "12",
     "training.set_loss": "0.5",
     "training.class_loss": "1",
     "training.label_smoothing": "0.1",
@@ -454,6 +454,14 @@ def test_a_mistake_in_a_plan_is_one_sentence(tmp_path, plan, part):
     with pytest.raises(UserError) as caught:
         planned_configs(written(tmp_path, f"[plan]\n{plan}"))
     assert part in caught.value.message
+
+
+def test_groups_that_cannot_fill_a_set_are_refused_before_work_begins():
+    with pytest.raises(
+        UserError, match=r"training\.images_per_class must be 0 or at least data\.set_size - 1 = 9.*got 3"
+    ):
+        Config.load(None, ["training.images_per_class=3"])
+    assert Config.load(None, ["training.images_per_class=3", "data.set_size=4"]).training.images_per_class == 3
 
 
 def test_many_class_names_are_no_path_that_is_too_long():

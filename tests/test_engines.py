@@ -3,8 +3,19 @@ import pytest
 import torch
 import torchvision
 
+from extract import engines
 from extract.backbones import Backbone, load_backbone
-from extract.engines import OpenVinoEngine, TorchEngine, available, bfloat16, float32
+from extract.engines import (
+    NotHere,
+    OpenVinoEngine,
+    TorchEngine,
+    available,
+    bfloat16,
+    build_engine,
+    float32,
+    folded,
+    gains_from_bfloat16,
+)
 
 CPU = torch.device("cpu")
 needs_openvino = pytest.mark.skipif("openvino" not in available(CPU), reason="openvino is not installed (extra: fast)")
@@ -55,15 +66,55 @@ def test_features_of_several_layers_are_those_of_the_reference(images, kind):
 
 @pytest.mark.parametrize("kind", ["torch", pytest.param("openvino", marks=needs_openvino)])
 def test_first_layers_in_float32_bring_bfloat16_nearer(resnet, images, kind):
+    if kind == "openvino" and not gains_from_bfloat16(kind, CPU):
+        pytest.skip("OpenVINO does not execute bfloat16 on this processor")
     expected = resnet.features(images).numpy()
     errors = []
     for _, arithmetic in zip(range(3), bfloat16(resnet), strict=False):
         engine = TorchEngine(arithmetic, CPU) if kind == "torch" else OpenVinoEngine(arithmetic, 32)
+        assert engine.precision == "bfloat16"
         features = run(engine, images)
         assert features.dtype == np.float32
         errors.append(np.square(features - expected).mean())
     assert errors[0] > 1e-12  # bfloat16 was really used
     assert errors[2] < errors[0]
+
+
+@needs_openvino
+@pytest.mark.parametrize("low", [False, True])
+def test_openvino_is_what_its_name_says_or_not_here(resnet, images, monkeypatch, low):
+    arithmetic = next(bfloat16(resnet)) if low else float32(resnet)
+    for executed in ({"f32"}, {"bf16"}, {"f32", "bf16"}, {"f16"}):
+        monkeypatch.setattr(engines, "_executed_precisions", lambda compiled, executed=executed: executed)
+        if ("bf16" in executed) == low and executed != {"f16"}:
+            assert build_engine("openvino", arithmetic, CPU, 32).precision == ("bfloat16" if low else "float32")
+        else:
+            with pytest.raises(NotHere):
+                build_engine("openvino", arithmetic, CPU, 32)
+
+
+def test_torch_does_not_offer_what_it_only_emulates(resnet, monkeypatch):
+    monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
+    assert not gains_from_bfloat16("torch", CPU)
+    with pytest.raises(NotHere):
+        build_engine("torch", next(bfloat16(resnet)), CPU, 32)
+    assert build_engine("torch", float32(resnet), CPU, 32).precision == "float32"
+    monkeypatch.setattr(engines, "fast_bfloat16", lambda device: True)
+    assert build_engine("torch", next(bfloat16(resnet)), CPU, 32).precision == "bfloat16"
+
+
+def test_folded_norms_leave_the_features_as_they_are(resnet, images):
+    arithmetic = folded(resnet)
+    assert arithmetic.precision == "float32"
+    norms = [module for module in resnet.module.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert len(norms) == 20
+    assert not any(node.op == "call_module" and "bn" in str(node.target) for node in arithmetic.parts[0][0].graph.nodes)
+    assert relative_error(run(TorchEngine(arithmetic, CPU), images), resnet.features(images).numpy()) < 1e-5
+
+
+def test_where_there_are_no_norms_nothing_is_folded():
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    assert folded(Backbone("plain", plain, {"last": 4}, "", "")) is None
 
 
 def test_a_resnet_is_cut_between_its_blocks(resnet):

@@ -1,4 +1,4 @@
-"""docs/extending.md is true: what it says to add, added as it says, works."""
+"""docs/extending.md and docs/walk.md are true: what the one says to add works, and what the other names is there."""
 
 import json
 import re
@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fabricate import make_store
 
+import extract
+import train.methods
+from common.store import FeatureStore
+from common.synthetic import make_store
+from extract.backbones import KINDS
+from extract.cli import main as extract_main
+from extract.sources import SOURCES
 from train.cli import main
 from train.methods import METHODS
 
-TEXT = (Path(__file__).parents[1] / "docs/extending.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 
 
 def section(name):
@@ -39,8 +46,6 @@ def added(monkeypatch, tmp_path):
 
 
 def test_a_method_is_one_file_and_one_line(added, tmp_path):
-    import train.methods
-
     name = added("A method", train.methods, METHODS)
     run, store = tmp_path / "run", make_store(tmp_path / "s.h5").path
     command = ["fit", "--store", store, "--run", run, "--set", f"method={name}", "--set", "distance.standardise=true"]
@@ -52,3 +57,28 @@ def test_a_method_is_one_file_and_one_line(added, tmp_path):
     refused = CliRunner().invoke(main, [str(part) for part in (*command, "--set", "distance.metric=l2")])
     assert refused.exit_code == 2
     assert f'distance.metric=l2 does nothing for the method "{name}"' in refused.output
+
+
+def test_a_source_and_a_backbone_kind_are_one_file_and_one_line_each(added, tmp_path):
+    source, kind = added("An image source", extract, SOURCES), added("A backbone kind", extract, KINDS)
+    store = tmp_path / "s.h5"
+    command = ["features", "--dataset", source, "--backbone", f"{kind}:4", "--weights", "random", "--store", store]
+    result = CliRunner().invoke(extract_main, [str(part) for part in command])
+    assert result.exit_code == 0, result.output
+    made = FeatureStore.open(store)
+    assert made.features.shape == (1, 80, 16)
+    assert made.class_names == ["square", "frame"]
+    assert made.identity["backbone"]["name"] == "pooled:4"
+
+
+def test_the_walk_names_files_and_functions_that_are_there():
+    text = (ROOT / "docs/walk.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:common|extract|train|find)/[\w/]+(?:\.py)?)(?:: ([\w.]+))?`", text)
+    assert len(named) > 20
+    for path, name in named:
+        assert (ROOT / path).exists(), path
+        if name:
+            file = ROOT / path if path.endswith(".py") else ROOT / path / "__init__.py"
+            content = file.read_text(encoding="utf-8")
+            assert re.search(rf"^ *(def|class) {name.rpartition('.')[2]}\b", content, re.M), f"{path}: {name}"
+    assert len(text.splitlines()) < 60, "it is longer than a page"

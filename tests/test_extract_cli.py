@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from fabricate import make_images, make_store
 from mutate import resealed
 
 from common.files import canonical_json
 from common.store import BLOCK_BYTES, FeatureStore, block_digests
 from common.store_partial import partial_folder, read_progress
+from common.synthetic import make_images, make_store
 from extract.cli import main
 
 SMALL = ["--weights", "random", "--image-size", "32"]
@@ -109,7 +109,8 @@ def test_every_option_reaches_the_store(root, tmp_path):
     assert identity["weights"] == {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "random_seed": None}
     assert identity["preprocessing"]["image_size"] == 40
     assert identity["preprocessing"]["views"] == ["plain", "mirror"]
-    assert identity["precision"] == "bfloat16"
+    assert provenance["request"]["precision"] == "bfloat16"
+    assert identity["precision"] == ("bfloat16" if "bfloat16" in provenance["engine"] else "float32")
     assert provenance["batch_size"] == 9
     assert provenance["device"] == "cpu"
     assert provenance["engine"].startswith("torch ")
@@ -257,6 +258,18 @@ def test_another_number_of_images_begins_anew_and_says_so(root, tmp_path):
     assert "anew: what was there of it had another n" in features(root, store, "--batch-size", 8).stderr
 
 
+def test_what_was_asked_for_in_bfloat16_is_up_to_date_whatever_the_machine_made_of_it(root, tmp_path, monkeypatch):
+    from extract import engines
+
+    monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
+    asked = ["--precision", "bfloat16", "--engine", "torch"]
+    features(root, tmp_path / "s.h5", *asked)
+    assert FeatureStore.open(tmp_path / "s.h5").identity["precision"] == "float32"
+    assert "up to date" in features(root, tmp_path / "s.h5", *asked).stderr
+    (root / "train/class0/000.png").touch()
+    assert "their pixels are the same" in features(root, tmp_path / "s.h5", *asked).stderr
+
+
 def test_a_changed_image_is_noticed(root, tmp_path):
     features(root, tmp_path / "s.h5")
     (root / "train/class0/000.png").write_bytes((root / "train/class0/001.png").read_bytes())
@@ -277,7 +290,7 @@ def test_a_changed_image_is_noticed(root, tmp_path):
         (["--dataset", "digits", "--weights", "missing.pth"], "there are no weights at missing.pth"),
         (["--dataset", "digits", "--device", "cuda:77"], 'there is no device "cuda:77"'),
         (["--dataset", "digits", "--store", "/proc/x/s.h5"], "cannot write /proc/x"),
-        (["--dataset", "nothing"], "is not one of"),
+        (["--dataset", "imagefoldr"], 'unknown data set "imagefoldr": did you mean "imagefolder"'),
     ],
 )
 def test_a_mistake_gets_one_sentence(tmp_path, monkeypatch, options, message):
@@ -350,9 +363,163 @@ def test_kill_9_at_any_moment_loses_nothing(tmp_path):
     assert not partial_folder(killed).exists()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_extraction_keeps_its_batches_and_says_so(tmp_path, number, code):
+    root, store = make_images(tmp_path / "images", classes=4, train=60, test=40), tmp_path / "s.h5"
+    command = [sys.executable, "-m", "extract", "features", "--dataset", "imagefolder", "--root", str(root)]
+    command += ["--store", str(store), *SMALL, "--batch-size", "4", "--engine", "torch"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_rows(store, 8, process)
+    process.send_signal(number)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert output == ""
+    kept, n = read_progress(store)
+    assert 8 <= kept < n == 400
+    assert error.strip().splitlines()[-1] == f"stopped: {kept} of 400 images are kept; the same command goes on"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".s.h5.partial", "images"]
+
+
 def wait_for_rows(store: Path, rows: int, process):
     deadline = time.monotonic() + 300
     while (read_progress(store) or (0, 0))[0] < rows:
         assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def own(tmp_path, dataset, root, *options, code=0):
+    return run(
+        "features", "--dataset", dataset, "--root", root, "--store", tmp_path / "s.h5", *SMALL, *options, code=code
+    )
+
+
+def spoil(root, *names):
+    for name in names:
+        (root / name).write_bytes(b"junk")
+
+
+BAD = ("train/class1/007.png", "train/class2/000.png", "test/class0/009.png")
+
+
+def test_one_run_finds_all_bad_files_and_the_next_goes_on(root, tmp_path):
+    expected = {name: (root / name).read_bytes() for name in BAD}
+    spoil(root, *BAD)
+    result = own(tmp_path, "imagefolder", root, "--batch-size", 4, code=2)
+    last = result.output.strip().splitlines()[-1]
+    assert last.startswith("Error: 3 of 66 images cannot be read: ")
+    for name in BAD:
+        assert name in last
+    assert "--on-error skip" in last
+    assert not (tmp_path / "s.h5").exists()
+    assert status(tmp_path / "s.h5") == "partial"
+    for name, content in expected.items():
+        (root / name).write_bytes(content)
+    assert "54 of 66 images done" in own(tmp_path, "imagefolder", root, "--batch-size", 4).stderr
+    assert len(FeatureStore.open(tmp_path / "s.h5").labels) == 66
+
+
+def test_bad_files_are_skipped_on_request_and_stand_in_the_store(root, tmp_path):
+    clean = make_images(tmp_path / "clean")
+    for name in BAD:
+        (clean / name).unlink()
+    features(clean, tmp_path / "clean.h5", "--engine", "torch")
+    spoil(root, *BAD)
+    result = own(tmp_path, "imagefolder", root, "--engine", "torch", "--on-error", "skip")
+    assert "3 images were skipped" in result.stderr
+    store, expected = FeatureStore.open(tmp_path / "s.h5"), FeatureStore.open(tmp_path / "clean.h5")
+    assert store.identity == expected.identity
+    assert store.names(range(63)) == expected.names(range(63))
+    assert [name for name, _ in store.header["provenance"]["skipped"]] == list(BAD)
+    assert abs(store.features - expected.features).max() < 1e-5 * abs(expected.features).max()
+    assert "up to date" in own(tmp_path, "imagefolder", root, "--on-error", "skip").stderr
+    (root / "train/class0/000.png").touch()
+    assert "their pixels are the same" in own(tmp_path, "imagefolder", root, "--on-error", "skip").stderr
+
+
+def test_a_class_of_which_nothing_is_left_is_not_skipped(root, tmp_path):
+    spoil(root, *(f"test/class1/{i:03d}.png" for i in range(10)))
+    result = own(tmp_path, "imagefolder", root, "--on-error", "skip", code=2)
+    assert '0 images of class "class1" in its test split' in result.output
+
+
+def test_what_is_left_out_is_counted_in_a_line_and_listed_on_request(root, tmp_path):
+    for name in ("notes.txt", "more.txt", "._000.png"):
+        (root / "train/class0" / name).write_text("x")
+    result = own(tmp_path, "imagefolder", root, "--list-left-out")
+    assert "3 files left out: 2 .txt (no image format), 1 hidden" in result.stderr
+    assert "left out: train/class0/notes.txt: .txt (no image format)" in result.stderr
+    provenance = FeatureStore.open(tmp_path / "s.h5").header["provenance"]
+    assert provenance["left_out"] == {".txt (no image format)": 2, "hidden": 1}
+
+
+def test_images_that_are_the_same_after_decoding_are_counted(root, tmp_path):
+    for i in range(1, 6):
+        (root / f"train/class0/{i:03d}.png").write_bytes((root / "train/class0/000.png").read_bytes())
+    assert "5 of 66 images have the same pixels as another one" in own(tmp_path, "imagefolder", root).stderr
+
+
+def test_a_folder_without_labels_and_a_small_one_make_sound_stores(tmp_path):
+    root = make_images(tmp_path / "few", classes=2, train=3, test=3)
+    own(tmp_path, "folder", root)
+    store = FeatureStore.open(tmp_path / "s.h5")
+    store.verify()
+    assert (store.class_names, store.labels.tolist()) == (["unlabelled"], [0] * 12)
+    assert store.name(0) == "test/class0/000.png"
+    result = own(tmp_path, "folder", root, "--precision", "bfloat16", "--overwrite")
+    assert "engine: " in result.stderr
+    own(tmp_path, "imagefolder", root, "--overwrite")
+    assert len(FeatureStore.open(tmp_path / "s.h5").labels) == 12
+
+
+def test_a_split_that_is_drawn_stands_in_the_store(tmp_path, monkeypatch):
+    root = make_images(tmp_path / "images", train=10) / "train"
+    own(tmp_path, "imagefolder", root, "--test-fraction", "0.3")
+    provenance = FeatureStore.open(tmp_path / "s.h5").header["provenance"]
+    assert provenance["request"]["test_fraction"] == 0.3
+    assert "30% of each class" in provenance["layout"][0]
+    other = own(tmp_path, "imagefolder", root, code=2)
+    assert "holds features of something else (other data_set)" in other.output
+
+
+def test_a_table_makes_a_store(tmp_path):
+    make_images(tmp_path, classes=2)
+    rows = [f"{f.relative_to(tmp_path)},{f.parent.name},{f.parent.parent.name}" for f in tmp_path.rglob("*.png")]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows]))
+    own(tmp_path, "csv", tmp_path / "t.csv")
+    features(tmp_path, tmp_path / "folder.h5")
+    assert FeatureStore.open(tmp_path / "s.h5").identity == FeatureStore.open(tmp_path / "folder.h5").identity
+
+
+def test_a_store_made_by_an_older_rule_is_compared_once_not_believed(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("extract.sources.RULE", 1)
+    own(tmp_path, "imagefolder", root)
+    monkeypatch.undo()
+    assert "their pixels are the same" in own(tmp_path, "imagefolder", root).stderr
+    assert "their pixels" not in own(tmp_path, "imagefolder", root).stderr
+
+
+def test_a_model_of_timm_with_its_own_preprocessing(root, tmp_path):
+    pytest.importorskip("timm", reason="the extra `timm` is not installed")
+    own(tmp_path, "imagefolder", root, "--backbone", "timm:resnet18.a1_in1k")
+    identity = FeatureStore.open(tmp_path / "s.h5").identity
+    assert identity["backbone"] == {"name": "timm:resnet18.a1_in1k", "feature_dim": 512}
+    assert identity["preprocessing"]["interpolation"] == "bicubic, antialiased"
+    assert identity["preprocessing"]["resize"] == 33
+
+
+def test_what_weights_were_wrapped_in_is_said(root, tmp_path):
+    import torchvision
+
+    torch.save({"state_dict": torchvision.models.resnet18(num_classes=5).state_dict()}, tmp_path / "w.pth")
+    result = own(tmp_path, "imagefolder", root, "--weights", tmp_path / "w.pth")
+    assert f'{tmp_path}/w.pth: its weights are below "state_dict"' in result.stderr
+
+
+def test_help_answers_without_torch():
+    code = "import sys; from extract.cli import main; main(['features', '--help'], standalone_mode=False)"
+    code += "; print([name for name in ('torch', 'PIL', 'h5py', 'sklearn') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+    assert "imagefolder, folder, csv" in result.stdout

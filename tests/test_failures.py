@@ -4,8 +4,8 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from fabricate import make_store
 
+from common.synthetic import make_store
 from train.config import Config, DataConfig
 from train.methods import build_method
 from train.report.attention import measure_attention

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -166,3 +167,16 @@ def test_a_missing_file_that_is_not_the_target_is_not_called_unwritable(tmp_path
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_is_digested_once_as_long_as_it_is_the_same(tmp_path, monkeypatch):
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"weights")
+    expected = hashlib.sha256(b"weights").hexdigest()
+    assert sha256_file(path) == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("it was read again"))
+        assert sha256_file(path) == expected
+    path.write_bytes(b"others!")
+    os.utime(path, ns=(1, 1))
+    assert sha256_file(path) == hashlib.sha256(b"others!").hexdigest()

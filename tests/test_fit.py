@@ -8,11 +8,11 @@ import shutil
 import pytest
 import torch
 from click.testing import CliRunner
-from fabricate import make_store
 
 from common.errors import UserError
 from common.files import exclusive, write_bytes
 from common.store import FeatureStore
+from common.synthetic import make_store
 from train.checkpoint import load_checkpoint, load_head
 from train.cli import main
 from train.config import Config

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from fabricate import make_store
 from msgspec import structs
 from PIL import Image
 
 from common.errors import UserError
+from common.synthetic import make_store
 from train.cli import main
 from train.log.rebuild import collect, rebuild
 from train.log.runs import Run, groups_of, load_run
@@ -248,7 +248,17 @@ def test_a_run_of_another_config_than_the_plan_has_now_is_refused(folder):
     path = folder / "experiments/tiny/config.toml"
     path.write_text(CONFIG.replace("epochs = 3", "epochs = 4"), encoding="utf-8")
     result = log(folder, code=2)
-    assert f"was made with another config than {path} has for it now: delete it and make it again" in result.output
+    assert f"was made with another config than {path} has for it now, in training.epochs: " in result.output
+
+
+def test_a_run_in_an_arithmetic_that_the_plan_leaves_open_is_the_one_of_the_plan(folder):
+    """Runs of before configs said "auto" are not made again."""
+    for path in (folder / "runs/tiny").glob("*/report.json"):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        report["config"]["training"]["precision"] = "bfloat16"
+        path.write_text(json.dumps(report), encoding="utf-8")
+        RunFolder(path.parent).mark_done()
+    assert any("collected" in line for line in collect(folder / "runs", folder / "experiments"))
 
 
 def test_a_report_that_was_made_again_replaces_the_old_one(folder):

@@ -3,9 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fabricate import make_config, make_store
+from fabricate import make_config
 
+from common import machine
 from common.errors import UserError
+from common.synthetic import make_store
 from train.config import Config
 from train.loop import Progress, evaluate, learning_rate_factor, predict, train
 from train.methods import build_method
@@ -113,9 +115,32 @@ def test_standardised_features_come_from_the_training_images(store):
     assert torch.equal(model.standardise.std, std)
 
 
-def test_bfloat16_learns_as_well(store):
-    model, task, _ = run(store, "training.precision=bfloat16", "training.epochs=8")
+def test_bfloat16_learns_as_well(store, monkeypatch):
+    monkeypatch.setattr(machine, "fast_bfloat16", lambda device: True)
+    model, task, progress = run(store, "training.precision=bfloat16", "training.epochs=8")
     assert evaluate(model, task, task.test, 100)["top1"] > 0.5
+    assert {record["arithmetic"] for record in progress.history} == {"bfloat16"}
+
+
+def test_bfloat16_that_is_not_faster_is_float32_and_one_line_says_so(store, monkeypatch, capsys):
+    monkeypatch.setattr(machine, "fast_bfloat16", lambda device: False)
+    model, _, progress = run(store, "training.precision=bfloat16")
+    assert {record["arithmetic"] for record in progress.history} == {"float32"}
+    assert capsys.readouterr().err.count("float32") == 2  # in one line
+    plain, _, _ = run(store, "training.precision=float32")
+    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in model.state_dict().items())
+    assert "float32" not in capsys.readouterr().err
+
+
+def test_auto_takes_what_the_machine_gains_from_and_each_epoch_says_which(store, monkeypatch, capsys):
+    progress = Progress()
+    monkeypatch.setattr(machine, "fast_bfloat16", lambda device: True)
+    with pytest.raises(Stopped):
+        run(store, "training.precision=auto", progress=progress, stop_after=1)
+    monkeypatch.setattr(machine, "fast_bfloat16", lambda device: False)  # it goes on on another machine
+    run(store, "training.precision=auto", progress=progress)
+    assert [record["arithmetic"] for record in progress.history] == ["bfloat16", "float32", "float32"]
+    assert "float32" not in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(store):
@@ -133,7 +158,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert learning_rate_factor(5, 5, 5) == 1
 
 
-@pytest.mark.parametrize("shared", [0, 5])
+@pytest.mark.parametrize("shared", [0, 9])
 def test_so_many_training_sets_are_hard(tmp_path, monkeypatch, shared):
     superclasses = [0, 0, 1, 1, 2, 2]
     store = make_store(tmp_path / "s.h5", classes=6, train=60, class_superclass=superclasses)

@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+from common import machine
 from common.errors import UserError
-from common.machine import choose_device, hardware, versions
+from common.machine import choose_arithmetic, choose_device, fast_bfloat16, hardware, versions
+
+CPU = torch.device("cpu")
 
 
 def test_auto_takes_the_accelerator_where_there_is_one(monkeypatch):
@@ -24,3 +27,68 @@ def test_versions_and_hardware_can_be_compared_between_reports():
     assert found["cpu"]
     assert found["threads"] == torch.get_num_threads()
     assert "gpu" not in found
+
+
+@pytest.mark.parametrize(
+    ("precision", "fast", "expected"),
+    [
+        ("float32", True, "float32"),
+        ("float32", False, "float32"),
+        ("auto", True, "bfloat16"),
+        ("auto", False, "float32"),
+        ("bfloat16", True, "bfloat16"),
+        ("bfloat16", False, "float32"),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_allowed_and_faster(monkeypatch, precision, fast, expected):
+    monkeypatch.setattr(machine, "fast_bfloat16", lambda device: fast)
+    assert choose_arithmetic(precision, CPU) == expected
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Let products gain what `gains`, {rows: factor}, says; a list of the rows that were tried."""
+
+    def set_gains(gains):
+        tried = []
+        monkeypatch.setattr(machine, "_bfloat16_gain", lambda device, rows: tried.append(rows) or gains[rows])
+        fast_bfloat16.cache_clear()
+        return tried
+
+    yield set_gains
+    fast_bfloat16.cache_clear()
+
+
+def test_bfloat16_is_fast_where_the_largest_product_gains_clearly(measured):
+    tried = measured({64: 0.8, 512: 1.1, 2560: 1.3})
+    assert fast_bfloat16(CPU)
+    assert fast_bfloat16(CPU)
+    assert tried == [64, 512, 2560]  # once a process
+    measured({64: 3, 512: 2, 2560: 1.1})
+    assert not fast_bfloat16(CPU)
+
+
+def test_where_a_small_product_is_emulated_no_large_one_is_tried(measured):
+    tried = measured({64: 0.02})
+    assert not fast_bfloat16(CPU)
+    assert tried == [64]
+
+
+def test_a_device_without_bfloat16_and_one_that_is_measured(monkeypatch):
+    def unknown(device, rows):
+        raise RuntimeError("not implemented for 'BFloat16'")
+
+    threads = torch.get_num_threads()
+    fast_bfloat16.cache_clear()
+    assert fast_bfloat16(CPU) in (True, False)
+    fast_bfloat16.cache_clear()
+    monkeypatch.setattr(machine, "_bfloat16_gain", unknown)
+    assert not fast_bfloat16(CPU)
+    assert torch.get_num_threads() == threads
+    fast_bfloat16.cache_clear()
+
+
+def test_a_device_that_holds_no_numbers_gains_nothing():
+    """As with any device on which the measurement fails; a GPU is measured like a CPU."""
+    fast_bfloat16.cache_clear()
+    assert not fast_bfloat16(torch.device("meta"))

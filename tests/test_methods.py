@@ -6,13 +6,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from fabricate import make_config, make_store
+from fabricate import make_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest, multivariate_normal
 from sklearn.covariance import LedoitWolf
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
+from common.synthetic import make_store
 from train.config import Config
 from train.loop import evaluate
 from train.methods import METHODS, build_method, depends_on_seed, method_class, parameters_of

@@ -14,8 +14,8 @@ def batch(spread=0.1, offset=0.0, seed=0):
     generator = np.random.default_rng(seed)
     labels = generator.permutation(np.repeat(np.arange(CLASSES), IMAGES))
     features = 5 * np.eye(CLASSES, DIM)[labels] + spread * generator.normal(size=(N, DIM)) + offset
-    places = torch.zeros(3, SIZE, dtype=torch.int64)
-    return Inputs(torch.from_numpy(features).float(), torch.from_numpy(labels), places, places[:, 0])
+    items = torch.zeros(3, SIZE, dtype=torch.int64)
+    return Inputs(torch.from_numpy(features).float(), torch.from_numpy(labels), items, items[:, 0])
 
 
 def mix(inputs, seed=1, number=MIXED):
@@ -36,15 +36,15 @@ def test_each_image_is_once_the_anomaly_of_a_set_of_another_class_mixed_or_not()
     inputs = batch()
     made = mix(inputs)
     identity = np.concatenate([inputs.labels.numpy(), CLASSES + np.repeat(np.arange(MIXED), IMAGES)])
-    places, target = made.places.numpy(), made.target.numpy()
-    assert places.shape == (len(identity), SIZE)
-    anomalies = places[np.arange(len(places)), target]
+    items, target = made.items.numpy(), made.target.numpy()
+    assert items.shape == (len(identity), SIZE)
+    anomalies = items[np.arange(len(items)), target]
     assert sorted(anomalies) == list(range(len(identity)))
-    classes = identity[places]
+    classes = identity[items]
     for row, own, position in zip(classes, identity[anomalies], target, strict=True):
         (inlier,) = set(np.delete(row, position).tolist())
         assert inlier != own
-    assert all(len(set(row)) == SIZE for row in places.tolist())
+    assert all(len(set(row)) == SIZE for row in items.tolist())
     of_mixed = np.delete(classes, 0, 1).min(1) >= CLASSES
     assert of_mixed.any()
     assert not of_mixed.all()

@@ -121,6 +121,26 @@ def test_nothing_is_overwritten_and_nothing_is_touched_before_all_is_sure(tmp_pa
     assert tree(tmp_path) == before
 
 
+def test_a_place_that_is_taken_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    files = images(tmp_path / "in")
+    before = tree(tmp_path / "in")
+    late = tmp_path / "out" / NAMES[2]
+    real = Path.replace
+
+    def replace(self, target):
+        late.parent.mkdir(parents=True, exist_ok=True)
+        late.write_bytes(b"mine")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(UserError, match=r"moves-001.jsonl undoes what was done"):
+        put(files, tmp_path / "in", tmp_path / "out")
+    monkeypatch.undo()
+    assert late.read_bytes() == b"mine"
+    assert len(undo(tmp_path / "out/moves-001.jsonl").left) == 1
+    assert tree(tmp_path / "in") == before
+
+
 def test_undo_leaves_alone_what_changed_meanwhile(tmp_path):
     files = images(tmp_path / "in")
     record = put(files, tmp_path / "in", tmp_path / "out")

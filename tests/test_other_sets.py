@@ -1,9 +1,9 @@
 import msgspec
 import numpy as np
 import pytest
-from fabricate import make_store
 from sklearn.metrics import roc_auc_score
 
+from common.synthetic import make_store
 from train.config import Config, DataConfig
 from train.methods.base import Method
 from train.methods.dummy import Dummy

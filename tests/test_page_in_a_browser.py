@@ -1,6 +1,7 @@
 """The page in a real Chromium: opened, typed at, clicked, slid, marked, exported and imported."""
 
 import csv
+import dataclasses
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from test_page import EVIL
 
 from find import review
 from find.findings import Findings
+from find.findings import Image as ImageOfStore
 from find.page import write_page
 
 pytestmark = [
@@ -135,6 +137,33 @@ def test_filters_and_pages(browser, tmp_path):
     assert browser.js("shown.length") == 120, "every one is in dog or rather belongs to it"
 
 
+def test_twins_and_images_of_no_class(browser, tmp_path):
+    for name in ("a", "b", "c", "twin", "typical"):
+        Image.new("RGB", (32, 32), "teal").save(tmp_path / f"{name}.png")
+    first, second, third = make_findings(["a.png", "b.png", "c.png"], flagged=3).findings
+    twins = {"duplicate_of": (7, 8), "duplicate_paths": ("twin.png", "gone.png")}
+    found = (
+        dataclasses.replace(first, kind="duplicate", suggested=None, **twins),
+        dataclasses.replace(second, kind="near duplicate", **twins),
+        dataclasses.replace(third, kind="no class", own="owl", suggested=None),
+    )
+    typical = {"owl": (ImageOfStore(9, "typical.png"),), "cat": (), "constructor": ()}
+    findings = make_findings(["a.png"], findings=found, flagged=1, typical=typical, root=tmp_path)
+    browser.open(write_page(findings, tmp_path / "out").as_uri())
+    slide(browser, 0)
+    duplicate, near, alone = browser.js(f"{CARDS}.map(c => c.innerText)")
+    assert "\nSame as twin.png and 1 more" in duplicate
+    assert "Looks like" not in duplicate
+    assert "Nearly the same as twin.png" in near
+    assert "Looks like no other class" in alone
+    browser.wait_for("[...document.images].filter(i => i.naturalWidth == 32).length == 6")
+    choose(browser, "kind", "near duplicate")
+    assert browser.js(PATHS) == ["b.png"]
+    choose(browser, "kind", "all")
+    choose(browser, "class", "owl")
+    assert browser.js(PATHS) == ["c.png"]
+
+
 def test_keys_choose_and_mark(browser, tmp_path):
     findings, page = audit(tmp_path)
     paths = [each.path for each in findings.flagged]
@@ -182,13 +211,13 @@ def test_marks_stay_and_are_those_of_this_result(browser, tmp_path):
     browser.open(page.as_uri())
     browser.click(".card:nth-child(2) [data-mark=wrong]")
     browser.click(".card:nth-child(3) [data-mark=keep]")
+    assert browser.js("[...marks]") == [[1, "wrong"], [2, "keep"]]
     browser.click(".card:nth-child(3) [data-mark=keep]")
-    browser.open("about:blank")
+    assert browser.js("[...marks]") == [[1, "wrong"]]
     browser.open(page.as_uri())
     assert browser.js("[...marks]") == [[1, "wrong"]]
     assert browser.js("document.querySelector('.card:nth-child(2) [aria-pressed=true]').textContent") == "Wrong"
     other = write_page(review.apply(findings, {findings.findings[4].path: "unsure"}), tmp_path / "out")
-    browser.open("about:blank")
     browser.open(other.as_uri())
     assert browser.js("[...marks]") == [[4, "unsure"]], "another result begins with the reviews it was given"
 
@@ -245,6 +274,8 @@ def test_names_are_shown_as_they_are(browser, tmp_path):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (16, 16), "teal").save(root / name, "png") if len(name) < 250 else None
     findings = make_findings(EVIL, names=[*EVIL, "constructor", "__proto__"], flagged=len(EVIL), root=root)
+    found = (*findings.findings, dataclasses.replace(findings.findings[-1], own="constructor"))
+    findings = dataclasses.replace(findings, findings=found, typical={})
     page = write_page(findings, tmp_path / "out", previews=0)
     browser.open(page.as_uri())
     assert browser.js("document.scripts.length") == 2
@@ -257,7 +288,7 @@ def test_names_are_shown_as_they_are(browser, tmp_path):
     # Every original is found by its address, whatever its name
     browser.js("document.querySelectorAll('img').forEach(i => i.loading = 'eager'); 0")
     loaded = f"{CARDS}.map(c => c.querySelector('.picture img')?.naturalWidth ?? 0)"
-    browser.wait_for(f"{loaded}.filter(w => w == 16).length == {sum(len(name) < 250 for name in EVIL)}")
+    browser.wait_for(f"{loaded}.filter(w => w == 16).length == {1 + sum(len(name) < 250 for name in EVIL)}")
     assert browser.js("document.documentElement.scrollWidth") <= 1400
 
 
@@ -329,9 +360,9 @@ def test_everything_has_a_name_for_those_who_do_not_see(browser, tmp_path):
 def test_100_000_findings_open_in_two_seconds_and_are_paged(browser, tmp_path):
     n = 100_000
     findings = make_findings([f"class{i % 100}/IMG_{i:06d}.jpg" for i in range(n)], flagged=300, root=tmp_path)
-    start = time.perf_counter()
+    start = time.process_time()  # other processes do not count
     page = write_page(findings, tmp_path / "out", previews=0)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 10
     browser.open(page.as_uri())
     timing = browser.wait_for("(e => e?.loadEventEnd && e.loadEventEnd)(performance.getEntriesByType('navigation')[0])")
     assert timing < 2000 * slack(browser)

@@ -7,9 +7,9 @@ import time
 
 import pytest
 from click.testing import CliRunner
-from fabricate import make_store
 
 from common.files import exclusive
+from common.synthetic import make_store
 from train.cli import main
 from train.config import Config
 from train.log.plan import planned_configs

@@ -5,16 +5,18 @@ import re
 import numpy as np
 import pytest
 import torch
-from fabricate import make_images
 
 from common.errors import UserError
 from common.files import exclusive
 from common.store_partial import partial_folder, read_progress
-from extract import pipeline
+from common.synthetic import make_images
+from extract import engines, pipeline
 from extract.backbones import load_backbone
-from extract.choice import EngineChoice
-from extract.pipeline import Extraction, _ahead, extract, identity_of_pixels
+from extract.features import identity_of_pixels
+from extract.fidelity import EngineChoice
+from extract.pipeline import Extraction, extract
 from extract.preprocessing import Preprocessing
+from extract.progress import ahead
 from extract.sources import load_source, pixel_digest
 
 CPU = torch.device("cpu")
@@ -85,12 +87,43 @@ def test_views_lie_on_their_axis(extraction, tmp_path):
     assert relative_error(store.features[1], plain.features[0]) > 1e-3
 
 
-def test_bfloat16_is_stored_as_half_precision_and_stays_close(extraction, tmp_path):
+@pytest.fixture
+def in_bfloat16(monkeypatch):
+    """Whatever this processor has, torch in bfloat16 is chosen where it is allowed."""
+    name, chosen = "torch bfloat16 after 3 layers in float32", []
+
+    def fastest(self, sample):
+        chosen.append(sample.shape)
+        return self.named(name), {"cosine": 1.0, "error": 0.0, "top1": 1.0, "reference_top1": 1.0, "sets": 6}
+
+    monkeypatch.setattr(engines, "fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(EngineChoice, "fastest", fastest)
+    return name, chosen
+
+
+def test_bfloat16_is_stored_as_half_precision_and_stays_close(extraction, tmp_path, in_bfloat16):
     half = extract(dataclasses.replace(extraction, precision="bfloat16"), tmp_path / "half.h5")
     assert half.features.dtype == np.float16
+    assert half.identity["precision"] == "bfloat16"
     full = extract(extraction, tmp_path / "full.h5")
+    assert full.features.dtype == np.float32
     assert relative_error(half.features.astype("f4"), full.features) < 0.05
     assert half.identity_sha256 != full.identity_sha256
+
+
+def test_where_bfloat16_gains_nothing_it_is_not_tried_and_the_store_says_float32(
+    extraction, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
+    job = dataclasses.replace(extraction, precision="bfloat16", request={"precision": "bfloat16"})
+    monkeypatch.setattr(engines, "bfloat16", lambda backbone: pytest.fail("tried"))
+    store = extract(job, tmp_path / "s.h5")
+    assert capsys.readouterr().err.count("float32 on this machine") == 1
+    assert store.identity == extract(extraction, tmp_path / "full.h5").identity
+    assert store.identity["precision"] == "float32"
+    assert store.features.dtype == np.float32
+    assert "bfloat16" not in store.header["provenance"]["engine"]
+    assert store.header["provenance"]["request"] == {"precision": "bfloat16"}  # so it is up to date
 
 
 def test_the_identity_follows_pixels_and_weights_not_paths(extraction, tmp_path):
@@ -123,20 +156,14 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_pat
     assert not partial_folder(store.path).exists()
 
 
-def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(extraction, tmp_path, monkeypatch):
+def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(
+    extraction, tmp_path, monkeypatch, in_bfloat16
+):
     half = dataclasses.replace(extraction, precision="bfloat16", engine="auto")
-    name = "torch bfloat16 after 3 layers in float32"
-    measured = {"cosine": 1.0, "error": 0.0, "top1": 1.0, "reference_top1": 1.0, "sets": 6}
-    chosen = []
-
-    def fastest(self, sample):
-        chosen.append(sample.shape)
-        return self.named(name), measured
-
-    monkeypatch.setattr(EngineChoice, "fastest", fastest)
+    name, chosen = in_bfloat16
     whole = extract(half, tmp_path / "whole.h5")
     assert whole.header["provenance"]["engine"] == name
-    assert whole.header["provenance"]["fidelity"] == measured
+    assert whole.header["provenance"]["fidelity"]["cosine"] == 1.0
     features = pipeline._features
     stops = [32]
 
@@ -195,6 +222,6 @@ def test_a_target_that_cannot_be_written_is_refused(extraction, tmp_path):
 def test_working_ahead_keeps_the_order_and_passes_on_errors():
     seen = []
     with pytest.raises(ZeroDivisionError):
-        for item in _ahead(lambda item: 1 / item, [4, 2, 1, 0, 5]):
+        for item in ahead(lambda item: 1 / item, [4, 2, 1, 0, 5]):
             seen.append(item)
     assert seen == [0.25, 0.5, 1]

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from fabricate import make_store
 from scipy.stats import multivariate_normal
 
+from common.synthetic import make_store
 from train.config import Config
 from train.loop import Progress, evaluate, train
 from train.methods import build_method
@@ -73,8 +73,8 @@ def test_the_density_ratio_is_that_of_gaussians():
 def test_an_image_is_encoded_once_and_scored_as_in_a_set_of_its_own(name):
     head = method(name)
     images = torch.randn(7, 6, generator=torch.Generator().manual_seed(2))
-    places = torch.tensor([[0, 1, 2, 3], [3, 6, 5, 0]])
-    torch.testing.assert_close(head.score_images(images, places), head.score_sets(images[places]))
+    items = torch.tensor([[0, 1, 2, 3], [3, 6, 5, 0]])
+    torch.testing.assert_close(head.score_images(images, items), head.score_sets(images[items]))
 
 
 @pytest.mark.parametrize("name", ["posterior", "deep_plda"])
@@ -112,7 +112,7 @@ def test_inputs_hold_each_image_of_the_sets_once_with_its_class(tmp_path):
     inputs = task.inputs(sets, np.random.default_rng(0))
     rows = np.unique(sets.rows)
     assert inputs.features.shape == (len(rows), 16)
-    assert (rows[inputs.places.numpy()] == sets.rows).all()
+    assert (rows[inputs.items.numpy()] == sets.rows).all()
     assert (task.train.classes[inputs.labels.numpy()] == store.labels[rows]).all()
     views = store.features[:, rows]
     is_first = (inputs.features.numpy() == views[0]).all(1)

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 from torchvision import transforms
 
 from common.errors import UserError
-from extract.preprocessing import IMAGENET_MEAN, IMAGENET_STD, VIEWS, Preprocessing, parse_views
+from extract.preprocessing import IMAGENET_MEAN, IMAGENET_STD, VIEWS, Preprocessing, parse_views, window
 
 
 def image(height, width, seed=0):
@@ -85,3 +86,53 @@ def test_views_are_named_once_plain_first():
     for text in ("mirror", "plain,plain", "mirror,plain"):
         with pytest.raises(UserError, match='must begin with "plain"'):
             parse_views(text)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_the_weights_of_a_window_are_those_of_torch(mode):
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        length, resized = (int(n) for n in generator.integers(1, 500, 2))
+        size = int(generator.integers(1, resized + 1))
+        start = round((resized - size) / 2)
+        identity = torch.eye(length)[None, None]
+        expected = functional.interpolate(identity, (resized, length), mode=mode, antialias=True)[0, 0]
+        found = window(length, resized, start, size, mode).matrix()
+        error = (found - expected[start : start + size]).abs().max()
+        assert error == 0 if mode == "bilinear" else error < 2e-6
+
+
+@pytest.mark.parametrize(("height", "width"), [(513, 300), (600, 900), (40, 1300), (2000, 30)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_a_large_image_is_resized_in_blocks_to_the_same(height, width, interpolation, monkeypatch):
+    picture = image(height, width)
+    preprocessing = Preprocessing(48, ("plain", "mirror"), f"{interpolation}, antialiased", resize=56)
+    found = preprocessing([picture])
+    monkeypatch.setattr("extract.preprocessing.BLOCK_VALUES", 10_000)
+    torch.testing.assert_close(preprocessing([picture]), found, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr("extract.preprocessing.LARGE", 10_000)
+    torch.testing.assert_close(preprocessing([picture]), found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 20_000), (20_000, 2), (1, 5_000), (1, 5_000_000)])
+def test_the_memory_for_an_elongated_image_is_bounded_by_the_output(shape):
+    # The whole resized image would have up to 75 thousand million pixels
+    pixels = np.zeros((*shape, 3), np.uint8)
+    pixels[...] = 100
+    expected = (100 / 255 - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
+    found = Preprocessing(64)([pixels])[0, 0]
+    torch.testing.assert_close(found.mean((1, 2)).double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-4)
+
+
+def test_squashing_takes_the_whole_image_whatever_its_ratio():
+    picture = image(30, 90)
+    expected = functional.interpolate(
+        torch.from_numpy(picture).permute(2, 0, 1)[None].float(), (24, 24), mode="bilinear", antialias=True
+    )
+    found = Preprocessing(24, crop="squash", mean=(0, 0, 0), std=(1, 1, 1))([picture])[0] * 255
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_identity_says_no_more_than_it_did_for_what_there_was():
+    assert list(Preprocessing(32).as_json()) == ["image_size", "views", "interpolation", "crop", "mean", "std"]
+    assert Preprocessing(32, resize=36).as_json()["resize"] == 36

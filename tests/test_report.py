@@ -3,9 +3,10 @@ import json
 import msgspec
 import numpy as np
 import pytest
-from fabricate import make_epoch, make_store
+from fabricate import make_epoch
 from msgspec import structs
 
+from common.synthetic import make_store
 from train.config import Config
 from train.log.runs import load_run
 from train.loop import predict

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import make_report, make_run
+from fabricate import make_epoch, make_report, make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
 from train.config import Config
-from train.log.runs import groups_of, load_run, machine_of
+from train.log.runs import groups_of, load_run, machine_of, marked
 from train.report.schema import pack_bits, read_report
 from train.run_folder import RunFolder
 
@@ -148,6 +148,29 @@ def test_runs_of_one_config_and_one_seed_are_kept_apart_by_their_names():
     assert [(group.name, len(group.runs)) for group in groups_of([*same, seed])] == [("a", 1), ("b", 2)]
     with pytest.raises(UserError, match="two runs of a have the same config and the same seed"):
         groups_of([same[0], same[0]])
+
+
+def trained(name, arithmetic, *changes):
+    return make_run(name, SOLVED, *changes, history=[make_epoch(1)], arithmetic=arithmetic)
+
+
+def test_the_arithmetic_that_was_executed_keeps_groups_apart_not_the_one_that_was_asked_for():
+    runs = [
+        trained("a-seed0", ["bfloat16"], "training.precision=bfloat16"),
+        trained("b-seed1", ["bfloat16"], "training.precision=auto", "training.seed=1"),
+        trained("c-seed0", ["float32"], "training.precision=auto"),
+        make_run("plda", SOLVED, "method=plda"),
+    ]
+    groups = groups_of(runs)
+    assert [(group.name, len(group.runs)) for group in groups] == [("a", 2), ("c", 1), ("plda", 1)]
+    assert [group.name for group in marked(groups)] == ["a (bfloat16)", "c (float32)", "plda"]
+    assert [group.name for group in marked(groups[1:])] == ["c", "plda"]
+
+
+def test_a_run_that_went_on_on_another_machine_has_two_arithmetics_and_an_old_one_that_of_its_config():
+    assert trained("a", ["bfloat16", "float32"]).report.arithmetic_used == "bfloat16, float32"
+    assert trained("a", [], "training.precision=bfloat16").report.arithmetic_used == "bfloat16"
+    assert make_report(SOLVED, "training.precision=bfloat16").arithmetic_used == ""  # nothing was trained
 
 
 def test_the_machine_of_a_group_is_what_decides_over_its_time():

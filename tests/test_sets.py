@@ -247,3 +247,11 @@ def assert_uniform(counts):
     expected = counts.sum() / len(counts)
     freedom = len(counts) - 1
     assert ((counts - expected) ** 2 / expected).sum() < freedom + 4.75 * np.sqrt(2 * freedom) + 10
+
+
+def test_a_scarce_class_is_called_by_its_name():
+    rows, labels = np.arange(23), np.repeat([0, 1, 2], [10, 3, 10])
+    with pytest.raises(UserError, match=r'class "tench, Tinca tinca" has 3 images, sets of this size need 5'):
+        evaluation_sets(ClassIndex.build(rows, labels, ["a", "tench, Tinca tinca", "c"]), 6, 0)
+    with pytest.raises(UserError, match='class "b" has 3 images in the train split'):
+        split_validation(rows, labels, 0.1, 6, 0, ["a", "b", "c"])

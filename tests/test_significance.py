@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from fabricate import make_run
+from fabricate import make_epoch, make_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -9,7 +9,7 @@ from common.errors import UserError
 from train.log.columns import duration, mean_and_std
 from train.log.runs import groups_of
 from train.log.significance import differences, holm, mcnemar, ranked, require_same_sets
-from train.log.tables import ranking
+from train.log.tables import ablation, pace, ranking, summary
 
 N = 400
 
@@ -184,3 +184,17 @@ def test_several_seeds_have_a_mean_a_deviation_and_an_interval_of_the_mean():
     assert "| 3 | **60.00 ± 10.00** | 55.13 – 64.68 |" in text
     assert mean_and_std(np.array([0.5])) == "50.00"
     assert duration(89) == "89 s"
+
+
+def test_a_time_says_its_threads_in_the_head_where_they_agree_else_in_each_cell():
+    epochs = [make_epoch(1), make_epoch(2)]
+    one, two = (group(f"on {n}", solving(n / 4), width=8 * n, threads=n, history=epochs) for n in (1, 2))
+    knn = group("knn", solving(0.1), method="knn", threads=2)
+    for made in (ranking([one, knn]), summary([one, knn]), ablation([one, knn])):
+        assert "| training (1 thread) |" in made
+        assert "| 4 s |" in made
+    for made in (ranking([one, two, knn]), summary([one, two, knn]), ablation([one, two, knn])):
+        assert "| training |" in made
+        assert "| 4 s (1 thread) |" in made
+        assert "| 4 s (2 threads) |" in made
+    assert "| on 2 | 1 | 2 threads |" in pace([one, two])

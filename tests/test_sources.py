@@ -1,5 +1,6 @@
 import hashlib
 import pickle
+import shutil
 import tarfile
 import urllib.error
 import urllib.request
@@ -7,12 +8,10 @@ import urllib.request
 import numpy as np
 import pytest
 import torchvision
-from fabricate import make_images
-from PIL import Image
 
 from common.errors import UserError
 from extract.cifar import CIFAR100_SUPERCLASSES, superclasses_of
-from extract.sources import fingerprint, load_source, pixel_digest
+from extract.sources import SOURCES, Reading, load_source, pixel_digest, reading_request, source_kind, split_by_class
 
 
 def test_digits_are_whole_and_in_two_disjoint_splits():
@@ -27,82 +26,47 @@ def test_digits_are_whole_and_in_two_disjoint_splits():
     assert source.splits["test"].labels[:10].tolist() == list(range(10))
 
 
-def test_a_folder_is_read_in_alphabetical_order(tmp_path):
-    source = load_source("imagefolder", make_images(tmp_path))
-    assert source.class_names == ["class0", "class1", "class2"]
-    assert source.splits["train"].labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
-    with Image.open(tmp_path / "test/class1/003.png") as image:
-        assert (source.splits["test"].image(13) == np.asarray(image)).all()
+def test_a_toy_source_is_one_file_and_one_line(tmp_path, monkeypatch):
+    (tmp_path / "toy_source.py").write_text(
+        "import numpy as np\n"
+        "from extract.sources import ImageSource, make_splits\n"
+        "class Toy:\n"
+        "    own_files = False\n"
+        "    def open(self, root, reading):\n"
+        "        image = lambda i: np.full((8, 8, 3), i, np.uint8)\n"
+        "        return ImageSource('toy', ['a', 'b'], make_splits([0, 1, 0, 1], np.arange(4) > 1, image))\n"
+        "    def fingerprint(self, root):\n"
+        "        return 'toy'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(SOURCES, "toy", "toy_source:Toy")
+    source = load_source("toy", tmp_path)
+    assert source.splits["test"].image(1)[0, 0, 0] == 3
+    assert source_kind("toy").fingerprint(tmp_path) == "toy"
+    with pytest.raises(UserError, match='unknown data set "toi": did you mean "toy"'):
+        load_source("toi", tmp_path)
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
-def test_any_kind_of_image_becomes_rgb(tmp_path, mode):
-    make_images(tmp_path)
-    suffix = "jpg" if mode == "CMYK" else "png"
-    Image.new(mode, (9, 5)).save(tmp_path / f"train/class0/0000.{suffix}")
-    image = load_source("imagefolder", tmp_path).splits["train"].image(1)
-    assert image.shape == (5, 9, 3)
-    assert image.dtype == np.uint8
+def test_a_request_names_the_rule_only_where_files_are_decoded_by_it():
+    assert reading_request("digits", Reading()) == reading_request("cifar100", Reading()) == {}
+    assert reading_request("imagefolder", Reading()) == {"decoding": 2}
+    said = reading_request("csv", Reading(on_error="skip", test_fraction=0.5, max_pixels=10))
+    assert said == {"decoding": 2, "on_error": "skip", "test_fraction": 0.5}
+    with pytest.raises(UserError, match="do nothing for digits"):
+        reading_request("digits", Reading(test_fraction=0.5))
 
 
-def test_what_is_no_image_is_left_out(tmp_path):
-    make_images(tmp_path)
-    (tmp_path / "train/class0/notes.txt").write_text("x")
-    (tmp_path / "train/.cache").mkdir()
-    assert len(load_source("imagefolder", tmp_path).splits["train"].labels) == 36
-
-
-def broken(edit):
-    def make(root):
-        make_images(root)
-        edit(root)
-
-    return make
-
-
-def remove(folder):
-    for file in sorted(folder.rglob("*"), reverse=True):
-        file.rmdir() if file.is_dir() else file.unlink()
-    folder.rmdir()
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda root: None, "has no train/ folder"),
-        (broken(lambda root: remove(root / "test")), "has no test/ folder"),
-        (broken(lambda root: remove(root / "test/class1")), '"class1" is in one only'),
-        (broken(lambda root: (root / "test/class1/000.png").unlink()), r'9 image\(s\) of class "class1" in its test'),
-        (lambda root: make_images(root, classes=1), r"has 1 class\(es\): sets need at least 2"),
-    ],
-)
-def test_a_folder_that_cannot_make_sets_is_refused(tmp_path, make, message):
-    make(tmp_path)
-    with pytest.raises(UserError, match=message) as caught:
-        load_source("imagefolder", tmp_path)
-    assert str(tmp_path) in caught.value.message
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"there is no image folder at .*nowhere"):
-        load_source("imagefolder", tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image", None])
-def test_an_unreadable_image_is_named(tmp_path, content):
-    make_images(tmp_path)
-    file = tmp_path / "train/class0/000.png"
-    file.write_bytes(file.read_bytes()[:200] if content is None else content)
-    with pytest.raises(UserError, match=r"cannot read the image .*class0/000\.png"):
-        load_source("imagefolder", tmp_path).splits["train"].image(0)
-
-
-def test_the_fingerprint_follows_the_files(tmp_path):
-    make_images(tmp_path)
-    before = fingerprint("imagefolder", tmp_path)
-    assert fingerprint("imagefolder", tmp_path) == before
-    (tmp_path / "train/class0/000.png").rename(tmp_path / "train/class0/zzz.png")
-    assert fingerprint("imagefolder", tmp_path) != before
+def test_a_split_takes_its_part_of_each_class_and_leaves_one_on_each_side():
+    labels = np.repeat([0, 1, 2], [2, 10, 95])
+    is_test, note = split_by_class(labels, ["a", "b", "c"], None)
+    assert np.bincount(labels[is_test]).tolist() == [1, 2, 19]
+    assert "20%" in note
+    assert np.bincount(labels[split_by_class(labels, ["a", "b", "c"], 0.99)[0]]).tolist() == [1, 9, 94]
+    # A class keeps its split when others come and go
+    other, _ = split_by_class(labels[labels == 1] - 1, ["b"], None)
+    assert (other == is_test[labels == 1]).all()
+    with pytest.raises(UserError, match='class "b" has 1 image'):
+        split_by_class(np.array([0, 0, 1]), ["a", "b"], None)
 
 
 def test_the_pixel_digest_sees_shape_and_content():
@@ -152,7 +116,7 @@ def fake_archive(name, folder, monkeypatch):
     archive = folder / data_set.filename
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(inside, data_set.base_folder)
-    remove(inside)
+    shutil.rmtree(inside)
     monkeypatch.setattr(data_set, "tgz_md5", md5(archive))
     monkeypatch.setattr(data_set, "url", archive.as_uri())
 
@@ -194,6 +158,14 @@ def test_without_a_network_the_archive_can_be_put_there_by_hand(name, tmp_path, 
         assert part in caught.value.message
     archive.rename(place)
     assert len(load_source(name, tmp_path / "data").splits["train"].labels) == 40
+
+
+def test_the_fingerprint_of_cifar_is_that_of_its_unpacked_files(tmp_path):
+    before = source_kind("cifar100").fingerprint(tmp_path)
+    assert before == hashlib.sha256(b"[]").hexdigest()  # as of every version before
+    (tmp_path / "cifar-100-python").mkdir()
+    (tmp_path / "cifar-100-python/train").write_text("x")
+    assert source_kind("cifar100").fingerprint(tmp_path) != before
 
 
 def test_both_routes_to_cifar100_know_its_superclasses(tmp_path):

@@ -3,12 +3,12 @@ import pickle
 import h5py
 import numpy as np
 import pytest
-from fabricate import make_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.store import DamagedStore, FeatureStore, ForeignStore
+from common.synthetic import make_store
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

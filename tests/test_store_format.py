@@ -9,7 +9,6 @@ import time
 import h5py
 import numpy as np
 import pytest
-from fabricate import make_store
 from mutate import LIMIT, resealed
 
 from common.errors import UserError
@@ -22,6 +21,7 @@ from common.store import (
     UnreadableStore,
 )
 from common.store_format import BLOCK
+from common.synthetic import make_store
 
 
 @pytest.fixture
@@ -165,10 +165,9 @@ def test_opening_takes_milliseconds_however_many_rows(tmp_path):
     n = 2_000_000
     import hashlib
 
-    from fabricate import make_header
-
     from common.store import BLOCK_BYTES, identity_digest
     from common.store_format import ArrayPlace, seal_block  # the arrays are holes in the file: opening reads none
+    from common.synthetic import make_header
 
     shapes = {
         "features": ("<f2", (1, n, 512)),

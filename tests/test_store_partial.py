@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import make_header
 
 from common.errors import UserError
 from common.files import exclusive
 from common.store import FeatureStore
 from common.store_partial import StoreWriter, clear_up, partial_folder, read_plan, read_progress
+from common.synthetic import make_header
 
 N, DIM, BATCH = 18, 3, 5
 FEATURES = np.random.default_rng(0).normal(size=(2, N, DIM)).astype("<f4")

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from fabricate import make_header, make_store
 from mutate import resealed
 
 from common.store import DamagedStore, FeatureStore
 from common.store_writer import write_store
+from common.synthetic import make_header, make_store
 
 
 @pytest.fixture(scope="module")

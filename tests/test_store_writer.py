@@ -5,18 +5,18 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from fabricate import make_header, make_store
 
 from common.errors import UserError
 from common.store import FeatureStore
 from common.store_writer import _SparseFile, name_arrays, write_store
+from common.synthetic import make_header, make_store
 
 
 def test_a_disk_that_fills_up_is_an_error_that_leaves_no_store(tmp_path):
     code = f"""
 import resource, signal
 from pathlib import Path
-from fabricate import make_store
+from common.synthetic import make_store
 from common.errors import UserError
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
 try:
@@ -73,7 +73,7 @@ def test_a_store_of_many_rows_takes_no_memory_to_write(tmp_path):
 import sys, resource
 import numpy as np
 from pathlib import Path
-from fabricate import make_header
+from common.synthetic import make_header
 from common.store_writer import write_store
 n = 100_000
 features = np.memmap(sys.argv[1] + "/features", "<f4", "w+", shape=(1, n, 512))  # 205 MB of holes

@@ -3,10 +3,10 @@ import os
 import numpy as np
 import pytest
 import torch
-from fabricate import make_store
 
 from common.errors import UserError
 from common.store import FeatureStore
+from common.synthetic import make_store
 from train.config import DataConfig
 from train.task import prepare
 
@@ -191,3 +191,9 @@ def test_a_store_without_layers_has_the_last_one(tmp_path):
     store = make_store(tmp_path / "s.h5")
     assert store.layers == {"last": 16}
     assert prepare(store, DataConfig(layers="all")).feature_dim == prepare(store, DataConfig()).feature_dim == 16
+
+
+def test_a_store_without_labels_is_refused(tmp_path):
+    store = make_store(tmp_path / "s.h5", classes=1)
+    with pytest.raises(UserError, match=r's\.h5 has one class, "class0", and training needs two.*imagefolder or csv'):
+        prepare(store, DataConfig())

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from fabricate import make_store
 
 from common.files import exclusive
+from common.synthetic import make_store
 from train.cli import main
 from train.config import Config
 from train.log.plan import planned_configs
@@ -128,7 +128,7 @@ def test_a_run_is_not_continued_with_another_store(store, tmp_path):
     ("arguments", "message"),
     [
         (["--set", "head.widht=3"], 'did you mean "head.width"'),
-        (["--set", "data.set_size=40"], "class 0 has 30 images"),
+        (["--set", "data.set_size=40"], 'class "class0" has 30 images'),
         (["--classes", "class0,clas1"], 'did you mean "class'),
         (["--config", "missing.toml"], "cannot read the config missing.toml"),
         (["--device", "cuda:77"], 'there is no device "cuda:77"'),
@@ -215,12 +215,9 @@ def test_the_configs_of_the_experiments_load(config):
     plan = tomllib.loads(config.read_text()).get("plan")
     assert Config.load(config)
     if plan:
-<<<<<<< HEAD
         assert len(planned_configs(config)) >= len(
             [*plan.get("runs", []), *plan.get("once", []), *plan.get("splits", [])]
         )
-=======
-        assert len(Phase.runs(config)) >= len([*plan.get("runs", []), *plan.get("once", []), *plan.get("splits", [])])
 
 
 def test_what_a_killed_log_left_is_removed(tmp_path):
@@ -265,4 +262,3 @@ def test_a_disk_that_is_really_full_loses_nothing(store, tmp_path, kilobytes):
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     heads = [torch.load(tmp_path / name / "checkpoint.pt")["head"] for name in ("run", "whole")]
     assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
->>>>>>> i14r

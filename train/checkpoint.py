@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -25,13 +26,12 @@ from train.experiment import require_same
 from train.loop import Progress, build_optimizer
 from train.methods import build_method
 from train.methods.base import Method
+from train.report.schema import Epoch
 from train.run_folder import RunFolder
 
 FORMAT = 2
 SEAL = b"set-anomaly checkpoint sha256:"
 SEAL_BYTES = len(SEAL) + 64
-# How a zip file without a comment ends: the signature of its last record, and 0 for the comment's length
-END_OF_ZIP, END_BYTES = b"PK\x05\x06", 22
 KINDS = {
     "format": int,
     "config": str,
@@ -42,7 +42,6 @@ KINDS = {
     "model": dict | None,
     "optimizer": dict | None,
 }
-MEASURED = ("epoch", "train_loss", "train_top1", "val_loss", "val_top1", "train_seconds", "seconds")
 
 
 def save_checkpoint(path: Path, config: Config, input_dim: int, store_identity: str, progress: Progress) -> None:
@@ -74,19 +73,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} ({(error.strerror or str(error)).lower()})") from error
-    archive = unsealed(data)
-    if archive is None:
-        raise _damaged(path, "its bytes do not match its digest")
     try:
+        archive, expected = unsealed(data)
         content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
         said = dict(content)["format"]
-    except Exception as error:  # whatever torch raises for a file that is not its own
+    except Exception as error:  # whatever zipfile and torch raise for a file that is not their own
         raise _damaged(path, str(error).split("\n", 1)[0]) from error
     if type(said) is not int:
         raise _damaged(path, "its format is no number")
     if said > FORMAT:
         raise UserError(f"{path} has format {said}, this code reads up to {FORMAT}: update it")
-    if said != (1 if archive is data else FORMAT):
+    if said != expected:
         raise _damaged(path, "it has lost its seal")
     wrong = _wrong(content)
     if wrong:
@@ -158,23 +155,24 @@ def sealed(archive: bytes) -> bytes:
     return body + SEAL + hashlib.sha256(body).hexdigest().encode()
 
 
-def unsealed(data: bytes) -> bytes | None:
-    """The zip file in the bytes of a checkpoint, or None where they are not what was written.
+def unsealed(data: bytes) -> tuple[bytes, int]:
+    """The zip file in the bytes of a checkpoint, and the format that it must have. Raises ValueError for damaged bytes.
 
-    The very same object comes back for bytes that never had a seal.
+    Of format 1, which has no seal, the parts are checked by the zip file's own checksums and put together anew: torch
+    heeds fields of the directory that no checksum covers, and reads other memory where they are damaged.
     """
     body, seal = data[:-SEAL_BYTES], data[-SEAL_BYTES:]
     if seal.startswith(SEAL):
-        return body[:-2] + b"\0\0" if seal[len(SEAL) :] == hashlib.sha256(body).hexdigest().encode() else None
-    end = data[-END_BYTES:]
-    if not (end.startswith(END_OF_ZIP) and end.endswith(b"\0\0")):
-        return None
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            stored = all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())  # no zip bomb
-            return data if stored and archive.testzip() is None else None
-    except Exception:  # whatever zipfile raises for a damaged file
-        return None
+        if seal[len(SEAL) :] != hashlib.sha256(body).hexdigest().encode():
+            raise ValueError("its bytes do not match its digest")
+        return body[:-2] + b"\0\0", FORMAT
+    anew = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(anew, "w") as copy:
+        if archive.comment or any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise ValueError("it has lost its seal")  # or it is packed, as torch packs nothing: it may be a bomb
+        for part in archive.infolist():
+            copy.writestr(part.filename, archive.read(part))
+    return anew.getvalue(), 1
 
 
 def _wrong(content: Any) -> str:
@@ -183,8 +181,11 @@ def _wrong(content: Any) -> str:
         if key not in content or not isinstance(content[key], kind):
             return f'its "{key}" is not what it should be'
     for number, record in enumerate(content["history"], 1):
-        numbers = isinstance(record, dict) and all(type(record.get(name)) in (int, float) for name in MEASURED)
-        if not numbers or record["epoch"] != number:
+        try:
+            known = msgspec.convert(record, Epoch).epoch == number and set(record) <= set(Epoch.__struct_fields__)
+        except msgspec.ValidationError:
+            known = False
+        if not known:
             return f"its record of epoch {number} is not what it should be"
     for key in ("head", "model"):
         state = content[key]

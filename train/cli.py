@@ -94,10 +94,13 @@ def compare(paths: tuple[Path, ...], hard: bool) -> None:
 
     A RUN is a run folder, or a report.json. Runs that differ in their seed only are taken together.
     """
-    from train.log.runs import groups_of, load_run
+    from train.log.runs import each_of, groups_of, load_run, marked
     from train.log.tables import ranking
 
-    click.echo(ranking(groups_of(map(load_run, paths)), "hard" if hard else "test"))
+    groups = groups_of(map(load_run, paths))
+    click.echo(ranking(marked(groups), "hard" if hard else "test"))
+    if used := each_of([group for group in groups if group.first.history], lambda report: report.arithmetic_used):
+        click.echo(f"Training was computed in {used}.")
 
 
 @main.command()

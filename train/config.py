@@ -10,9 +10,6 @@ from common import config
 from common.errors import UserError, unknown_name
 from train.methods import METHODS, method_class, parameters_of
 
-VIEWS = ("first", "all")
-LAYERS = ("last", "all")
-PRECISIONS = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")
 PLAN = "plan"  # the table of a config file that belongs to `train.log.plan`
@@ -55,8 +52,8 @@ class DataConfig:
         _at_least(3, "data.set_size", self.set_size)
         _require(0 < self.val_fraction < 1, "data.val_fraction", "between 0 and 1", self.val_fraction)
         _at_least(0, "data.split_seed", self.split_seed)
-        _one_of(VIEWS, "data.views", self.views)
-        _one_of(LAYERS, "data.layers", self.layers)
+        _one_of(("first", "all"), "data.views", self.views)
+        _one_of(("last", "all"), "data.layers", self.layers)
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ class TrainingConfig:
         if self.mixed_classes:
             _require(self.images_per_class > 0, "training.images_per_class", "above 0 with training.mixed_classes", 0)
             _require(self.hard_pairs == 0, "training.hard_pairs", "0 with training.mixed_classes", self.hard_pairs)
-        _one_of(PRECISIONS, "training.precision", self.precision)
+        _one_of(("auto", "float32", "bfloat16"), "training.precision", self.precision)
         kind, colon, number = self.device.partition(":")
         known = kind in DEVICES and (not colon or (kind == "cuda" and number.isdecimal()))
         _require(known, "training.device", f"one of {', '.join(DEVICES)}, cuda:<number>", f'"{self.device}"')
@@ -188,6 +185,13 @@ class Config:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise unknown_name("method", self.method, METHODS)
+        inliers, group = self.data.set_size - 1, self.training.images_per_class
+        _require(
+            group == 0 or group >= inliers,
+            "training.images_per_class",
+            f"0 or at least data.set_size - 1 = {inliers}, the inliers of a set, which come from one group",
+            group,
+        )
 
     @classmethod
     def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "Config":

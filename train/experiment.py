@@ -10,7 +10,9 @@ from common.files import canonical_json, sha256_text
 from train.config import Config
 
 # Where it is computed is no part of an experiment
-PLACE = ("training.device",)
+DEVICE = ("training.device",)
+# "auto" leaves the arithmetic to the machine: what was begun in any goes on. The report says which it was
+ARITHMETIC = "training.precision"
 # Runs that differ in these alone repeat one experiment
 SEEDS = ("training.seed", "data.split_seed")
 
@@ -18,11 +20,14 @@ SEEDS = ("training.seed", "data.split_seed")
 def differences(before: Config, now: Config) -> list[str]:
     """The keys by which two configs are different experiments, in the order of the config.
 
+    A precision that is left to the machine, "auto", is none of them: the history says what was used.
+
     >>> differences(Config(), Config(method="knn"))
     ['method']
     """
-    was = flat(before)
-    return [key for key, value in flat(now).items() if was[key] != value and key not in PLACE]
+    was, asked = flat(before), flat(now)
+    free = (*DEVICE, ARITHMETIC) if asked[ARITHMETIC] == "auto" else DEVICE
+    return [key for key, value in asked.items() if was[key] != value and key not in free]
 
 
 def require_same(where: Any, before: Config, now: Config) -> None:
@@ -37,7 +42,7 @@ def require_same(where: Any, before: Config, now: Config) -> None:
 
 def key(config: Config, store_identity: str, apart: Sequence[str] = SEEDS) -> str:
     """A text that is equal for runs of one store and one experiment, whatever the settings `apart` are."""
-    kept = {name: value for name, value in flat(config).items() if name not in (*PLACE, *apart)}
+    kept = {name: value for name, value in flat(config).items() if name not in (*DEVICE, *apart)}
     return canonical_json([kept, store_identity])
 
 

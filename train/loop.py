@@ -107,8 +107,8 @@ def predict_rows(model: Method, task: Task, rows: np.ndarray, batch_size: int) -
     device = device_of(model)
     logits = []
     for start in range(0, len(rows), batch_size):
-        images, places = np.unique(rows[start : start + batch_size], return_inverse=True)
-        index = torch.from_numpy(places.reshape(-1, rows.shape[1])).to(device)
+        images, items = np.unique(rows[start : start + batch_size], return_inverse=True)
+        index = torch.from_numpy(items.reshape(-1, rows.shape[1])).to(device)
         views = (task.gather(images, view).to(device) for view in range(task.features.shape[0]))
         logits.append(torch.stack([model.score_images(features, index) for features in views]).mean(0).cpu())
     return torch.cat(logits)
@@ -168,8 +168,8 @@ def train_step(
     low = choose_arithmetic(settings.precision, device) == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16, enabled=low):
         encoded = model.encode(inputs.features)
-        # Not encoded[places]: threads would add its gradients up in no fixed order
-        logits = model.compare(functional.embedding(inputs.places, encoded))
+        # Not encoded[items]: threads would add its gradients up in no fixed order
+        logits = model.compare(functional.embedding(inputs.items, encoded))
         class_logits = model.class_logits(encoded)
     check_shape("logits", logits, "head", B=len(inputs.target), S=config.data.set_size)
     loss = functional.cross_entropy(logits.float(), inputs.target)

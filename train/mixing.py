@@ -17,7 +17,7 @@ def add_mixed_classes(inputs: Inputs, number: int, generator: np.random.Generato
     2018) of whole classes, which become new ones; the label of their images is `NO_CLASS`. The batch needs S - 1 images
     of each of its classes.
     """
-    features, size = inputs.features, inputs.places.shape[1]
+    features, size = inputs.features, inputs.items.shape[1]
     real = ClassIndex.build(np.arange(len(features)), inputs.labels.numpy())
     images = int(real.counts.min())
     pairs = np.stack([generator.permutation(len(real.counts))[:2] for _ in range(number)])

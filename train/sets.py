@@ -1,7 +1,7 @@
 """Sets of S images, S - 1 of one class and one of another, as index arithmetic on whole batches."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,23 +16,24 @@ class ClassIndex:
     """Rows of a store grouped by class.
 
     rows: (n,) int64, those of a class side by side. starts, counts: (C,) int64, where each class lies in `rows`.
-    classes: (C,) int64, ascending labels.
+    classes: (C,) int64, ascending labels. names: of each label, for messages; () where they have none.
     """
 
     rows: np.ndarray
     starts: np.ndarray
     counts: np.ndarray
     classes: np.ndarray
+    names: Sequence[str] = ()
 
     @classmethod
-    def build(cls, rows: np.ndarray, labels: np.ndarray) -> "ClassIndex":
+    def build(cls, rows: np.ndarray, labels: np.ndarray, names: Sequence[str] = ()) -> "ClassIndex":
         """Group `rows` (n,) by their `labels` (n,). Raises UserError when there are fewer than 2 classes."""
         classes, starts, counts = np.unique(np.sort(labels), return_index=True, return_counts=True)
         if len(classes) < 2:
             raise UserError(
                 f"sets need at least 2 classes, one for the inliers and one for the anomaly, got {len(classes)}"
             )
-        return cls(rows[np.argsort(labels, kind="stable")], starts, counts, classes)
+        return cls(rows[np.argsort(labels, kind="stable")], starts, counts, classes, names)
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ def draw_distinct(generator: np.random.Generator, counts: np.ndarray, k: int) ->
     """
     if counts.min(initial=k) < k:
         raise ValueError(f"cannot draw {k} distinct integers below {counts.min()}")
-    # Fisher-Yates on a row 0 … count-1 that is never written down: step i takes what lies at place swaps[i] ≥ i, and
-    # puts what lay at place i there. Tracing the earlier steps backwards tells what lay there.
+    # Fisher-Yates on a row 0 … count-1 that is never written down: step i takes what lies at index swaps[i] ≥ i,
+    # and puts what lay at index i there. Tracing the earlier steps backwards tells what lay there.
     swaps = generator.integers(np.arange(k), counts[:, None])
     drawn = swaps.copy()
     for step in range(k - 2, -1, -1):
@@ -92,7 +93,7 @@ def sample_sets(
     `pairs` (C, C) changes how the class of the inliers (column) is drawn for the anomaly's (row): its rows are
     probabilities, 0 on the diagonal. Raises UserError when a class of the index has fewer than S - 1 images.
     """
-    _require_images(index.classes, index.counts, set_size - 1)
+    _require_images(index, set_size - 1)
     batch = len(anomaly_rows)
     own = np.searchsorted(index.classes, anomaly_labels)
     if pairs is None:
@@ -145,18 +146,18 @@ def shared_batches(
     are spread evenly over the epoch. What is computed of an image serves all the sets that it is in, S of them.
     Raises UserError where a class has fewer than S - 1 images, or a batch has a single class.
     """
-    _require_images(index.classes, index.counts, set_size - 1)
-    groups, labels, places = [], [], []
+    _require_images(index, set_size - 1)
+    groups, labels, times = [], [], []  # a group's time is when in the epoch it comes, from 0 to 1
     for label, start, count in zip(index.classes, index.starts, index.counts, strict=True):
         number = max(1, count // images_per_class)
         groups += np.array_split(index.rows[start : start + count][generator.permutation(count)], number)
         labels += [label] * number
-        places.append((np.arange(number) + generator.random(number)) / number)
-    order = np.argsort(np.concatenate(places))
+        times.append((np.arange(number) + generator.random(number)) / number)
+    order = np.argsort(np.concatenate(times))
     for chosen in np.array_split(order, shared_steps(len(index.rows), batch_size)):
         rows = np.concatenate([groups[i] for i in chosen])
         row_labels = np.concatenate([np.full(len(groups[i]), labels[i]) for i in chosen])
-        batch = ClassIndex.build(rows, row_labels)
+        batch = ClassIndex.build(rows, row_labels, index.names)
         among = None if pairs is None else pairs[np.ix_(*[np.searchsorted(index.classes, batch.classes)] * 2)]
         yield sample_sets(batch, batch.rows, _labels(batch), set_size, generator, among)
 
@@ -189,15 +190,15 @@ def sample_mixed_sets(
     if classes <= anomalies:
         raise UserError(f"sets with {anomalies} anomalies need more than {anomalies} classes, got {classes}")
     inliers = set_size - anomalies
-    _require_images(index.classes, index.counts, inliers)
+    _require_images(index, inliers)
     own = np.arange(count) % classes
     others = draw_distinct(generator, np.full(count, classes - 1), anomalies)
     others += others >= own[:, None]
     odd = generator.integers(index.counts[others])
     same = draw_distinct(generator, index.counts[own], inliers)
-    places = np.concatenate([index.starts[others] + odd, index.starts[own][:, None] + same], 1)
+    chosen = np.concatenate([index.starts[others] + odd, index.starts[own][:, None] + same], 1)
     order = generator.permuted(np.broadcast_to(np.arange(set_size), (count, set_size)), axis=1)
-    return index.rows[np.take_along_axis(places, order, 1)], order < anomalies
+    return index.rows[np.take_along_axis(chosen, order, 1)], order < anomalies
 
 
 def pairs_within(groups: np.ndarray) -> np.ndarray:
@@ -221,14 +222,14 @@ def pairs_mostly_within(groups: np.ndarray, part: float) -> np.ndarray:
 
 
 def split_validation(
-    rows: np.ndarray, labels: np.ndarray, fraction: float, set_size: int, seed: int
+    rows: np.ndarray, labels: np.ndarray, fraction: float, set_size: int, seed: int, names: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hold out `fraction` of each class, at least S - 1 images → rows (n,) for training and for validation, ascending.
 
     Raises UserError when a class has too few images for both.
     """
-    index = ClassIndex.build(rows, labels)
-    _require_images(index.classes, index.counts, 2 * (set_size - 1), " in the train split")
+    index = ClassIndex.build(rows, labels, names)
+    _require_images(index, 2 * (set_size - 1), " in the train split")
     generator = np.random.default_rng(seed)
     held_out = []
     for start, count in zip(index.starts, index.counts, strict=True):
@@ -243,10 +244,12 @@ def _labels(index: ClassIndex) -> np.ndarray:
     return np.repeat(index.classes, index.counts)
 
 
-def _require_images(classes: np.ndarray, counts: np.ndarray, needed: int, where: str = "") -> None:
-    scarce = int(counts.argmin())
-    if counts[scarce] < needed:
+def _require_images(index: ClassIndex, needed: int, where: str = "") -> None:
+    scarce = int(index.counts.argmin())
+    if index.counts[scarce] < needed:
+        label = int(index.classes[scarce])
+        name = f'"{index.names[label]}"' if index.names else str(label)
         raise UserError(
-            f"class {classes[scarce]} has {counts[scarce]} images{where}, sets of this size need {needed}: "
+            f"class {name} has {index.counts[scarce]} images{where}, sets of this size need {needed}: "
             "lower data.set_size, or leave the class out with data.classes"
         )

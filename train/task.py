@@ -22,12 +22,12 @@ class Inputs:
     """What a training step sees of a batch of B sets, each of its n images once.
 
     features (n, D) float32, in one view each; labels (n,) int64, the number of their class among those of the training,
-    or `NO_CLASS`; places (B, S) int64, the items of the sets in `features`; target (B,) int64.
+    or `NO_CLASS`; items (B, S) int64, where the items of the sets are in `features`; target (B,) int64.
     """
 
     features: Tensor
     labels: Tensor
-    places: Tensor
+    items: Tensor
     target: Tensor
 
     def to(self, device: torch.device) -> "Inputs":
@@ -72,13 +72,13 @@ class Task:
 
     def inputs(self, sets: Sets, generator: np.random.Generator) -> Inputs:
         """The images of training sets, each in a view drawn for it."""
-        rows, first, places = np.unique(sets.rows, return_index=True, return_inverse=True)
+        rows, first, items = np.unique(sets.rows, return_index=True, return_inverse=True)
         is_anomaly = np.arange(sets.rows.shape[1]) == sets.target[:, None]
         labels = np.where(is_anomaly, sets.anomaly_label[:, None], sets.set_label[:, None]).ravel()[first]
         return Inputs(
             self.gather(rows, generator.integers(self.features.shape[0], size=len(rows))),
             torch.from_numpy(np.searchsorted(self.train.classes, labels)),
-            torch.from_numpy(places.reshape(sets.rows.shape)),
+            torch.from_numpy(items.reshape(sets.rows.shape)),
             torch.from_numpy(sets.target),
         )
 
@@ -111,9 +111,11 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
     train_rows = train_rows[np.isin(labels[train_rows], seen)]
     test_rows = test_rows[np.isin(labels[test_rows], tested)]
     train_rows, val_rows = split_validation(
-        train_rows, labels[train_rows], config.val_fraction, config.set_size, config.split_seed
+        train_rows, labels[train_rows], config.val_fraction, config.set_size, config.split_seed, store.class_names
     )
-    train, val, test = (ClassIndex.build(rows, labels[rows]) for rows in (train_rows, val_rows, test_rows))
+    train, val, test = (
+        ClassIndex.build(rows, labels[rows], store.class_names) for rows in (train_rows, val_rows, test_rows)
+    )
     superclass = np.array(store.header["class_superclass"]) if store.header["class_superclass"] else None
     pairs = None if superclass is None else pairs_within(superclass[test.classes])
     hard = pairs is not None and pairs.any() and not config.shuffle_labels
@@ -135,6 +137,11 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
 
 def _class_labels(store: FeatureStore, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """The labels of the classes to train on, and of those to test on."""
+    if len(store.class_names) < 2:
+        raise UserError(
+            f'{store.path} has one class, "{store.class_names[0]}", and training needs two or more: extract images '
+            "with labels, by --dataset imagefolder or csv"
+        )
     for name in config.classes:
         if name not in store.class_names:
             raise unknown_name(f"class of {store.path}", name, store.class_names)

@@ -59,7 +59,8 @@ def planned_configs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Conf
     the file has no plan, for two rows that are the same experiment, and for a setting of a row, or of `overrides`, that
     does nothing.
     """
-    for key in sorted({"training.seed", "data.split_seed"} & config.override_keys(overrides)):
+    given = config.override_keys(overrides)
+    for key in sorted({"training.seed", "data.split_seed"} & given):
         raise UserError(f"{key} must be left to the plan of a phase (plan.seeds), got a value for all runs")
     plan = config.load(Phase, path, overrides).plan
     overrides = [each for each in overrides if not each.startswith(f"{PLAN}.")]
@@ -70,7 +71,7 @@ def planned_configs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Conf
             keys = [f"training.seed={seed}"] + [f"data.split_seed={seed}"] * (row in plan.splits)
             try:
                 run = config.load(Config, path, [*changes.split(), *overrides, *keys], ignore=[PLAN])
-                require_effective(run, config.override_keys(changes.split()))
+                require_effective(run, config.override_keys(changes.split()) - given)
             except UserError as error:
                 raise UserError(f'{path}, the run "{name}" of its plan: {error.message}') from error
             seeded = row not in plan.once and depends_on_seed(run.method)
@@ -78,7 +79,7 @@ def planned_configs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Conf
                 made[f"{name}-seed{seed}"] = run
     if not made:
         raise UserError(f"{path} has no plan: list its runs under [plan] runs, or use `train fit` for a single run")
-    for key in config.override_keys(overrides):
+    for key in given:
         if all(key in idle(run) for run in made.values()):
             raise UserError(f"{key} does nothing for any run of {path}: leave it out")
     if not overrides:  # these may level what tells two rows apart

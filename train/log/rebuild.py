@@ -12,9 +12,10 @@ from pathlib import Path
 
 from common.errors import UserError, unknown_name
 from common.files import write_text
+from train.experiment import differences
 from train.log.charts import CHARTS
 from train.log.plan import planned_configs
-from train.log.runs import Group, each_of, groups_of, load_run
+from train.log.runs import Group, each_of, groups_of, load_run, marked
 from train.log.tables import BLOCKS
 from train.run_folder import RunFolder
 
@@ -37,9 +38,11 @@ def collect(runs: Path, experiments: Path) -> Iterator[str]:
             if planned is None:
                 yield f"left out: {path}, which is not in the plan of {config}"
                 continue
-            if planned != run.config:
+            changed = differences(run.config, planned)
+            if changed:
                 raise UserError(
-                    f"{path} was made with another config than {config} has for it now: delete it and make it again"
+                    f"{path} was made with another config than {config} has for it now, in {', '.join(changed)}: give "
+                    "the plan the old values, or move the run out of the folder and make it again"
                 )
             target, text = folder / "runs" / f"{run.name}.json", RunFolder(path).report.read_text(encoding="utf-8")
             if not target.is_file() or target.read_text(encoding="utf-8") != text:
@@ -95,7 +98,7 @@ def _made(text: str, path: Path, groups: dict[str, list[Group]], check: bool) ->
         name, *patterns = found[2].split()
         if name not in BLOCKS:
             raise unknown_name(f"block in {path}", name, BLOCKS)
-        chosen = select(groups, path.parent.name, patterns, path)
+        chosen = marked(select(groups, path.parent.name, patterns, path))
         if name in CHARTS and not check:
             CHARTS[name](chosen, path.parent / f"{name}.png")
         return f"{found[1]}{BLOCKS[name](chosen)}\n{found[3]}"

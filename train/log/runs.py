@@ -1,8 +1,8 @@
 """Reports of finished runs, and the groups that they form."""
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from common.config import from_dict
 from common.errors import UserError
 from train.config import Config
-from train.experiment import key
+from train.experiment import ARITHMETIC, SEEDS, key
 from train.report.schema import Measured, Report, read_report
 from train.run_folder import RunFolder
 
@@ -96,14 +96,15 @@ class Group:
 
 
 def groups_of(runs: Iterable[Run]) -> list[Group]:
-    """Group runs of one store and one config but for its seeds, in the order of their first appearance.
+    """Group runs of one store, one arithmetic and one config but for its seeds, in the order of their first appearance.
 
     Where two of them have the same seeds, too, they are not two seeds of one experiment: their names keep them apart.
     Raises UserError for the same run, by its name, twice.
     """
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(key(run.config, run.report.store.identity_sha256), []).append(run)
+        computed = f"{run.report.store.identity_sha256} {run.report.arithmetic_used}"
+        found.setdefault(key(run.config, computed, (*SEEDS, ARITHMETIC)), []).append(run)
     groups = []
     for members in found.values():
         if len({run.seeds for run in members}) == len(members):
@@ -117,6 +118,16 @@ def groups_of(runs: Iterable[Run]) -> list[Group]:
                 raise UserError(f"two runs of {name} have the same config and the same seed: give each run once")
         groups += by_name.values()
     return [Group(members[0].stem, tuple(sorted(members, key=lambda run: run.seeds))) for members in groups]
+
+
+def marked(groups: Sequence[Group]) -> list[Group]:
+    """The same groups, their arithmetic in their names where it is not the same for all that were trained."""
+    if len({group.first.arithmetic_used for group in groups} - {""}) < 2:
+        return list(groups)
+    return [
+        replace(group, name=f"{group.name} ({used})") if (used := group.first.arithmetic_used) else group
+        for group in groups
+    ]
 
 
 def each_of(groups: Iterable[Group], of: Callable[[Report], Any]) -> str:

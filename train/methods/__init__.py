@@ -3,8 +3,8 @@
 A new method is a file beside this one and a line here; see docs/extending.md.
 """
 
-import importlib
 import inspect
+import pkgutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,8 +30,7 @@ METHODS = {
 
 def method_class(name: str) -> type["Method"]:
     """The class of a method, from its name in the config."""
-    module, _, attribute = METHODS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return pkgutil.resolve_name(METHODS[name])
 
 
 def parameters_of(name: str) -> tuple[str, ...]:

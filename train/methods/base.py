@@ -72,17 +72,17 @@ class Method(nn.Module):
         Raises ValueError for another D, or an S that the method was not made for.
         """
         check_shape("set features", features, type(self).__name__, D=self.input_dim)
-        places = torch.arange(features.shape[0] * features.shape[1], device=features.device)
-        return self.score_images(features.flatten(0, 1), places.view(features.shape[:2]))
+        items = torch.arange(features.shape[0] * features.shape[1], device=features.device)
+        return self.score_images(features.flatten(0, 1), items.view(features.shape[:2]))
 
-    def score_images(self, features: Tensor, places: Tensor) -> Tensor:
-        """As `score_sets`, of sets whose items are `places` (B, S) int64 in features (n, D): each is encoded once."""
+    def score_images(self, features: Tensor, items: Tensor) -> Tensor:
+        """As `score_sets`, of sets of the rows `items` (B, S) int64 of features (n, D): each is encoded once."""
         sizes = {} if self.set_size is None else {"S": self.set_size}
-        check_shape("rows", places, type(self).__name__, **sizes)
+        check_shape("rows", items, type(self).__name__, **sizes)
         self.eval()
         with torch.inference_mode():
-            scores = self.compare(self.encode(features)[places])
-        check_shape("scores", scores, type(self).__name__, B=places.shape[0], S=places.shape[1])
+            scores = self.compare(self.encode(features)[items])
+        check_shape("scores", scores, type(self).__name__, B=items.shape[0], S=items.shape[1])
         return scores
 
     def seed_dropout(self, generator: torch.Generator) -> None:

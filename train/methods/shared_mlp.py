@@ -1,4 +1,4 @@
-"""The same MLP at each position, blind to the rest of the set: what can be had without context."""
+"""The same MLP at each position, blind to the rest of the set: what can be known without context."""
 
 from torch import Tensor, nn
 

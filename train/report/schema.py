@@ -112,8 +112,11 @@ class Attention(Struct, frozen=True):
     mass_on_anomaly: list[list[float]]
 
 
-class Epoch(Struct, frozen=True):
-    """One epoch of training: losses in nats, top-1 as fractions, seconds with and without validation."""
+class Epoch(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """One epoch of training: losses in nats, top-1 as fractions, seconds with and without validation.
+
+    arithmetic: "float32" or "bfloat16", what its forward passes were computed in; the first reports do not say it.
+    """
 
     epoch: int
     train_loss: float
@@ -123,6 +126,7 @@ class Epoch(Struct, frozen=True):
     val_loss: float
     val_top1: float
     seconds: float
+    arithmetic: str | None = None
 
 
 class Store(Struct, frozen=True):
@@ -149,7 +153,10 @@ class Hardware(Struct, frozen=True, omit_defaults=True):
 
 
 class Report(Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """All that is known of a finished run. `config` has every key; seconds are of training, and of everything."""
+    """All that is known of a finished run. `config` has every key; seconds are of training, and of everything.
+
+    arithmetic: those of the epochs, each once.
+    """
 
     config: dict[str, Any]
     test: Measured
@@ -165,6 +172,7 @@ class Report(Struct, frozen=True, omit_defaults=True, kw_only=True):
     train_images: int
     classes: int
     parameters: int
+    arithmetic: list[str] = []
     train_seconds: int | float
     seconds: float
     finished: str
@@ -176,6 +184,12 @@ class Report(Struct, frozen=True, omit_defaults=True, kw_only=True):
     def on(self, sets: str) -> Measured | None:
         """What was measured on "test", "val" or "hard" sets; None where there are no such sets."""
         return {"test": self.test, "val": self.val, "hard": self.hard}[sets]
+
+    @property
+    def arithmetic_used(self) -> str:
+        """What training computed in, such as "bfloat16, float32"; of an old report what its config said; "" of none."""
+        said = self.arithmetic or [self.config["training"]["precision"]]
+        return ", ".join(said) if self.history else ""
 
     def seconds_to(self, level: float) -> float | None:
         """Seconds of training until validation top-1 first reached a level; None where it never did."""

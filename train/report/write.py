@@ -58,6 +58,7 @@ def write_report(
         train_images=n_train,
         classes=len(task.test_images.classes),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
+        arithmetic=sorted({epoch.arithmetic for epoch in epochs if epoch.arithmetic}),
         train_seconds=round(train_seconds, 1),
         seconds=round(sum(epoch.seconds for epoch in epochs) + time.perf_counter() - started, 1),
         finished=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -88,7 +89,8 @@ def summary(report: Report) -> str:
     if report.history:
         lines.append(
             f"best epoch {report.best_epoch} of {len(report.history)} by validation top-1 "
-            f"({100 * report.val.top1:.2f} %) · {report.train_sets_per_second:,} sets/s in training"
+            f"({100 * report.val.top1:.2f} %) · {report.train_sets_per_second:,} sets/s in training, "
+            f"in {report.arithmetic_used}"
         )
     if report.store.random_weights:
         lines.append("the backbone has RANDOM weights: this shows that the pipeline works, not what it can do")

@@ -2,8 +2,9 @@
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,18 @@ from torch import Tensor
 from common.errors import UserError
 from common.intervals import wilson_interval
 from extract.backbones import Backbone
-from extract.engines import Arithmetic, Engine, OpenVinoEngine, TorchEngine, available, bfloat16, float32
+from extract.engines import (
+    Arithmetic,
+    Engine,
+    NotHere,
+    TorchEngine,
+    available,
+    bfloat16,
+    build_engine,
+    float32,
+    folded,
+    gains_from_bfloat16,
+)
 
 PER_CLASS = 10  # images in the sample
 MIN_COSINE = 0.9999
@@ -64,9 +76,10 @@ def measure_fidelity(reference: np.ndarray, features: np.ndarray) -> Fidelity:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What engines there are for a backbone in a precision; `wanted` is "auto", "torch" or "openvino".
+    """What engines there are for a backbone; `wanted` is "auto", "torch" or "openvino".
 
-    Raises UserError when `wanted` is not to be had on the device.
+    precision: "float32"; or "bfloat16", as far as that is true and faster than float32 on this machine.
+    Raises UserError when `wanted` cannot be loaded for the device.
     """
 
     backbone: Backbone
@@ -78,46 +91,56 @@ class EngineChoice:
     def __post_init__(self) -> None:
         if not self._kinds():
             raise UserError(
-                f"the engine {self.wanted} is not to be had here on {self.device.type}: install it with "
+                f"the engine {self.wanted} cannot be loaded here on {self.device.type}: install it with "
                 f"`pip install {self.wanted}` and use --device cpu, or take --engine torch"
             )
 
     def reference(self) -> Engine:
         """PyTorch in float32."""
-        return self._build("torch", float32(self.backbone))
+        return TorchEngine(float32(self.backbone), self.device)
 
     def named(self, name: str) -> Engine | None:
-        """The engine of this name, or None where it is not among those wanted."""
+        """The engine of this name, or None where it is not among those wanted, or cannot be had on this machine."""
+        if "torch" in self._kinds() and name == "torch float32":
+            return self.reference()
         for kind in self._kinds():
-            for arithmetic in [float32(self.backbone), *self._arithmetics()]:
+            for arithmetic in (*self._in_float32(kind), *self._in_bfloat16()):
                 if f"{kind} {arithmetic.name}" == name:
                     return self._build(kind, arithmetic)
         return None
 
-    def needs_sample(self) -> bool:
-        """Whether there is anything to choose or to prove."""
-        return self.precision != "float32" or self._kinds() != ["torch"]
+    @cached_property
+    def low_kinds(self) -> list[str]:
+        """The kinds of engines that may gain from bfloat16 here; none where it was not asked for."""
+        return [
+            kind for kind in self._kinds() if self.precision != "float32" and gains_from_bfloat16(kind, self.device)
+        ]
+
+    def reference_will_do(self) -> bool:
+        """Whether nothing but the reference's speed speaks for another engine."""
+        return not self.low_kinds and "torch" in self._kinds()
 
     def fastest(self, sample: Tensor) -> tuple[Engine, dict[str, Any]]:
         """The fastest engine that is true on a sample (C · 10, 3, H, W), ten images of a class, and its Fidelity.
 
-        The reference, with nothing measured, where no other is true or faster.
+        The reference, with nothing measured, where no other is true or faster. bfloat16 must be faster than all of
+        float32.
         """
         reference = self.reference()
         expected, speed = _run(reference, sample)
-        best: tuple[float, Engine, dict[str, Any]] = (0.0, reference, {})
-        if self.precision == "float32" and "torch" in self._kinds():
-            best = speed, reference, {}
-        for kind in self._kinds():
-            for arithmetic in self._arithmetics():
+        best: tuple[float, Engine, dict[str, Any]] = (speed if "torch" in self._kinds() else 0.0, reference, {})
+        tries: list[tuple[str, Iterable[Arithmetic]]] = [(kind, self._in_float32(kind)) for kind in self._kinds()]
+        tries += [(kind, self._in_bfloat16()) for kind in self.low_kinds]
+        for kind, arithmetics in tries:
+            for arithmetic in arithmetics:
                 engine = self._build(kind, arithmetic)
-                if engine.name == reference.name:
+                if engine is None:
                     break
                 features, speed = _run(engine, sample)
                 if speed <= best[0]:
                     break  # those that follow are slower still
                 fidelity = measure_fidelity(expected, features)
-                if fidelity.suffices(self.precision):
+                if fidelity.suffices(arithmetic.precision):
                     best = speed, engine, asdict(fidelity)
                     break
         return best[1], best[2]
@@ -125,16 +148,22 @@ class EngineChoice:
     def _kinds(self) -> list[str]:
         return [kind for kind in available(self.device) if self.wanted in ("auto", kind)]
 
-    def _arithmetics(self) -> Iterator[Arithmetic]:
-        """The fastest first."""
-        if self.precision == "float32":
-            return iter([float32(self.backbone)])
-        return itertools.islice(bfloat16(self.backbone), MAX_TRIES)
-
-    def _build(self, kind: str, arithmetic: Arithmetic) -> Engine:
+    def _in_float32(self, kind: str) -> list[Arithmetic]:
+        """Beside the reference's own."""
         if kind == "openvino":
-            return OpenVinoEngine(arithmetic, self.image_size)
-        return TorchEngine(arithmetic, self.device)
+            return [float32(self.backbone)]
+        found = folded(self.backbone)
+        return [found] if found else []
+
+    def _in_bfloat16(self) -> Iterator[Arithmetic]:
+        """The fastest first."""
+        return itertools.islice(bfloat16(self.backbone), MAX_TRIES) if self.precision != "float32" else iter(())
+
+    def _build(self, kind: str, arithmetic: Arithmetic) -> Engine | None:
+        try:
+            return build_engine(kind, arithmetic, self.device, self.image_size)
+        except NotHere:
+            return None
 
 
 def _run(engine: Engine, images: Tensor) -> tuple[np.ndarray, float]:

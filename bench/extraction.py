@@ -1,0 +1,66 @@
+"""From images to features, beside the ways of others."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.peers import onnx_runtime, tutorial_extraction
+from bench.products import CPU, flops_of, roofs
+from bench.timing import Work, measured
+from common.synthetic import make_images
+from extract.backbones import Backbone, load_backbone
+from extract.engines import Engine, NotHere, available, bfloat16, build_engine, float32, folded
+from extract.pipeline import Extraction, all_images, computed
+from extract.preprocessing import Preprocessing
+from extract.sources import load_source
+
+IMAGES = 128
+
+
+def extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any]:
+    """Images a second, from PNG files of 32 × 32 pixels to features, of a ResNet18 at 224 pixels.
+
+    `roof`: as many images as a product of 2048² matrices does floating-point operations in the same time.
+    """
+    root = make_images(folder / "images", classes=2, train=IMAGES // 2, size=32)
+    backbone = load_backbone("resnet18", weights, 0, 224)
+    source, preprocessing = load_source("imagefolder", root), Preprocessing()
+    flops = flops_of(lambda: backbone.features(torch.zeros(1, 3, 224, 224)))
+    engines, left_out = _engines(backbone)
+    images = all_images(source)[:IMAGES]
+
+    def ours(engine: Engine) -> Work:
+        job = Extraction(source, backbone, preprocessing, "float32", {}, 32, CPU)
+        return lambda: sum(len(batch["thumbnails"]) for _, batch in computed(job, engine, images, range(0, IMAGES, 32)))
+
+    module = copy.deepcopy(backbone.module).to(memory_format=torch.contiguous_format)
+    cases: dict[str, Work] = {
+        "tutorial: PIL, DataLoader, torch float32": tutorial_extraction(root / "train", module),
+        **{name: ours(engine) for name, engine in engines.items()},
+    }
+    try:
+        preprocessed = preprocessing([image(i) for image, i in images])[0]
+        cases["ONNX Runtime float32, images preprocessed"] = onnx_runtime(backbone.module, preprocessed, folder)
+    except ImportError as error:
+        left_out["ONNX Runtime float32, images preprocessed"] = str(error)
+    roof, without = roofs(flops)
+    found = measured(cases | roof, rounds, left_out | without)
+    return {"unit": "images/s", "gflop_per_image": flops / 1e9, **found}
+
+
+def _engines(backbone: Backbone) -> tuple[dict[str, Engine], dict[str, str]]:
+    """The engines that this machine has, by name, and why it has not the others."""
+    low = list(zip(range(3), bfloat16(backbone), strict=False))
+    arithmetics = [float32(backbone), folded(backbone), low[0][1], low[2][1]]
+    engines, left_out = {}, {}
+    for kind in sorted(available(CPU), reverse=True):  # torch first
+        for arithmetic in arithmetics:
+            if arithmetic is None or (kind == "openvino" and arithmetic is arithmetics[1]):
+                continue  # OpenVINO folds by itself
+            try:
+                engines[f"{kind} {arithmetic.name}"] = build_engine(kind, arithmetic, CPU, 224)
+            except NotHere as error:
+                left_out[f"{kind} {arithmetic.name}"] = str(error)
+    return engines, left_out

@@ -1,0 +1,228 @@
+"""Decoding an image file to RGB by one stated rule (docs/images-and-weights.md), and which files are images at all."""
+
+import contextlib
+import functools
+import importlib
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+
+RULE = 2  # goes up when the rule gives other pixels for some file; a store's request names it
+MAX_PIXELS = 178_956_970  # where Pillow, too, takes a file for a decompression bomb
+# What Pillow gives a suffix to, but shows no picture of, or only with a program outside it
+NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".avif": "a newer Pillow"}
+TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_RANGES = 258, 262, ((340, 341), (280, 281))
+INK_ON_WHITE = 0  # TIFF's MinIsWhite
+SRGB_TOLERANCE = 2  # levels of 255 by which the many profiles that are called sRGB differ
+
+
+class UnreadableImage(UserError):
+    """A file that is no image, a damaged one, or one whose range of values is not known. `reason` is in few words."""
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"cannot read the image {printable(str(path))} ({reason}): repair or remove it")
+        self.reason = reason
+
+
+def printable(name: str) -> str:
+    r"""A file name for people and for JSON: bytes that are no UTF-8 become \xff.
+
+    >>> printable("caf\udce9")
+    'caf\\xe9'
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """The suffixes, in lower case, of what can be decoded here."""
+    from PIL import Image
+
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    # `max_pixels` is the limit of Pillow's bombs; what else it warns of, broken EXIF say, does no harm
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    known = Image.registered_extensions()
+    return frozenset(s for s, kind in known.items() if kind in Image.OPEN and kind not in NO_PICTURES)
+
+
+def why_no_image(name: str) -> str:
+    """Why a file is left out, by its name, in few words; "" for an image."""
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million files)
+    if suffix in image_suffixes():
+        return ""
+    if suffix in PLUGINS:
+        return f"{suffix} (install {PLUGINS[suffix]})"
+    return f"{suffix} (no image format)" if suffix else "without a suffix"
+
+
+def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode one file to RGB (H, W, 3) uint8 by the rule. Raises UnreadableImage, which names the file."""
+    from PIL import Image
+
+    image_suffixes()  # registers the plugins
+    if max_pixels > 2 * (Image.MAX_IMAGE_PIXELS or max_pixels):  # Pillow's own limit is twice this number
+        Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > max_pixels:
+                raise UnreadableImage(path, too_large(max_pixels))
+            return decode(image)
+    except UnreadableImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(path, too_large(max_pixels)) from error
+    except Exception as error:  # decoders raise errors of any kind on a damaged file
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UnreadableImage(path, reason.split("\n", 1)[0].replace(f" {str(path)!r}", "")) from error
+
+
+def too_large(max_pixels: int) -> str:
+    """The reason to refuse an image of more pixels."""
+    return f"more than {max_pixels:,} pixels; --max-pixels raises this limit"
+
+
+def decode(image: Any) -> np.ndarray:
+    """The first frame of an open PIL image → RGB (H, W, 3) uint8.
+
+    Upright as its EXIF says, grey of more than 8 bits scaled by its range, in sRGB as its profile says, on white.
+    Raises ValueError where the range of the values is not known.
+    """
+    from PIL import Image, ImageOps
+
+    raw_mode = _raw_mode(image)
+    image.load()
+    tags = dict(getattr(image, "tag_v2", {}))
+    with contextlib.suppress(Exception):  # broken EXIF says nothing
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith(("I", "F")):
+        colour, alpha = _narrow(image, tags)
+    else:
+        colour, alpha = _without_alpha(image, raw_mode)
+    colour = _to_srgb(colour, image.info.get("icc_profile"))
+    if alpha is not None:
+        background = Image.new("RGB", colour.size, "white")
+        background.paste(colour, mask=alpha)
+        colour = background
+    return np.asarray(colour)
+
+
+def _raw_mode(image: Any) -> str:
+    """How the file packs its pixels, such as "L;4" or "RGB;16B"."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _narrow(image: Any, tags: dict[int, Any]) -> tuple[Any, Any]:
+    """A grey image of more than 8 bits → (mode L, its mask or None)."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    low, high = _range(image, tags, values)
+    clipped = np.clip(values.astype(np.float64), low, high)
+    grey = np.floor((clipped - low) * 255 / (high - low) + 0.5).astype(np.uint8)
+    if tags.get(TIFF_PHOTOMETRIC) == INK_ON_WHITE:
+        grey = 255 - grey
+    key = image.info.get("transparency")
+    alpha = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)) if isinstance(key, int) else None
+    return Image.fromarray(grey), alpha
+
+
+def _range(image: Any, tags: dict[int, Any], values: np.ndarray) -> tuple[float, float]:
+    """The values of black and white: of the type where that says it, or as declared in the file."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        bits = _single(tags.get(TIFF_BITS)) or 16
+        declared = _single(tags.get(281)) or 0
+        # 10, 12 or 14 bits in words of 16: TIFF's MaxSampleValue says so, if it is no mere statistic of the image
+        if values.max(initial=0) <= declared < 2**bits and declared > 255 and (declared + 1).bit_count() == 1:
+            return 0, declared
+        return 0, 2**bits - 1
+    if not np.isfinite(values).all():
+        raise ValueError("values that are not finite")
+    for low_tag, high_tag in TIFF_RANGES:
+        low, high = _single(tags.get(low_tag)), _single(tags.get(high_tag))
+        if low is not None and high is not None and low < high:
+            return low, high
+    kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
+    raise ValueError(f"{kind} values whose black and white are not declared; convert it to 8 or 16 bits")
+
+
+def _single(value: Any) -> Any:
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def _without_alpha(image: Any, raw_mode: str) -> tuple[Any, Any]:
+    """An image of 8 bits or fewer → (image without alpha, its alpha as a mask or None)."""
+    key = image.info.get("transparency")
+    if key is None and image.mode not in ("LA", "La", "PA", "RGBA", "RGBa"):
+        return image, None
+    # A key is written in the depth of the file, but Pillow gives the pixels in 8 bits
+    if raw_mode in ("L;2", "L;4") and isinstance(key, int):
+        image.info["transparency"] = key * (85 if raw_mode == "L;2" else 17)
+    if raw_mode.startswith("RGB;16") and isinstance(key, tuple):
+        image.info["transparency"] = tuple(part >> 8 for part in key)
+    premultiplied = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
+    if premultiplied:
+        image = image.convert(premultiplied)
+    if image.mode in ("1", "L", "LA"):
+        grey = image.convert("LA")
+        return grey.getchannel("L"), grey.getchannel("A")
+    colour = image.convert("RGBA")
+    return colour.convert("RGB"), colour.getchannel("A")
+
+
+def _to_srgb(image: Any, profile: bytes | None) -> Any:
+    """An image without alpha → RGB. A profile that is broken, or of other channels, says nothing."""
+    if image.mode == "LAB":
+        profile = _lab_profile()
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "CMYK"):
+        image = image.convert("RGB")
+    transform = _transform(profile, image.mode) if profile else None
+    if transform is not None:
+        from PIL import ImageCms
+
+        image = ImageCms.applyTransform(image, transform)
+    return image.convert("RGB")
+
+
+def _lab_profile() -> bytes:
+    from PIL import ImageCms
+
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+
+
+@functools.lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str) -> Any:
+    """The transform from a profile to sRGB; None where the profile is sRGB itself, or cannot be used."""
+    from PIL import Image, ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        transform = ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+        if mode != "RGB":
+            return transform
+        levels = np.linspace(0, 255, 16).astype(np.uint8)
+        grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+        converted = np.asarray(ImageCms.applyTransform(Image.fromarray(grid), transform))
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return None
+    return None if np.abs(converted.astype(int) - grid).max() <= SRGB_TOLERANCE else transform

@@ -1,0 +1,214 @@
+"""People's own images in folders: with a folder for each class, or without labels. Every file is accounted for."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+from common.files import canonical_json, sha256_text
+from extract.decoding import printable, read_image, why_no_image
+from extract.sources import UNLABELLED, ImageSource, Reading, make_splits, split_by_class
+
+VALIDATION = ("val", "valid", "validation")
+LEFT_BY_SYSTEMS = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}
+HIDDEN, LOOP, ODD, UNLISTED = "hidden", "a link to a folder above it", "no regular file", "a folder that cannot be read"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file below a root: its name relative to it, and why it is no image of the data set ("" for one)."""
+
+    name: str
+    reason: str
+    entry: "os.DirEntry[str] | None" = None
+
+
+class ImageFolder:
+    """The source "imagefolder": `train/<class>/…` and `test/<class>/…` (or `val/`), or `<class>/…` without a split.
+
+    What lies deeper belongs to its class, in the order of torchvision's ImageFolder.
+    """
+
+    own_files = True
+
+    def open(self, root: Path, reading: Reading) -> ImageSource:
+        _require_folder(root)
+        listing = list_images(root, reading)
+        split_folders, notes = _layout(root)
+        if split_folders and reading.test_fraction is not None:
+            raise UserError(f"{root} has a test split, {split_folders[1]}/: leave --test-fraction out")
+        class_folders = _class_folders(root, split_folders)
+        class_names = unique_class_names(class_folders)
+        number = {folder: label for label, folder in enumerate(class_folders)}
+        depth = 1 if split_folders else 0
+        left_out = [(item.name, item.reason) for item in listing if item.reason]
+        found: list[tuple[int, str, str]] = []
+        for item in listing:
+            parts = item.name.split("/")
+            if item.reason:
+                continue
+            if len(parts) < depth + 2 or (split_folders and parts[0] not in split_folders):
+                left_out.append((item.name, "in no folder of a class"))
+            else:
+                found.append((number[parts[depth]], *os.path.split(item.name)))
+        found.sort()
+        labels = np.array([label for label, _, _ in found], np.int64)
+        names = [f"{folder}/{file}" for _, folder, file in found]
+        if split_folders:
+            is_test = np.array([name.startswith(f"{split_folders[1]}/") for name in names], bool)
+        else:
+            is_test, note = split_by_class(labels, class_names, reading.test_fraction)
+            notes.append(note)
+        splits = make_splits(labels, is_test, _reader(root, names, reading), names)
+        return ImageSource(str(root), class_names, splits, left_out, notes)
+
+    def fingerprint(self, root: Path) -> str:
+        return stamps_digest(root)
+
+
+class Folder:
+    """The source "folder": every image at and below a root, without labels: one class, all in the train split."""
+
+    own_files = True
+
+    def open(self, root: Path, reading: Reading) -> ImageSource:
+        _require_folder(root)
+        if reading.test_fraction is not None:
+            raise UserError("--test-fraction splits labelled images, --dataset folder has none: leave it out")
+        listing = list_images(root, reading)
+        names = sorted((item.name for item in listing if not item.reason), key=os.path.split)
+        if not names:
+            raise UserError(f"there is no image at or below {root}: give --root a folder with images")
+        splits = make_splits([0] * len(names), np.zeros(len(names), bool), _reader(root, names, reading), names)
+        left_out = [(item.name, item.reason) for item in listing if item.reason]
+        return ImageSource(str(root), [UNLABELLED], splits, left_out)
+
+    def fingerprint(self, root: Path) -> str:
+        return stamps_digest(root)
+
+
+def walk(folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[Listed]:
+    """Every file at and below a folder. Links are followed, but not in a circle; what is hidden is not entered."""
+    # os.scandir and strings, because 60,000 pathlib objects alone would cost the second that "up to date" may take
+    try:
+        status = os.stat(folder)  # noqa: PTH116
+        here = (status.st_dev, status.st_ino)
+        with os.scandir(folder) as found:
+            entries = list(found)
+    except OSError:
+        yield Listed(below, UNLISTED)
+        return
+    if here in above:
+        yield Listed(below, LOOP)
+        return
+    for entry in entries:
+        name = below + entry.name
+        if entry.name.startswith(".") or entry.name in LEFT_BY_SYSTEMS:
+            yield Listed(name, HIDDEN)
+        elif _is_folder(entry):
+            yield from walk(entry.path, f"{name}/", (*above, here))
+        else:
+            # A pipe would be read for ever
+            yield Listed(name, why_no_image(entry.name) if _is_file(entry) else ODD, entry)
+
+
+def list_images(root: Path, reading: Reading) -> list[Listed]:
+    """`walk`, with a UserError for folders that cannot be read, unless they are to be skipped."""
+    listing = list(walk(str(root)))
+    unlisted = [printable(item.name) or str(root) for item in listing if item.reason == UNLISTED]
+    if unlisted and reading.on_error == "fail":
+        raise UserError(
+            f"{len(unlisted)} folder(s) below {root} cannot be read: {', '.join(unlisted[:5])}; "
+            "give yourself the right to read them, or skip them with --on-error skip"
+        )
+    return listing
+
+
+def stamps_digest(root: Path) -> str:
+    """The digest of names, sizes and times of all files that are not hidden."""
+    stamps = [(printable(item.name), *_stamp(item.entry)) for item in walk(str(root)) if item.entry]
+    return sha256_text(canonical_json(sorted(stamps)))
+
+
+def unique_class_names(folders: list[str]) -> list[str]:
+    """Class names for people and for JSON, from names of folders or labels. Raises UserError where two are one."""
+    names = [printable(folder) for folder in folders]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f'there are two classes "{name}": give one of them another name')
+    return names
+
+
+def _reader(root: Path, names: list[str], reading: Reading):
+    return lambda i: read_image(root / names[i], reading.max_pixels)
+
+
+def _require_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(f"there is no image folder at {root}: give --root (make: ROOT=) a folder of images")
+
+
+def _layout(root: Path) -> tuple[tuple[str, str] | None, list[str]]:
+    """The folders of the train and the test split, None where there is no split, and what is worth a note."""
+    folders = _folders(root)
+    test = next((name for name in ("test", *VALIDATION) if name in folders), "test")
+    # A class may be called "train": then it holds images, and no folders
+    split = [name for name in ("train", test) if _folders(root / name)]
+    if not split:
+        return None, []
+    if len(split) == 1:
+        other = "test/ or val/" if split[0] == "train" else "train/"
+        raise UserError(
+            f"{root} has {split[0]}/ but no {other} with class folders: add it, "
+            f"or give --root {root / split[0]}, of which --test-fraction becomes the test split"
+        )
+    unused = [f"{name}/" for name in folders if name not in split]
+    notes = [f"{root} has no test/: {test}/ is the test split"] if test != "test" else []
+    return ("train", test), notes + ([f"{', '.join(unused)} of {root} left out"] if unused else [])
+
+
+def _class_folders(root: Path, split_folders: tuple[str, str] | None) -> list[str]:
+    if not split_folders:
+        return _folders(root)
+    train, test = (_folders(root / name) for name in split_folders)
+    if odd := sorted(set(train) ^ set(test)):
+        raise UserError(
+            f"{root}: {split_folders[0]}/ and {split_folders[1]}/ must hold the same class folders, "
+            f'but "{printable(odd[0])}" is in one only'
+        )
+    return train
+
+
+def _folders(root: Path) -> list[str]:
+    try:
+        with os.scandir(root) as entries:
+            shown = [e for e in entries if not e.name.startswith(".") and e.name not in LEFT_BY_SYSTEMS]
+            return sorted(entry.name for entry in shown if _is_folder(entry))
+    except OSError:
+        return []
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a file, or a link that leads nowhere: an image that cannot be read."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
+    except OSError:
+        return True
+
+
+def _stamp(entry: "os.DirEntry[str]") -> tuple[int, int]:
+    try:
+        status = entry.stat()
+    except OSError:
+        return 0, 0
+    return status.st_size, status.st_mtime_ns

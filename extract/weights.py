@@ -1,0 +1,197 @@
+"""Reading a state dict from a file, whatever it is wrapped in, and never by running what the file says."""
+
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+
+State = dict[str, Tensor]
+# What a network may end in after fine-tuning or self-supervision; it is thrown away like the classifier
+HEADS = ("fc", "head", "heads", "classifier", "head_dist", "projector", "projection_head", "predictor", "prototypes")
+MAX_DEPTH = 4  # of dictionaries in dictionaries
+SLACK = 1 << 26  # bytes that a file may declare beyond its own size: what torch saves is not compressed
+SAVE = "save it with torch.save(model.state_dict(), …) in the program that it comes from"
+
+
+def load_weights(module: nn.Module, name: str, path: Path, classifier: str = "") -> str:
+    """Load the weights in a file into a network without classifier; returns what was decided, "" where nothing was.
+
+    classifier: where the network had it. Wrappers and prefixes are taken off where what is inside fits in exactly one
+    way. Raises UserError, which names the file, for everything else.
+    """
+    if not path.is_file():
+        raise UserError(f"there are no weights at {path}: give --weights (make: WEIGHTS=) a file with a state dict")
+    content = _read(path)
+    wanted = module.state_dict()
+    fitting, nearest = _fitting(content, wanted, classifier)
+    if not fitting:
+        raise UserError(_why_not(path, name, content, wanted, nearest))
+    way, state = next(iter(fitting.items()))
+    cast = {key: _checked(path, key, value, wanted[key]) for key, value in state.items()}
+    if any(not _equal(other, state) for other in fitting.values()):
+        ways = ", ".join(f'"{way}"' if way else "at the top" for way in fitting)
+        raise UserError(
+            f"{path} holds more than one set of weights that fits {name} ({ways}): save the one meant alone"
+        )
+    types = sorted({str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point()})
+    module.load_state_dict(cast, strict=False)  # the names are checked; only the counters may be absent
+    said = [f'its weights are below "{way}"'] if way else []
+    if types != ["float32"]:
+        said.append(f"{' and '.join(types)} is taken as float32")
+    return f"{path}: {', '.join(said)}" if said else ""
+
+
+def _read(path: Path) -> Any:
+    """What a file holds, read safely. Raises UserError for what is no weights file, by its first bytes where it can."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = start.lstrip().lower()
+    if not start:
+        raise UserError(f"{path} is empty: get the weights again")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of Git LFS, not the weights: fetch them with `git lfs pull`")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise UserError(f"{path} is a web page, not weights: download the file that the page links to")
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return _read_safetensors(path)
+    if start.startswith(b"PK"):
+        _check_archive(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is odd in a file; whether it will do is seen below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise UserError(f"{path} asks for more memory than there is: get the weights again") from error
+    except Exception as error:  # torch.load raises errors of any kind on a damaged file
+        raise UserError(_unreadable(path, error)) from error
+
+
+def _read_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is a damaged safetensors file ({error}): get it again") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse TorchScript, and archives that would grow in the memory, by their table of contents."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{path} is truncated or damaged ({error}): get it again") from error
+    declared, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if declared > size + SLACK:
+        raise UserError(
+            f"{path} would grow from {size / 1e6:,.0f} to {declared / 1e6:,.0f} MB when it is unpacked, "
+            f"which no weights do: {SAVE}"
+        )
+    if any(entry.filename.endswith("/constants.pkl") for entry in entries):
+        raise UserError(f"{path} is a TorchScript program, not a state dict: {SAVE}")
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    reason = str(error)
+    found = re.search(r"(?:GLOBAL|global) `?([\w.]+)`?|class ([\w.]+)", reason)
+    if isinstance(error, pickle.UnpicklingError) and found and "Weights only load failed" in reason:
+        kind = found[1] or found[2]
+        return (
+            f"{path} holds Python objects ({kind}) beside tensors, which could run any program, so is refused: {SAVE}"
+        )
+    reason = "" if "weights_only" in reason.lower() else f" ({reason.splitlines()[0][:200]})" if reason else ""
+    return f"{path} is not a readable state dict, or is truncated{reason}: get it again"
+
+
+def _fitting(content: Any, wanted: State, classifier: str) -> tuple[dict[str, State], State]:
+    """The sets of weights in a file that fit, by where they are; and the one that has most keys of the network."""
+    fitting: dict[str, State] = {}
+    nearest: State = {}
+    for where, state in _dictionaries(content):
+        for prefix in _prefixes(state, wanted):
+            inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+            common = {key: value for key, value in inside.items() if key in wanted}
+            if len(common) > len(nearest):
+                nearest = inside
+            if not _difference(inside, wanted, classifier):
+                fitting[f"{where}{prefix}".strip(".")] = common
+    return fitting, nearest
+
+
+def _dictionaries(content: Any, where: str = "", seen: tuple[int, ...] = ()) -> Iterator[tuple[str, State]]:
+    """Every dictionary with tensors in a file, and where it is."""
+    if not isinstance(content, dict) or id(content) in seen or len(seen) > MAX_DEPTH:
+        return
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    if tensors:
+        yield where, tensors
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _dictionaries(value, f"{where}{key}.", (*seen, id(content)))
+
+
+def _prefixes(state: State, wanted: State) -> list[str]:
+    """What may stand before the network's names: what stands before one of them."""
+    first = next(iter(wanted), "")
+    found = [key[: -len(first)] for key in state if key.endswith(first) and first]
+    return [prefix for prefix in found if not prefix or prefix.endswith(".")]
+
+
+def _difference(state: State, wanted: State, classifier: str) -> str:
+    """The first name at which weights differ from those of the network, its classifier aside; "" where they fit."""
+    expected, found = _shapes(wanted), _shapes(state)
+    heads = tuple(f"{head}." for head in (*HEADS, classifier) if head)
+    odd = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    return next((key for key in odd if key in expected or not key.startswith(heads)), "")
+
+
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
+    # a counter that BatchNorm needs in training only, and that older files lack
+    return {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def _equal(a: State, b: State) -> bool:
+    return a is b or all(key in b and torch.equal(value, b[key]) for key, value in a.items())
+
+
+def _why_not(path: Path, name: str, content: Any, wanted: State, nearest: State) -> str:
+    if isinstance(content, dict) and any(not isinstance(key, str) for key in content):
+        odd = next(key for key in content if not isinstance(key, str))
+        return f"{path} is not a state dict, its key {odd!r} is no text: {SAVE}"
+    if not any(True for _ in _dictionaries(content)):
+        return f"{path} is not a state dict {{name: tensor}}: {SAVE}"
+    nearest = nearest or max((state for _, state in _dictionaries(content)), key=len)
+    key = _difference(nearest, wanted, "") or next(iter(wanted))
+    expected, found = _shapes(wanted), _shapes(nearest)
+    return (
+        f"{path} holds weights of another architecture than {name} "
+        f'("{key}": expected {expected.get(key, "none")}, found {found.get(key, "none")}): '
+        "give --backbone the model that they were made for"
+    )
+
+
+def _checked(path: Path, key: str, value: Tensor, wanted: Tensor) -> Tensor:
+    """A tensor that is fit to be copied into the network. Raises UserError, which names it, for another one."""
+    kind = ""
+    if value.is_meta:
+        kind = "has a shape but no values (meta)"
+    elif value.is_quantized or (wanted.is_floating_point() and not value.is_floating_point()):
+        kind = f"is quantised or of integers ({str(value.dtype).removeprefix('torch.')})"
+    elif value.layout != torch.strided:
+        kind = "is sparse"
+    if kind:
+        raise UserError(f'{path}: "{key}" {kind}: save ordinary floating-point weights, model.float().state_dict()')
+    value = value.to(wanted.dtype)
+    if not torch.isfinite(value).all():
+        raise UserError(f'{path}: "{key}" has values that are not finite: take a checkpoint from before they appeared')
+    return value

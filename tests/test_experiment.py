@@ -1,0 +1,48 @@
+import pytest
+from fabricate import make_config
+
+from common.errors import UserError
+from train.experiment import differences, key, require_same, short_digest
+
+
+def test_where_it_is_computed_is_no_part_of_an_experiment():
+    here, there = make_config(), make_config("training.device=cuda:1")
+    assert differences(here, there) == []
+    assert key(here, "s") == key(there, "s")
+    assert short_digest(here, "s") == short_digest(there, "s")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "different"),
+    [
+        ("head.layers=2", "head.layers=3", ["head.layers"]),
+        ("training.seed=0", "training.seed=1", ["training.seed"]),
+        ("training.precision=bfloat16", "training.precision=auto", []),
+        ("training.precision=float32", "training.precision=auto", []),
+        ("training.precision=auto", "training.precision=float32", ["training.precision"]),
+        ("training.precision=bfloat16", "training.precision=float32", ["training.precision"]),
+    ],
+)
+def test_auto_goes_on_with_any_arithmetic_and_an_explicit_wish_is_honoured(before, now, different):
+    assert differences(make_config(before), make_config(now)) == different
+
+
+def test_what_differs_is_named_with_both_values():
+    with pytest.raises(UserError, match=r"runs/a .*training\.precision was auto, now float32"):
+        require_same("runs/a", make_config(), make_config("training.precision=float32"))
+
+
+def test_a_default_name_is_one_for_each_experiment_and_seed():
+    names = [
+        short_digest(make_config(), "s"),
+        short_digest(make_config(), "t"),
+        short_digest(make_config("training.seed=1"), "s"),
+        short_digest(make_config("training.precision=float32"), "s"),
+    ]
+    assert len(set(names)) == 4
+
+
+def test_seeds_repeat_an_experiment():
+    assert key(make_config("training.seed=3", "data.split_seed=4"), "s") == key(make_config(), "s")
+    assert key(make_config("training.seed=3"), "s", ()) != key(make_config(), "s", ())
+    assert key(make_config("head.layers=3"), "s") != key(make_config(), "s")
