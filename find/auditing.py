@@ -128,7 +128,7 @@ def _finding(
     nearest = int(others.argmax())
     probability, why, kind = 1 - (1 - wrong) * (1 - strange), [], "wrong label"
     suggested: str | None = names[nearest]
-    if strange > wrong:
+    if strange > max(wrong, 0.05):
         kind, suggested = "no class", None
         why.append("far from every class")
     else:
