@@ -17,6 +17,7 @@ SEED ?=
 SET ?=
 RUN ?=
 ONLY ?=
+IMAGES ?=
 
 VENV := .venv
 READY := $(VENV)/.ready
@@ -29,7 +30,7 @@ FIT = $(PY) -m train fit $(if $(CONFIG),--config "$(CONFIG)") $(if $(SEED),--see
 	$(foreach pair,$(SET),--set "$(pair)") $(if $(RUN),--run "$(RUN)") --device "$(DEVICE)"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo features train phase log bench test check format
+.PHONY: help demo features train odd audit phase log bench test check format
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,15 @@ features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBON
 
 train: $(READY)  ## feature store → trained head, report, plots (CONFIG= SEED= SET= RUN=, and those of features)
 	@store=$$($(FEATURES)) && $(FIT) --store "$$store"
+
+odd: DATASET = folder
+audit: DATASET = imagefolder
+odd audit: ROOT = $(IMAGES)
+odd: $(READY)  ## a folder of images → which do not belong? a page (IMAGES=, RUN= a trained head, and those of features)
+	@store=$$($(FEATURES)) && $(PY) -m find odd "$$store" --root "$(ROOT)" $(if $(RUN),--run "$(RUN)")
+
+audit: $(READY)  ## a folder of class folders → wrong labels, images of no class, duplicates: a page (IMAGES=)
+	@store=$$($(FEATURES)) && $(PY) -m find audit "$$store" --root "$(ROOT)"
 
 phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG= ONLY=, and those of features)
 	@store=$$($(FEATURES)) && $(PY) -m train phase "$(CONFIG)" --store "$$store" $(if $(ONLY),--only "$(ONLY)") \
