@@ -11,7 +11,7 @@ from find.calibration import BINS
 from find.classes import FOLDS, Posterior, posterior
 from find.duplicates import Pairs, find_pairs
 from find.findings import Bin, Finding, Findings
-from find.listing import TYPICAL, Images, make_findings, require_features
+from find.listing import AT_LEAST, TYPICAL, Images, make_findings, require_features
 
 LARGE = 20_000  # images, from which on one round with one network has to do
 NO_CLASS_BINS = 50
@@ -53,7 +53,13 @@ def audit(
     twins, agreement = _twins(pairs), _agreement(pairs, labels)
     findings = [
         _finding(i, labels, names, images, judged, wrong[i], strange[i], twins.get(i, []), agreement)
-        for i in np.flatnonzero((wrong + strange > 0.01) | np.isin(np.arange(len(labels)), list(twins))).tolist()
+        for i in sorted(
+            {
+                *np.argsort(-wrong - strange)[: 2 * AT_LEAST].tolist(),
+                *np.flatnonzero(wrong + strange > 0.01).tolist(),
+                *twins,
+            }
+        )
     ]
     typical = {}
     for label, name in enumerate(names):

@@ -27,7 +27,7 @@ def _shared(command: Callable) -> Callable:
     path = click.Path(path_type=Path)
     for option in (
         click.option("--out", type=path, help="The folder of the page and its files.  [default: runs/find-<store>]"),
-        click.option("--root", type=path, help="Where the images are: the --root of the store.  "),
+        click.option("--root", type=path, help="Where the images are, as when the store was made."),
         click.option("--rate", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
                      show_default=True, help="The share of false finds that the flagged ones may have."),
         click.option("--reviewed", type=path, help="Marks of an earlier page, a CSV file: they are honoured."),

@@ -11,7 +11,8 @@ from common.errors import UserError
 from find.calibration import choose_threshold
 from find.findings import Bin, Finding, Findings, Group, Image
 
-LISTED = 0.02  # findings of a lower probability are left out
+LISTED = 0.02  # findings of a lower probability are left out, but for the first of all
+AT_LEAST = 100
 TYPICAL = 4  # images that stand for a class
 
 
@@ -58,8 +59,9 @@ def make_findings(
 
     clean: nothing is flagged, whatever the probabilities are.
     """
-    listed = [each for each in candidates if each.probability >= LISTED or each.duplicate_of]
-    listed.sort(key=lambda each: (-each.probability, each.row))
+    ranked = sorted(candidates, key=lambda each: (-each.probability, each.row))
+    shown = [number < AT_LEAST or each.probability >= LISTED for number, each in enumerate(ranked)]
+    listed = [each for each, is_shown in zip(ranked, shown, strict=True) if is_shown or each.duplicate_of]
     threshold = choose_threshold(np.array([each.probability for each in listed]), rate)
     if clean:
         threshold = choose_threshold(np.zeros(0), rate)
