@@ -6,7 +6,7 @@ from typing import Any
 from common.markdown import markdown_table
 
 SHOWN = ("extraction", "training", "sampling", "rows")
-MARKED = re.compile(r"(<!-- measured: speed -->\n).*?(<!-- end -->)", re.S)
+MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
 def table(report: dict[str, Any]) -> str:
@@ -44,7 +44,12 @@ def speeds(report: dict[str, Any]) -> str:
 
 def in_readme(text: str, report: dict[str, Any]) -> str:
     """A README's text with the table of this report between `<!-- measured: speed -->` and `<!-- end -->`."""
-    return MARKED.sub(lambda found: f"{found[1]}{speeds(report)}\n{found[2]}", text)
+    return between(text, "speed", speeds(report))
+
+
+def between(text: str, name: str, made: str) -> str:
+    """A text with what was made between `<!-- measured: name -->` and `<!-- end -->`."""
+    return MARKED.sub(lambda found: f"{found[1]}{made}\n{found[3]}" if found[2] == name else found[0], text)
 
 
 def _first(section: dict[str, Any]) -> float:

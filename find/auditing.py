@@ -46,10 +46,7 @@ def audit(
     _require_classes(labels, names)
     images = Images.numbered(len(labels), paths, splits)
     pairs = find_pairs(features, digests)
-    folds = min(FOLDS, int(np.bincount(labels).min()))
-    effort = {"networks": 1, "rounds": 1} if len(labels) > LARGE else {"networks": 2, "rounds": 2}
-    judged = posterior(features, labels, pairs.groups(len(labels)), folds=folds, **effort, seed=seed)
-    wrong, strange = judged.wrong(labels), no_class(judged.ratios, labels)
+    judged, wrong, strange = judge(features, labels, pairs, seed)
     twins, agreement = _twins(pairs), _agreement(pairs, labels)
     findings = [
         _finding(i, labels, names, images, judged, wrong[i], strange[i], twins.get(i, []), agreement)
@@ -65,7 +62,8 @@ def audit(
     for label, name in enumerate(names):
         rows = np.flatnonzero(labels == label)
         typical[name] = images.shown(rows[np.argsort(-judged.ratios[rows, label], kind="stable")[:TYPICAL]])
-    settings = dict(settings or {}) | {"noise_rate": round(judged.noise, 5), "seed": seed, "folds": folds}
+    settings = dict(settings or {}) | {"noise_rate": round(judged.noise, 5), "seed": seed}
+    settings["wrong_labels_to_similar_classes"] = round(judged.near, 3)
     return make_findings(
         "audit",
         findings,
@@ -76,6 +74,16 @@ def audit(
         calibration=check_calibration(judged, labels, seed),
         settings=settings,
     )
+
+
+def judge(
+    features: np.ndarray, labels: np.ndarray, pairs: Pairs, seed: int
+) -> tuple[Posterior, np.ndarray, np.ndarray]:
+    """The class posteriors, and the probabilities (n,) that the label is wrong and that the image is of no class."""
+    folds = min(FOLDS, int(np.bincount(labels).min()))
+    effort = {"networks": 1, "rounds": 1} if len(labels) > LARGE else {"networks": 3, "rounds": 2}
+    judged = posterior(features, labels, pairs.groups(len(labels)), folds=folds, **effort, seed=seed)
+    return judged, judged.wrong(labels), no_class(judged.ratios, labels)
 
 
 def no_class(ratios: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -100,11 +108,11 @@ def no_class(ratios: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def check_calibration(judged: Posterior, labels: np.ndarray, seed: int) -> tuple[Bin, ...]:
     """How often a label of each probability is wrong, if labels are as often wrong as estimated.
 
-    Every image is given another label, drawn at random: that shows which part of all wrong labels gets which
-    probability. Models never saw the image, so nothing has to be trained anew.
+    Every image is given another label, drawn as wrong ones are thought to be: that shows which part of all wrong labels
+    gets which probability. Models never saw the image, so nothing has to be trained anew.
     """
-    classes = judged.log.shape[1]
-    drawn = (labels + np.random.default_rng(seed).integers(1, classes, len(labels))) % classes
+    upto = judged.given_wrong().cumsum(1)[labels]
+    drawn = (np.random.default_rng(seed).random((len(labels), 1)) * upto[:, -1:] > upto).sum(1)
     found, simulated = judged.wrong(labels), judged.wrong(drawn)
     bars = []
     for bar in range(BINS):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from train.methods.base import Method
 FOLDS = 5
 # Strong dropout and few epochs: what matters is how little is left to a class that an image does not belong to, not
 # how often the most likely one is right
-HIDDEN, DROPOUT, RATE, DECAY = 512, 0.7, 2e-3, 0.05
+HIDDEN, DROPOUT, RATE, DECAY = 512, 0.8, 5e-3, 0.05
 BATCH = 256
 WARMUP = 0.05  # of the steps
 # Labels of data sets that people took care of are wrong this often at least (Northcutt et al., *Pervasive label errors
@@ -30,20 +30,34 @@ STEPS = 150  # of training at least; and two epochs more
 
 @dataclass(frozen=True)
 class Posterior:
-    """log p(true class | image) (n, C), and the share of wrong labels that suits them best.
+    """log p(true class | image) (n, C), and the noise of the labels that suits them best.
 
-    ratios (n, C): log p(image | class) - log p(image | another class than those), of the Gaussian model alone.
+    noise: the share of wrong labels. near: the share of those that went to a class which is like the true one; the
+    others went to any. similar (C, C): how probable each class is for an image of another one (rows sum to 1). ratios
+    (n, C): log p(image | class) - log p(image | another class than those), of the Gaussian model alone.
     """
 
     log: np.ndarray
     noise: float
+    near: float
+    similar: np.ndarray
     ratios: np.ndarray
 
     def wrong(self, labels: np.ndarray) -> np.ndarray:
-        """p(the label is wrong | image, label) (n,), if every wrong label is as likely as any other (Bayes' rule)."""
-        own = np.exp(self.log[np.arange(len(labels)), labels])
-        others = self.noise / max(1, self.log.shape[1] - 1) * (1 - own)
+        """p(the label is wrong | image, label) (n,), by Bayes' rule with the noise as prior."""
+        q = np.exp(self.log)
+        own = q[np.arange(len(labels)), labels]
+        others = self.noise * (q @ self.given_wrong())[np.arange(len(labels)), labels]
         return others / np.maximum(others + (1 - self.noise) * own, 1e-300)
+
+    def given_wrong(self) -> np.ndarray:
+        """p(label | true class, the label is wrong) (C, C)."""
+        return (1 - self.near) * any_other(len(self.similar)) + self.near * self.similar
+
+
+def any_other(classes: int) -> np.ndarray:
+    """Each class but the own one alike, (C, C)."""
+    return (1 - np.eye(classes)) / max(1, classes - 1)
 
 
 def posterior(
@@ -154,15 +168,37 @@ def train_network(model: Method, x: Tensor, labels: Tensor, seed: int, fast: boo
 
 
 def weigh(scores: Sequence[np.ndarray], labels: np.ndarray) -> Posterior:
-    """One posterior out of class scores (n, C) that saw no label of their rows.
+    """One posterior out of class scores (n, C) that saw no label of their rows, and the noise of the labels.
 
-    Weights of the scores in a softmax, and the noise rate: those under which the labels, each wrong with that
-    probability, are most likely. Scores that are too sure of themselves get small weights.
+    First as if wrong labels went to any class alike. The labels that are most likely wrong then show how many of them
+    went to similar classes instead, and that is reckoned with.
+    """
+    classes = scores[0].shape[1]
+    log, noise = _most_likely(scores, labels, any_other(classes))
+    own, q = np.arange(len(labels)), np.exp(log)
+    similar = np.stack([q[labels == label].mean(0) for label in range(classes)]) * (1 - np.eye(classes)) + 1e-12
+    similar /= similar.sum(1, keepdims=True)
+    found = Posterior(log, noise, 0.0, similar, scores[0])
+    sure = found.wrong(labels) > 0.5
+    to_similar, to_any = ((q @ kind)[own, labels][sure] for kind in (similar, any_other(classes)))
+    near = 0.5
+    for _ in range(50):  # expectation-maximisation, with one label of each kind in advance
+        share = near * to_similar / (near * to_similar + (1 - near) * to_any)
+        near = (float(share.sum()) + 1) / (len(share) + 2)
+    found = replace(found, near=near)
+    log, noise = _most_likely(scores, labels, found.given_wrong())
+    return replace(found, log=log, noise=max(LEAST_NOISE, noise))
+
+
+def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights of the scores in a softmax, and the noise rate, under which the labels are most likely.
+
+    given_wrong: as `Posterior.given_wrong`. Scores that are too sure of themselves get small weights.
     """
     parts = [torch.from_numpy(np.asarray(each, np.float32)) for each in scores]
     parts = [(part - part.mean(1, keepdim=True)) / part.std().clamp(min=1e-6) for part in parts]
     chosen = torch.from_numpy(labels)[:, None]
-    classes = parts[0].shape[1]
+    to_label = torch.from_numpy(given_wrong.T.astype(np.float32))[labels]
     weights = torch.zeros(len(parts), requires_grad=True)
     noise = torch.tensor(-3.0, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, noise], max_iter=100, line_search_fn="strong_wolfe")
@@ -173,12 +209,11 @@ def weigh(scores: Sequence[np.ndarray], labels: np.ndarray) -> Posterior:
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        own = log_posterior().gather(1, chosen).exp()
-        rate = torch.sigmoid(noise)
-        value = -torch.log((1 - rate) * own + rate * (1 - own) / max(1, classes - 1) + 1e-12).mean()
+        q, rate = log_posterior().exp(), torch.sigmoid(noise)
+        value = -torch.log((1 - rate) * q.gather(1, chosen)[:, 0] + rate * (q * to_label).sum(1) + 1e-12).mean()
         value.backward()
         return value
 
     optimizer.step(loss)  # type: ignore[arg-type]
     with torch.no_grad():
-        return Posterior(log_posterior().numpy(), max(LEAST_NOISE, float(torch.sigmoid(noise))), scores[0])
+        return log_posterior().numpy(), float(torch.sigmoid(noise))

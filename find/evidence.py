@@ -74,7 +74,7 @@ def described(scores: np.ndarray) -> np.ndarray:
 
 
 def _draw(index: ClassIndex, size: int, number: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    own = int(generator.integers(len(index.classes)))
+    own = number // 4 % len(index.classes)  # each class as often, with strangers and without, in both halves
     n = int(np.clip(size, SMALLEST, min(LARGEST, index.counts[own])))
     start = int(index.starts[own])
     rows = generator.choice(

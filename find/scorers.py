@@ -13,11 +13,16 @@ from train.methods.deep_plda import DeepPLDA
 from train.methods.posterior import ClassPosterior, log_complement
 
 FOLDER_POWER = 0.7
-RIDGE = 1.0  # times the variance of the folder, spread evenly over as many directions as it has images
+RIDGE = 0.3  # times the variance of the folder, spread evenly over as many directions as it has images
+FOLDER_WEIGHT, HALF_WEIGHT = 15.0, 10  # of the folder's own score beside another; half of it for so many images
 ODD_BEFORE = 0.1  # the share of odd images that a robust estimate reckons with
 ROUNDS = 8  # random sets that each image is judged in, by a head that knows sets alone
 SETS_AT_ONCE = 512
 ENCODED_AT_ONCE = 4096
+
+
+Embed = Callable[[np.ndarray], np.ndarray]
+Score = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class Scorer:
     """
 
     name: str
-    embed: Callable[[np.ndarray], np.ndarray]
-    score: Callable[[np.ndarray], np.ndarray]
+    embed: Embed
+    score: Score
     dim: int | None = None
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
@@ -44,7 +49,7 @@ def folder_alone() -> Scorer:
 
 def from_reference(space: ClassSpace) -> Scorer:
     """Reference statistics: log p(image | another class) - log p(image | the class of the folder's others)."""
-    return Scorer("reference statistics", space.embed, lambda x: _alone(x, space.ratio), len(space.mean))
+    return _beside_folder("reference statistics", space.embed, lambda x: _alone(x, space.ratio), len(space.mean))
 
 
 def from_head(head: Method) -> Scorer:
@@ -54,13 +59,29 @@ def from_head(head: Method) -> Scorer:
         return Scorer(name, lambda features: _encode(head, features), another_class, head.input_dim)
     if isinstance(head, DeepPLDA):
         ratio = head.log_ratio.detach().exp().numpy().astype(np.float64)
-        return Scorer(name, lambda features: _encode(head, features), lambda x: _alone(x, ratio), head.input_dim)
+        return _beside_folder(
+            name, lambda features: _encode(head, features), lambda x: _alone(x, ratio), head.input_dim
+        )
     if head.set_size is not None:
         raise UserError(
             f"a head of the method {name} judges sets of {head.set_size} images alone: "
             "train transformer, posterior or deep_plda"
         )
     return Scorer(name, lambda features: np.asarray(features, np.float32), lambda x: in_sets(head, x), head.input_dim)
+
+
+def _beside_folder(name: str, embed: Embed, score: Score, dim: int) -> Scorer:
+    """What is known from other classes, and what the folder shows itself: how images of its class differ.
+
+    The more images it has, the more it can say.
+    """
+    alone = folder_alone()
+    return Scorer(
+        name,
+        lambda features: np.concatenate([embed(features), alone.embed(features)], 1),
+        lambda x: score(x[:, :-dim]) + FOLDER_WEIGHT * len(x) / (len(x) + HALF_WEIGHT) * alone.score(x[:, -dim:]),
+        dim,
+    )
 
 
 def leverage(x: np.ndarray) -> np.ndarray:
