@@ -45,13 +45,19 @@ features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBON
 train: $(READY)  ## feature store → trained head, report, plots (CONFIG= SEED= SET= RUN=, and those of features)
 	@store=$$($(FEATURES)) && $(FIT) --store "$$store"
 
+# What the pictures of odd and audit are called in a message is what was typed here
+HAVE_IMAGES = @test -n "$(IMAGES)" || { echo "Error: which images? make $@ IMAGES=path/to/images" >&2; exit 2; }; \
+	test -e "$(IMAGES)" || { echo "Error: there is nothing at $(IMAGES): check the path in IMAGES=" >&2; exit 2; }
+
 odd: DATASET = folder
 audit: DATASET = imagefolder
 odd audit: ROOT = $(IMAGES)
 odd: $(READY)  ## a folder of images → which do not belong? a page (IMAGES=, RUN= a trained head, and those of features)
+	$(HAVE_IMAGES)
 	@store=$$($(FEATURES)) && $(PY) -m find odd "$$store" --root "$(ROOT)" $(if $(RUN),--run "$(RUN)")
 
 audit: $(READY)  ## a folder of class folders → wrong labels, images of no class, duplicates: a page (IMAGES=)
+	$(HAVE_IMAGES)
 	@store=$$($(FEATURES)) && $(PY) -m find audit "$$store" --root "$(ROOT)"
 
 phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG= ONLY=, and those of features)
@@ -61,6 +67,7 @@ phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG
 log: $(READY)  ## reports of finished runs, and of the benchmark → the experiment log, its charts, the README's tables
 	@$(PY) -m train log
 	@$(PY) -m bench --readme README.md
+	@$(PY) -m bench.find --readme docs/find.md
 
 bench: $(READY)  ## the project beside its peers → bench/report.json, chart and table
 	@$(PY) -m bench

@@ -25,6 +25,7 @@ WARMUP = 0.05  # of the steps
 # Labels of data sets that people took care of are wrong this often at least (Northcutt et al., *Pervasive label errors
 # in test sets*, 2021): less cannot be told from images that are hard
 LEAST_NOISE = 0.005
+ROWS = 20_000  # that weights and noise are learnt from, at most
 STEPS = 150  # of training at least; and two epochs more
 
 
@@ -171,23 +172,24 @@ def weigh(scores: Sequence[np.ndarray], labels: np.ndarray) -> Posterior:
     """One posterior out of class scores (n, C) that saw no label of their rows, and the noise of the labels.
 
     First as if wrong labels went to any class alike. The labels that are most likely wrong then show how many of them
-    went to similar classes instead, and that is reckoned with.
+    went to similar classes instead, and that is reckoned with, twice.
     """
-    classes = scores[0].shape[1]
+    classes, rows = scores[0].shape[1], np.arange(len(labels))
     log, noise = _most_likely(scores, labels, any_other(classes))
-    own, q = np.arange(len(labels)), np.exp(log)
+    q = np.exp(log)
     similar = np.stack([q[labels == label].mean(0) for label in range(classes)]) * (1 - np.eye(classes)) + 1e-12
-    similar /= similar.sum(1, keepdims=True)
-    found = Posterior(log, noise, 0.0, similar, scores[0])
-    sure = found.wrong(labels) > 0.5
-    to_similar, to_any = ((q @ kind)[own, labels][sure] for kind in (similar, any_other(classes)))
-    near = 0.5
-    for _ in range(50):  # expectation-maximisation, with one label of each kind in advance
-        share = near * to_similar / (near * to_similar + (1 - near) * to_any)
-        near = (float(share.sum()) + 1) / (len(share) + 2)
-    found = replace(found, near=near)
-    log, noise = _most_likely(scores, labels, found.given_wrong())
-    return replace(found, log=log, noise=max(LEAST_NOISE, noise))
+    found = Posterior(log, noise, 0.0, similar / similar.sum(1, keepdims=True), scores[0])
+    for _ in range(2):
+        q, sure = np.exp(found.log), found.wrong(labels) > 0.5
+        to_similar, to_any = ((q @ kind)[rows, labels][sure] for kind in (found.similar, any_other(classes)))
+        near = 0.5
+        for _ in range(50):  # expectation-maximisation, with one label of each kind in advance
+            share = near * to_similar / (near * to_similar + (1 - near) * to_any)
+            near = (float(share.sum()) + 1) / (len(share) + 2)
+        found = replace(found, near=near)
+        log, noise = _most_likely(scores, labels, found.given_wrong())
+        found = replace(found, log=log, noise=max(LEAST_NOISE, noise))
+    return found
 
 
 def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: np.ndarray) -> tuple[np.ndarray, float]:
@@ -197,23 +199,25 @@ def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: 
     """
     parts = [torch.from_numpy(np.asarray(each, np.float32)) for each in scores]
     parts = [(part - part.mean(1, keepdim=True)) / part.std().clamp(min=1e-6) for part in parts]
+    every = -(-len(labels) // ROWS)  # so few numbers need no more rows
+    some, labels = [part[::every] for part in parts], labels[::every]
     chosen = torch.from_numpy(labels)[:, None]
     to_label = torch.from_numpy(given_wrong.T.astype(np.float32))[labels]
     weights = torch.zeros(len(parts), requires_grad=True)
     noise = torch.tensor(-3.0, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, noise], max_iter=100, line_search_fn="strong_wolfe")
 
-    def log_posterior() -> Tensor:
-        mixed = sum(weight.exp() * part for weight, part in zip(weights, parts, strict=True))
+    def log_posterior(of: Sequence[Tensor]) -> Tensor:
+        mixed = sum(weight.exp() * part for weight, part in zip(weights, of, strict=True))
         return functional.log_softmax(mixed, 1)  # type: ignore[arg-type]
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        q, rate = log_posterior().exp(), torch.sigmoid(noise)
+        q, rate = log_posterior(some).exp(), torch.sigmoid(noise)
         value = -torch.log((1 - rate) * q.gather(1, chosen)[:, 0] + rate * (q * to_label).sum(1) + 1e-12).mean()
         value.backward()
         return value
 
     optimizer.step(loss)  # type: ignore[arg-type]
     with torch.no_grad():
-        return log_posterior().numpy(), float(torch.sigmoid(noise))
+        return log_posterior(parts).numpy(), float(torch.sigmoid(noise))

@@ -71,7 +71,7 @@ def make_findings(
     return Findings(
         mode,
         tuple(listed),
-        _conclusion(mode, n, threshold.flagged, threshold.expected_true, groups),
+        conclude(mode, n, threshold.flagged, threshold.expected_true, groups),
         tuple(class_names),
         typical,
         counts,
@@ -93,7 +93,8 @@ def require_features(features: np.ndarray) -> None:
         raise UserError(f"all {len(features)} images have the same features: there is nothing to tell them apart by")
 
 
-def _conclusion(mode: str, n: int, flagged: int, true: float | None, groups: tuple[Group, ...]) -> str:
+def conclude(mode: str, n: int, flagged: int, true: float | None, groups: tuple[Group, ...]) -> str:
+    """What was found in n images, in one sentence. true: the expected share of true finds among the flagged ones."""
     images, what = f"{n:,} images", "odd" if mode == "odd" else "wrong"
     first = f"{len(groups)} groups of images that do not belong together; " if groups else ""
     if not flagged:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.errors import UserError, unknown_name
 from find.findings import REVIEWS, Finding, Findings, Threshold
+from find.listing import conclude
 from find.text import plain_cell, visible
 
 
@@ -38,7 +39,7 @@ def apply(findings: Findings, reviews: Mapping[str, str]) -> Findings:
     """The findings as people corrected them.
 
     "keep": not flagged, probability 0. "wrong": flagged, probability 1. "unsure": as it was. Each bears its review.
-    The list is sorted anew, and its counts and threshold are those of the new list.
+    The list is sorted anew, and its counts, threshold and conclusion are those of the new list.
     """
     reviewed = [_reviewed(finding, reviews.get(visible(finding.path), finding.review)) for finding in findings.findings]
     reviewed.sort(key=lambda finding: -finding.probability)  # stable: equal ones stay in their order
@@ -49,8 +50,13 @@ def apply(findings: Findings, reviews: Mapping[str, str]) -> Findings:
         len(flagged),
         sum(flagged) / len(flagged) if flagged else None,
     )
+    n = findings.counts["images"]
     return dataclasses.replace(
-        findings, findings=tuple(reviewed), threshold=threshold, counts={**findings.counts, "flagged": len(flagged)}
+        findings,
+        findings=tuple(reviewed),
+        threshold=threshold,
+        counts={**findings.counts, "flagged": len(flagged)},
+        conclusion=conclude(findings.mode, n, len(flagged), threshold.expected_true, findings.groups),
     )
 
 

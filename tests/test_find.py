@@ -4,12 +4,18 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import find
 from common.errors import UserError
 from common.synthetic import make_store
+from find.classes import train_network, weigh
 from find.cli import main
+from find.scorers import from_head
+from train.config import Config
+from train.fit import fit
+from train.methods import build_method
 
 
 def clusters(classes, each, seed=0, dim=32):
@@ -80,5 +86,89 @@ def test_a_command_writes_the_page_and_its_tables(tmp_path, command):
 def test_a_reference_of_another_backbone_is_refused(tmp_path):
     store, other = make_store(tmp_path / "s.h5"), make_store(tmp_path / "t.h5", feature_dim=8)
     result = CliRunner().invoke(main, ["odd", str(store.path), "--reference", str(other.path)])
+    assert result.exit_code == 2
+    assert "backbone" in result.output
+
+
+def test_a_stranger_is_found_by_a_reference():
+    features, labels = clusters(6, 180)
+    new = np.arange(len(labels)) % 180 < 60
+    reference = features[~new], labels[~new]
+    folder = np.concatenate([features[new & (labels == 0)], features[new & (labels == 1)][:1]])
+    found = find.odd(folder, reference=reference)
+    assert [each.row for each in found.flagged] == [60]
+    assert found.calibration
+    assert found.settings["scores"] == "reference statistics"
+    assert not find.odd(folder[:-1], reference=reference).flagged
+
+
+@pytest.mark.parametrize("method", ["posterior", "deep_plda"])
+def test_a_stranger_is_found_by_a_head(method):
+    features, labels = clusters(6, 80)
+    head = build_method(Config(method), features.shape[1], 6)
+    train_network(Logits(head), torch.from_numpy(features), torch.from_numpy(labels), 0, False)
+    folder = features[labels == 0]
+    folder[-1] = features[labels == 3][0]
+    found = find.odd(folder, head=head, held_out=(features, labels))
+    assert found.findings[0].row == 79
+    assert found.findings[0].flagged
+    assert found.settings["scores"] == type(head).__name__
+
+
+class Logits(torch.nn.Module):
+    """A head as the loss on classes wants it: what it says of classes is all that it gives for an image."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def encode(self, features):
+        return self.head.class_logits(self.head.encode(features))
+
+    def seed_dropout(self, generator):
+        self.head.seed_dropout(generator)
+
+
+def test_a_head_for_sets_of_one_size_is_refused():
+    with pytest.raises(UserError, match="deep_plda"):
+        from_head(build_method(Config("mlp"), 32, 6))
+
+
+def test_three_subjects_in_one_folder_are_said_to_be_so():
+    features, labels = clusters(3, 40, dim=64)
+    found = find.odd(features)
+    assert [group.size for group in found.groups] == [40, 40, 40]
+    assert {frozenset(group.rows) for group in found.groups} == {
+        frozenset(np.flatnonzero(labels == label).tolist()) for label in range(3)
+    }
+    assert "3 groups" in found.conclusion
+
+
+@pytest.mark.parametrize(("to_similar", "low", "high"), [(True, 0.7, 1.0), (False, 0.0, 0.3)])
+def test_it_is_seen_where_wrong_labels_go(to_similar, low, high):
+    generator = np.random.default_rng(0)
+    true = np.repeat(np.arange(20), 100)
+    scores = generator.normal(size=(len(true), 20)).astype(np.float32)
+    rows = np.arange(len(true))
+    scores[rows, true] += 9
+    scores[rows, true ^ 1] += 4  # the class that is like it
+    given = true.copy()
+    bad = generator.random(len(true)) < 0.08
+    given[bad] = true[bad] ^ 1 if to_similar else (true[bad] + generator.integers(1, 20, bad.sum())) % 20
+    found = weigh([scores], given)
+    assert low <= found.near <= high
+    assert found.noise == pytest.approx(0.08, abs=0.02)
+    assert ((found.wrong(given) > 0.5) == bad).mean() > 0.99
+
+
+def test_a_head_of_another_backbone_is_refused_and_one_of_the_same_is_taken(tmp_path):
+    store = make_store(tmp_path / "s.h5", classes=4, train=40, test=20)
+    small = ["head.width=16", "head.hidden=16", "training.epochs=1"]
+    fit(Config.load(None, ["method=deep_plda", *small]), store, tmp_path / "run", lambda _: None)
+    command = ["odd", str(store.path), "--run", str(tmp_path / "run"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    other = make_store(tmp_path / "t.h5", feature_dim=8)
+    result = CliRunner().invoke(main, ["odd", str(other.path), "--run", str(tmp_path / "run")])
     assert result.exit_code == 2
     assert "backbone" in result.output
