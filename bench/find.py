@@ -124,7 +124,7 @@ def _version(name: str) -> str:
 
 def tables(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    parts = []
+    parts: list[str] = []
     if "audit" in report:
         parts.append(_audit_table(report["audit"]))
     if "odd" in report:

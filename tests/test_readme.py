@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.tables import MARKED, in_readme
+from bench.find import tables
+from bench.tables import MARKED, between, in_readme
 from common.synthetic import make_images
 
 ROOT = Path(__file__).parents[1]
@@ -74,3 +75,10 @@ def test_the_speeds_are_those_of_the_benchmark():
     report = json.loads((ROOT / "bench/report.json").read_text())
     assert MARKED.search(README)
     assert in_readme(README, report) == README, "`make log` writes the table"
+
+
+def test_the_tables_of_find_are_those_of_its_benchmark():
+    text = (ROOT / "docs/find.md").read_text()
+    made = tables(json.loads((ROOT / "bench/find.json").read_text()))
+    assert between(text, "find", made) == text, "`make log` writes the tables"
+    assert made in text
