@@ -9,6 +9,7 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw
 
+from common.errors import UserError
 from common.store import FeatureStore
 from find.findings import Finding, Findings
 
@@ -30,10 +31,12 @@ def main(
 ) -> None:
     """Draw findings of FOLDER, with the thumbnails of STORE."""
     found, store = Findings.read(folder), FeatureStore.open(store_path)
+    if store.thumbnails is None:
+        raise UserError(f"{store_path} has no thumbnails: extract it again")
+    thumbnails = store.thumbnails
     of_split = [each for each in found.findings if each.split == split and bool(each.duplicate_of) == pairs]
     cells = [
-        _cell(number, each, found, store.thumbnails)
-        for number, each in enumerate(of_split[first : first + count], first + 1)
+        _cell(number, each, found, thumbnails) for number, each in enumerate(of_split[first : first + count], first + 1)
     ]
     width, height = cells[0].width + GAP, cells[0].height + GAP
     sheet = Image.new("RGB", (width * columns, height * -(-len(cells) // columns)), "white")
