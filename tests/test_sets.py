@@ -271,9 +271,10 @@ def test_a_part_of_the_sets_is_without_an_anomaly():
     assert all(len(set(row)) == 6 for row in sets.rows.tolist())
 
 
-def test_sets_without_an_anomaly_need_one_more_image():
-    labels = np.repeat([0, 1], 5)
-    index = ClassIndex.build(np.arange(10), labels)
-    assert len(sample_sets(index, np.arange(10), labels, 6, np.random.default_rng(0))) == 10
-    with pytest.raises(UserError, match="need 6"):
-        sample_sets(index, np.arange(10), labels, 6, np.random.default_rng(0), without=0.1)
+def test_a_class_without_an_image_to_spare_keeps_its_anomalies():
+    labels = np.repeat([0, 1], [5, 6])
+    index = ClassIndex.build(np.arange(11), labels)
+    sets = sample_sets(index, np.arange(11).repeat(50), labels.repeat(50), 6, np.random.default_rng(0), without=0.5)
+    clean = sets.target == 6
+    assert set(sets.set_label[clean]) == {1}
+    assert 0.4 < clean[sets.set_label == 1].mean() < 0.6

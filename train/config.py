@@ -12,6 +12,7 @@ from train.methods import METHODS, method_class, parameters_of
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")
+RECOMMENDED = Path(__file__).with_name("recommended.toml")  # the config of `train fit` without one
 PLAN = "plan"  # the table of a config file that belongs to `train.log.plan`
 
 
@@ -125,8 +126,8 @@ class TrainingConfig:
     latter for methods that know classes.
     label_smoothing: of the classes.
     hard_pairs: part of the training sets whose anomaly is sure to be of the set's super-class, where that has others.
-    without_anomaly: part of the training sets whose anomaly is one more inlier; the target then is "none", a logit 0
-    beside those of the positions.
+    without_anomaly: part of the training sets whose anomaly is one more inlier, where the class has one to spare; the
+    target then is "none", a logit 0 beside those of the positions.
     mixed_classes: mixtures of two classes that join each batch as classes of their own (`train.mixing`); with
     images_per_class.
     learning_rate: the highest one, reached after warm-up; a cosine takes it down to 0 at the last step.
@@ -197,12 +198,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise unknown_name("method", self.method, METHODS)
-        group = self.training.images_per_class
-        inliers = self.data.set_size - (0 if self.training.without_anomaly else 1)
+        inliers, group = self.data.set_size - 1, self.training.images_per_class
         _require(
             group == 0 or group >= inliers,
             "training.images_per_class",
-            f"0 or at least {inliers}, the inliers of a set, which come from one group",
+            f"0 or at least data.set_size - 1 = {inliers}, the inliers of a set, which come from one group",
             group,
         )
 

@@ -91,12 +91,11 @@ def sample_sets(
 ) -> Sets:
     """One set around each anomaly (B,): another class, S - 1 distinct images of it, and a position, all uniform.
 
-    In `without` of the sets, a part from 0 to 1, an S-th image of that class takes the place of the anomaly.
-    `pairs` (C, C) changes how the class of the inliers (column) is drawn for the anomaly's (row): its rows are
-    probabilities, 0 on the diagonal. Raises UserError when a class of the index has too few images.
+    In `without` of the sets, a part from 0 to 1, another image of that class takes the place of the anomaly, where it
+    has one to spare. `pairs` (C, C) changes how the class of the inliers (column) is drawn for the anomaly's (row): its
+    rows are probabilities, 0 on the diagonal. Raises UserError when a class of the index has fewer than S - 1 images.
     """
-    drawn = set_size if without else set_size - 1
-    _require_images(index, drawn)
+    _require_images(index, set_size - 1)
     batch = len(anomaly_rows)
     own = np.searchsorted(index.classes, anomaly_labels)
     if pairs is None:
@@ -105,17 +104,18 @@ def sample_sets(
     else:
         below = pairs.cumsum(1)[own]
         other = (below <= generator.random((batch, 1)) * below[:, -1:]).sum(1)
-    inliers = index.rows[index.starts[other][:, None] + draw_distinct(generator, index.counts[other], drawn)]
+    drawn = draw_distinct(generator, index.counts[other], set_size - 1)
     target = generator.integers(set_size, size=batch)
-    odd = anomaly_rows
-    if without:
-        clean = generator.random(batch) < without
-        odd = np.where(clean, inliers[:, -1], anomaly_rows)
-        inliers = inliers[:, :-1]
     rows = np.empty((batch, set_size), np.int64)
-    rows[np.arange(set_size) != target[:, None]] = inliers.ravel()
-    rows[np.arange(batch), target] = odd
+    rows[np.arange(set_size) != target[:, None]] = index.rows[index.starts[other][:, None] + drawn].ravel()
+    rows[np.arange(batch), target] = anomaly_rows
     if without:
+        spare = index.counts[other] - (set_size - 1)
+        clean = (generator.random(batch) < without) & (spare > 0)
+        another = generator.integers(np.maximum(spare, 1))
+        for used in np.sort(drawn, 1).T:
+            another += another >= used
+        rows[clean, target[clean]] = index.rows[(index.starts[other] + another)[clean]]
         target = np.where(clean, set_size, target)
     return Sets(rows, target, index.classes[other], anomaly_labels)
 
@@ -158,7 +158,7 @@ def shared_batches(
     are spread evenly over the epoch. What is computed of an image serves all the sets that it is in, S of them.
     Raises UserError where a class has fewer than S - 1 images, or a batch has a single class.
     """
-    _require_images(index, set_size if without else set_size - 1)
+    _require_images(index, set_size - 1)
     groups, labels, times = [], [], []  # a group's time is when in the epoch it comes, from 0 to 1
     for label, start, count in zip(index.classes, index.starts, index.counts, strict=True):
         number = max(1, count // images_per_class)
