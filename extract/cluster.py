@@ -262,7 +262,7 @@ class Pool:
         if any(member.ready for member in self._members):
             self._served = now
         elif not self._members and (self._refused or now - self._served > PATIENCE):
-            reasons = f" ({'; '.join(self._refused.values())})" if self._refused else ""
+            reasons = f" ({'; '.join(sorted(self._refused.values()))})" if self._refused else ""
             raise UserError(f"no node of the cluster can be used{reasons}: {AGAIN}")
         elif now - self._served > PATIENCE:
             say("no worker has begun yet: the cluster is busy, or starts slowly")
