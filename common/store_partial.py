@@ -93,23 +93,21 @@ class StoreWriter:
                 self._begin()
             self.moved = self.discarded is None and begun["source"] != source
             self._file = (self.folder / FILE).open("r+b", buffering=0)
-            journal = read_journal(self._journal, plan["n"], plan["batch_size"])
-            self._digests = {
-                start: (stop, digest)
-                for start, (stop, digest) in journal.items()
-                if self._digest(self._read(start, stop)) == digest
-            }
+            # An array, because the memory must not grow with the work
+            self._digests = np.zeros((-(-plan["n"] // plan["batch_size"]), 32), np.uint8)
+            for start, (stop, digest) in read_journal(self._journal, plan["n"], plan["batch_size"]).items():
+                if self._digest(self._read(start, stop)) == digest:
+                    self._note(start, digest)
             self._write_journal()
 
     @property
     def done(self) -> dict[int, int]:
         """The ranges {start: stop} that are written."""
-        return {start: stop for start, (stop, _) in self._digests.items()}
+        return {start: self._stop_of(start) for start in self._starts(written=True)}
 
     def missing(self) -> list[int]:
         """The first rows of the batches that are not yet written."""
-        plan = self._content["plan"]
-        return [start for start in range(0, plan["n"], plan["batch_size"]) if start not in self._digests]
+        return self._starts(written=False)
 
     def keep(self, same: Callable[[int, np.ndarray], bool]) -> None:
         """Keep the batches whose images are the same though their files are not, and note the new source.
@@ -119,7 +117,7 @@ class StoreWriter:
         for start, stop in self.done.items():
             digests = self._read(start, stop)["image_sha256"]
             if not same(start, np.frombuffer(digests, np.uint8).reshape(-1, 32)):
-                del self._digests[start]
+                self._note(start, bytes(32).hex())
         with writing_to(self.target):
             self._write_journal()
             write_content(self.folder, self._content)
@@ -139,7 +137,7 @@ class StoreWriter:
             digest = self._digest({name: part.tobytes() for name, part in parts.items()})
             with self._journal.open("a", encoding="utf-8") as journal:
                 journal.write(journal_line(start, stop, digest))
-        self._digests[start] = stop, digest
+        self._note(start, digest)
 
     def array(self, name: str) -> np.ndarray:
         """The rows written so far, for what is derived from them at the end."""
@@ -158,8 +156,8 @@ class StoreWriter:
             raise ValueError(f"all batches must be written, {len(missing)} are missing")
         with writing_to(self.target):
             os.fsync(self._file.fileno())
-        for start, (stop, digest) in self._digests.items():
-            if self._digest(self._read(start, stop)) != digest:
+        for start, stop in self.done.items():
+            if self._digest(self._read(start, stop)) != self._noted(start):
                 raise UserError(
                     f"{self.target} was not put in place: images {start} to {stop - 1}, read back from the disk, are "
                     "not what was written. Check the disk and the memory, and run the same command again"
@@ -236,8 +234,19 @@ class StoreWriter:
         return hashlib.sha256(b"".join(parts[name] for name in self._layout)).hexdigest()
 
     def _write_journal(self) -> None:
-        lines = [journal_line(start, stop, digest) for start, (stop, digest) in self._digests.items()]
-        write_text(self._journal, "".join(lines))
+        write_text(self._journal, "".join(journal_line(a, b, self._noted(a)) for a, b in self.done.items()))
+
+    def _starts(self, written: bool) -> list[int]:
+        return (np.flatnonzero(self._digests.any(1) == written) * self._content["plan"]["batch_size"]).tolist()
+
+    def _stop_of(self, start: int) -> int:
+        return min(start + self._content["plan"]["batch_size"], self._content["plan"]["n"])
+
+    def _note(self, start: int, digest: str) -> None:
+        self._digests[start // self._content["plan"]["batch_size"]] = np.frombuffer(bytes.fromhex(digest), np.uint8)
+
+    def _noted(self, start: int) -> str:
+        return self._digests[start // self._content["plan"]["batch_size"]].tobytes().hex()
 
 
 def _read_or_nothing(file: FileIO, offset: int, size: int) -> bytes:
