@@ -58,12 +58,13 @@ def on_cluster(job: Extraction, begun: dict[str, Any], cluster: Cluster, ship_im
 
 @dataclass(eq=False)
 class Member:
-    """A worker of the pool; ready: it fulfils the terms; open: how many batches it has."""
+    """A worker of the pool; ready: it fulfils the terms; open: how many batches it has; end: why it ended."""
 
     actor: Any
     node: Node
     ready: bool = False
     open: int = 0
+    end: str = ""
 
 
 class Pool:
@@ -109,6 +110,9 @@ class Pool:
         self._terms = Terms(pinned, code_digest(), seen)
         for member in self._members:
             self._prepare(member)
+        while not any(member.ready for member in self._members):
+            for task in self._wait(list(self._tasks)):
+                self._result(task)
         nodes = len({member.node.id for member in self._members})
         say(f"{len(self._members)} workers on {nodes} node(s), {self._cluster.said}")
         self._begun = time.monotonic()
@@ -123,18 +127,14 @@ class Pool:
                 with watch.time("waiting"):
                     done = self._wait(list(self._tasks))
                 for task in done:
-                    member, start = self._tasks.pop(task)
-                    try:
-                        result = self._get(task)
-                    except self._ray.exceptions.RayError as error:
-                        self._lose(member, error)
-                        if start is not None:
-                            tries[start] += 1
-                            self._require_hope(start, tries[start], member, error)
-                            orders.again(start)
-                        continue
+                    member, start = self._tasks[task]
+                    result = self._result(task)
                     if start is None:
-                        self._take_in(member, *result)
+                        continue
+                    if result is None:
+                        tries[start] += 1
+                        self._require_hope(start, tries[start], member)
+                        orders.again(start)
                     elif (batch := self._take(member, result, unreadable)) is not None:
                         yield start, batch
 
@@ -220,23 +220,24 @@ class Pool:
         """A worker has ended; the first that knows of it says so."""
         if member not in self._members:
             return
+        member.end = reason_of(error)
         self._members.remove(member)
         with contextlib.suppress(Exception):  # it may be half alive
             self._ray.kill(member.actor)
         self._looked = time.monotonic()  # give a node that dies the time to be known as dead
         if member.ready:
-            say(f"a worker on node {member.node.name} ended ({reason_of(error)}): what it had is made again")
+            say(f"a worker on node {member.node.name} ended ({member.end}): what it had is made again")
             return
         self._failed_starts[member.node.id] += 1
         if self._failed_starts[member.node.id] == MAX_STARTS:
-            self._refuse(member.node, f"its workers end before they begin ({reason_of(error)})")
+            self._refuse(member.node, f"its workers end before they begin ({member.end})")
 
-    def _require_hope(self, start: int, tries: int, member: Member, error: Exception) -> None:
+    def _require_hope(self, start: int, tries: int, member: Member) -> None:
         if tries == MAX_TRIES:
             raise UserError(
                 f"{tries} workers ended while they had the batch of images from {start} on, the last on node "
-                f"{member.node.name} ({reason_of(error)}): give them more memory, or a smaller --batch-size"
-            ) from error
+                f"{member.node.name} ({member.end}): give them more memory, or a smaller --batch-size"
+            )
 
     def _hand_out(self, orders: "Orders") -> None:
         """Give each worker as many batches as it may have, those that have fewest first."""
@@ -272,6 +273,19 @@ class Pool:
             return []
         done, _ = self._ray.wait(tasks, num_returns=len(tasks), timeout=0)
         return done or self._ray.wait(tasks, num_returns=1, timeout=1)[0]
+
+    def _result(self, task: Any) -> Made | None:
+        """What a worker made, None for one that is prepared, and for one that has ended."""
+        member, start = self._tasks.pop(task)
+        try:
+            result = self._get(task)
+        except self._ray.exceptions.RayError as error:
+            self._lose(member, error)
+            return None
+        if start is not None:
+            return result
+        self._take_in(member, *result)
+        return None
 
     def _get(self, task: Any) -> Any:
         """The result of a task. Raises the worker's own UserError, and RayError where the worker ended."""
