@@ -114,6 +114,104 @@ def ceiling(rows: int, batch_size: int, cpus_per_worker: int) -> None:
         pool.close()
 
 
+@main.command()
+@click.option("--rows", default=1_000_000, show_default=True)
+def memory(rows: int) -> None:
+    """The memory of a driver for each row: while it hands out, and at most, when it finishes the store."""
+    import resource
+
+    from extract.identity import identity_of
+    from extract.pipeline import _whole
+    from extract.preprocessing import Preprocessing
+    from extract.reading import names_of
+    from extract.sources import ImageSource, make_splits
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    before = peak()
+    names = [f"train/n{row % 1000:08d}/n{row % 1000:08d}_{row:08d}.JPEG" for row in range(rows)]
+    is_test = np.arange(rows) % 20 == 0
+    splits = make_splits(np.arange(rows) % 1000, is_test, lambda i: np.zeros((1, 1, 3)), names)
+    source = ImageSource("many", [f"n{label}" for label in range(1000)], splits)
+    listed = names_of(source)
+    click.echo(f"handing out: {(peak() - before) / rows:.0f} bytes a row, names of {len(listed[0])}")
+    whole = _whole(source)
+    from types import SimpleNamespace
+
+    network = SimpleNamespace(layers={"last": 512}, name="", feature_dim=512, weights_sha256="", random_seed=None)
+    digests = np.zeros((rows, 32), np.uint8)
+    identity_of(source, network, Preprocessing(), "float32", digests)
+    size = sum(array.nbytes for array in whole.values())
+    click.echo(f"finishing: {(peak() - before) / rows:.0f} bytes a row, of them {size / rows:.0f} in arrays")
+
+
+@main.command()
+def costs() -> None:
+    """What one core takes for a digest, and for a photograph of 500 × 375 pixels."""
+    import io
+
+    import torch
+    from PIL import Image
+
+    from extract.decoding import read_image
+    from extract.preprocessing import Preprocessing
+
+    torch.set_num_threads(1)
+    block, started = bytes(4 << 20), time.perf_counter()
+    for _ in range(64):
+        hashlib.sha256(block)
+    click.echo(f"SHA-256: {64 * len(block) / 1e9 / (time.perf_counter() - started):.2f} GB/s")
+    noise = np.random.default_rng(0).normal(size=(375, 500, 3)).cumsum(0).cumsum(1)
+    pixels = (255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90)
+    preprocessing, started = Preprocessing(), time.perf_counter()
+    for _ in range(50):
+        preprocessing([read_image(Path("a.jpg"), data=file.getvalue())])
+    seconds = (time.perf_counter() - started) / 50
+    click.echo(f"a photograph of {len(file.getvalue()) / 1000:.0f} KB, decoded and resized: {1000 * seconds:.1f} ms")
+
+
+@main.command()
+@click.option("--core", default=35.0, show_default=True, help="Images a second of one core.")
+@click.option("--driver", default=30_000.0, show_default=True, help="Rows a second of one driver.")
+@click.option("--held", default=150.0, show_default=True, help="Bytes of memory a row while it hands out.")
+@click.option("--peak", default=385.0, show_default=True, help="Bytes of memory a row when it finishes.")
+@click.option("--photo", default=110.0, show_default=True, help="KB of a photograph that is brought to a worker.")
+@click.option("--sha", default=1.0, show_default=True, help="GB a second under a digest.")
+def table(core: float, driver: float, held: float, peak: float, photo: float, sha: float) -> None:
+    """The arithmetic for 60 thousand to 5 billion images, from what was measured."""
+    from common.store_format import MAX_HEADER
+    from common.store_schema import BLOCK_BYTES
+
+    row = sum(ROW.values()) + 64 + 1  # labels, indices, offsets, names of 39 bytes; split
+    click.echo("| | " + " | ".join(("60 thousand", "1.28 million", "100 million", "5 billion")) + " |")
+    click.echo("|---|---:|---:|---:|---:|")
+    for what, of_images in {
+        "compute, core-hours": lambda n: f"{n / core / 3600:,.1f}",
+        "cores that one driver keeps busy": lambda n: f"{driver / core:,.0f}",
+        "at least, with one driver": lambda n: _time(n / driver),
+        "disk, GB": lambda n: f"{n * row / 1e9:,.1f}",
+        "disk in bfloat16, GB": lambda n: f"{n * (row - 1024) / 1e9:,.1f}",
+        "network to the driver at its pace, MB/s": lambda n: f"{driver * sum(ROW.values()) / 1e6:,.0f}",
+        "images brought by --ship-images, GB": lambda n: f"{n * photo / 1e6:,.0f}",
+        "driver's memory while it hands out, GB": lambda n: f"{n * held / 1e9:,.1f}",
+        "driver's memory when it finishes, GB": lambda n: f"{n * peak / 1e9:,.1f}",
+        "finishing, three readings under a digest": lambda n: _time(3 * n * row / 1e9 / sha),
+        "header, MB": lambda n: f"{n * row / BLOCK_BYTES * 67 / 1e6:,.1f}",
+    }.items():
+        click.echo(f"| {what} | " + " | ".join(of_images(n) for n in (60_000, 1_280_000, 10**8, 5 * 10**9)) + " |")
+    click.echo(f"the header's limit: {MAX_HEADER / 67 * BLOCK_BYTES / row / 1e9:.1f} billion images")
+
+
+def _time(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.1f} s"
+
+
 class Zeros:
     """A worker that computes nothing: what `extract.worker.Worker` is to the driver."""
 
