@@ -9,7 +9,7 @@ from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
 from common.files import Busy, remove_leftovers
 from common.store import FeatureStore
-from train.config import Config, classes_from
+from train.config import RECOMMENDED, Config, classes_from
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,7 +19,7 @@ def main() -> None:
 
 @main.command("fit")
 @click.option("--store", "store_path", type=click.Path(path_type=Path), required=True, help="The feature store.")
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML file.  [default: the defaults]")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML file.  [default: the recommended recipe]")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key, such as head.layers=2.")
 @click.option("--classes", help="Class names separated by commas, or a file with one a line. As data.classes.")
 @click.option("--seed", type=click.IntRange(0), help="As training.seed.")
@@ -43,7 +43,7 @@ def fit_command(
     """
     extra = [] if seed is None else [f"training.seed={seed}"]
     extra += [] if device is None else [f"training.device={device}"]
-    config = Config.load(config_path, [*overrides, *extra])
+    config = Config.load(config_path or RECOMMENDED, [*overrides, *extra])
     if classes is not None:  # not by an override, which is split at commas: a class may have one in its name
         config = replace(config, data=replace(config.data, classes=classes_from(classes)))
     store = FeatureStore.open(store_path)

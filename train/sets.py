@@ -40,7 +40,7 @@ class ClassIndex:
 class Sets:
     """A batch of B sets.
 
-    rows: (B, S) int64, rows of the store. target: (B,) int64, the position of the anomaly.
+    rows: (B, S) int64, rows of the store. target: (B,) int64, the position of the anomaly; S where there is none.
     set_label, anomaly_label: (B,) int64, the class of the inliers and the class of the anomaly.
     """
 
@@ -87,11 +87,13 @@ def sample_sets(
     set_size: int,
     generator: np.random.Generator,
     pairs: np.ndarray | None = None,
+    without: float = 0.0,
 ) -> Sets:
     """One set around each anomaly (B,): another class, S - 1 distinct images of it, and a position, all uniform.
 
-    `pairs` (C, C) changes how the class of the inliers (column) is drawn for the anomaly's (row): its rows are
-    probabilities, 0 on the diagonal. Raises UserError when a class of the index has fewer than S - 1 images.
+    In `without` of the sets, a part from 0 to 1, another image of that class takes the place of the anomaly, where it
+    has one to spare. `pairs` (C, C) changes how the class of the inliers (column) is drawn for the anomaly's (row): its
+    rows are probabilities, 0 on the diagonal. Raises UserError when a class of the index has fewer than S - 1 images.
     """
     _require_images(index, set_size - 1)
     batch = len(anomaly_rows)
@@ -102,11 +104,19 @@ def sample_sets(
     else:
         below = pairs.cumsum(1)[own]
         other = (below <= generator.random((batch, 1)) * below[:, -1:]).sum(1)
-    inliers = index.rows[index.starts[other][:, None] + draw_distinct(generator, index.counts[other], set_size - 1)]
+    drawn = draw_distinct(generator, index.counts[other], set_size - 1)
     target = generator.integers(set_size, size=batch)
     rows = np.empty((batch, set_size), np.int64)
-    rows[np.arange(set_size) != target[:, None]] = inliers.ravel()
+    rows[np.arange(set_size) != target[:, None]] = index.rows[index.starts[other][:, None] + drawn].ravel()
     rows[np.arange(batch), target] = anomaly_rows
+    if without:
+        spare = index.counts[other] - (set_size - 1)
+        clean = (generator.random(batch) < without) & (spare > 0)
+        another = generator.integers(np.maximum(spare, 1))
+        for used in np.sort(drawn, 1).T:
+            another += another >= used
+        rows[clean, target[clean]] = index.rows[(index.starts[other] + another)[clean]]
+        target = np.where(clean, set_size, target)
     return Sets(rows, target, index.classes[other], anomaly_labels)
 
 
@@ -116,18 +126,19 @@ def training_batches(
     batch_size: int,
     generator: np.random.Generator,
     pairs: np.ndarray | None = None,
+    without: float = 0.0,
 ) -> Iterator[Sets]:
     """An epoch: every row of the index once as the anomaly, in random order, with fresh inliers, in batches.
 
-    `pairs` as in `sample_sets`. Sampled many batches at a time, but never more than about `SAMPLED_AT_ONCE` sets:
-    memory does not grow with them.
+    `pairs` and `without` as in `sample_sets`. Sampled many batches at a time, but never more than about
+    `SAMPLED_AT_ONCE` sets: memory does not grow with them.
     """
     order = generator.permutation(len(index.rows))
     labels = _labels(index)
     chunk = batch_size * max(1, SAMPLED_AT_ONCE // batch_size)
     for start in range(0, len(order), chunk):
         chosen = order[start : start + chunk]
-        sets = sample_sets(index, index.rows[chosen], labels[chosen], set_size, generator, pairs)
+        sets = sample_sets(index, index.rows[chosen], labels[chosen], set_size, generator, pairs, without)
         for first in range(0, len(sets), batch_size):
             yield sets[first : first + batch_size]
 
@@ -139,6 +150,7 @@ def shared_batches(
     images_per_class: int,
     generator: np.random.Generator,
     pairs: np.ndarray | None = None,
+    without: float = 0.0,
 ) -> Iterator[Sets]:
     """An epoch as of `training_batches`, but the inliers of a batch are images of that batch, too.
 
@@ -159,7 +171,7 @@ def shared_batches(
         row_labels = np.concatenate([np.full(len(groups[i]), labels[i]) for i in chosen])
         batch = ClassIndex.build(rows, row_labels, index.names)
         among = None if pairs is None else pairs[np.ix_(*[np.searchsorted(index.classes, batch.classes)] * 2)]
-        yield sample_sets(batch, batch.rows, _labels(batch), set_size, generator, among)
+        yield sample_sets(batch, batch.rows, _labels(batch), set_size, generator, among, without)
 
 
 def shared_steps(images: int, batch_size: int) -> int:

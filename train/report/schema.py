@@ -94,6 +94,7 @@ class Detection(Struct, frozen=True):
     detected: dict[str, float]
     auroc: dict[str, float]
     best_accuracy: BestThreshold
+    statistic: str = "contrast"
 
 
 class OtherSets(Struct, frozen=True):
