@@ -45,7 +45,7 @@ demo: $(READY)  ## the whole pipeline on bundled digits, offline, in a minute or
 	@store=$$($(PY) -m extract features --dataset digits --weights random --image-size 64) && \
 		$(PY) -m train fit --store "$$store" --config experiments/demo/config.toml
 
-features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBONE= IMAGE_SIZE= VIEWS= LAYERS= PRECISION= ENGINE= DEVICE=)
+features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBONE= IMAGE_SIZE= VIEWS= LAYERS= PRECISION= ENGINE= DEVICE=, RAY= a cluster)
 	@$(FEATURES)
 
 train: $(READY)  ## feature store → trained head, report, plots (CONFIG= SEED= SET= RUN=, and those of features)
@@ -60,7 +60,7 @@ odd: $(READY)  ## a folder of images → which do not belong? a page (IMAGES=, R
 audit: $(READY)  ## a folder of class folders → wrong labels, images of no class, duplicates: a page (IMAGES=)
 	@store=$$($(FEATURES)) && $(PY) -m find audit "$$store" --root "$(ROOT)"
 
-phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG= ONLY=, and those of features)
+phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG= ONLY= RAY=, and those of features)
 	@store=$$($(FEATURES)) && $(PY) -m train phase "$(CONFIG)" --store "$$store" $(if $(ONLY),--only "$(ONLY)") \
 		$(foreach pair,$(SET),--set "$(pair)") $(CLUSTER)
 

@@ -72,7 +72,7 @@ class Worker:
         except UserError as error:
             return "terms", error.message
         if engine is None:
-            return "terms", f'it cannot run the pinned engine, "{name}"'
+            return "terms", f'it cannot run the pinned engine, "{name}", with --engine {self._job.engine}'
         for name, digest in terms.seen.items():
             try:
                 found = pixel_digest(self._image(name, None))
