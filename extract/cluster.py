@@ -29,23 +29,12 @@ LOOK = 5.0  # seconds between two looks at which nodes there are
 PATIENCE = 60.0  # seconds without any worker until that is said, or is an error where none is on its way
 
 
-def on_nodes(device: str, cluster: Cluster) -> tuple[torch.device, Cluster]:
-    """The device of the workers as far as it is known before the nodes are, and the cluster with the GPUs for it.
-
-    Raises UserError for one that workers cannot share out.
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"with --ray, --device must be auto, cpu or cuda (Ray chooses which), got {device}")
-    wanted = {"auto": cluster.gpus, "cpu": 0.0, "cuda": cluster.gpus or 1.0}[device]
-    return torch.device("cpu" if device == "cpu" else "cuda"), replace(cluster, gpus=wanted)
-
-
 @contextlib.contextmanager
 def on_cluster(job: Extraction, begun: dict[str, Any], cluster: Cluster, ship_images: bool) -> Iterator["Pool"]:
     """The network of a job on a cluster. begun: the environment of what is gone on with, {} for none.
 
-    ship_images: workers do not see the files, so they are brought to them. Raises UserError, naming the node, where
-    one does not see them that should, or no node can do what is pinned.
+    ship_images: workers do not see the files. Raises UserError, naming the node, where one does not see them that
+    should, or no node can do what is pinned.
     """
     with connected(cluster) as ray:
         pool = Pool(ray, job, cluster, ship_images)
@@ -113,8 +102,8 @@ class Pool:
         while not any(member.ready for member in self._members):
             for task in self._wait(list(self._tasks)):
                 self._result(task)
-        nodes = len({member.node.id for member in self._members})
-        say(f"{len(self._members)} workers on {nodes} node(s), {self._cluster.said}")
+        on = {member.node.id for member in self._members}
+        say(f"{len(self._members)} workers on {len(on)} node(s), {self._cluster.said}")
         self._begun = time.monotonic()
 
     def batches(
@@ -173,25 +162,30 @@ class Pool:
         self._looked = time.monotonic()
 
     def _choose(self) -> dict[str, Any]:
-        """The environment that the first worker to answer chooses."""
+        """The environment that the first worker to answer chooses, of those that are like this process."""
         groups = sample_groups(self._job.source)
         sample = read_sample(self._job.source, groups, self._job.preprocessing, PER_CLASS)
         n, shipped = len(AllImages(self._job.source)), self._ray.put(None if sample is None else sample.numpy())
+        greetings: dict[Any, Member] = {}
         while True:
-            greetings = {member.actor.hello.remote(): member for member in self._members}
+            for member in self._members:
+                if member not in greetings.values():
+                    greetings[member.actor.hello.remote(code_digest(), versions())] = member
             for greeting in self._wait(list(greetings)):
-                member = greetings[greeting]
+                member = greetings.pop(greeting)
                 try:
-                    self._get(greeting)
-                    chosen = self._get(member.actor.choose.remote(n, len(groups), shipped))
+                    if difference := self._get(greeting):
+                        self._refuse(member.node, difference)
+                        continue
+                    environment, lines = self._get(member.actor.choose.remote(n, len(groups), shipped))
                 except UserError as error:
                     raise UserError(f"node {member.node.name}: {error.message}") from error
                 except self._ray.exceptions.RayError as error:
                     self._lose(member, error)
                     continue
-                for line in chosen[1]:
+                for line in lines:
                     say(f"{line} (on node {member.node.name}, for all)")
-                return chosen[0]
+                return environment
 
     def _prepare(self, member: Member) -> None:
         self._tasks[member.actor.prepare.remote(self._terms)] = member, None
@@ -239,7 +233,7 @@ class Pool:
                 f"{member.node.name} ({member.end}): give them more memory, or a smaller --batch-size"
             )
 
-    def _hand_out(self, orders: "Orders") -> None:
+    def _hand_out(self, orders: Orders) -> None:
         """Give each worker as many batches as it may have, those that have fewest first."""
         for open_ in range(OPEN):
             for member in self._members:
@@ -249,8 +243,8 @@ class Pool:
 
     def _take(self, member: Member, made: Made, unreadable: Unreadable) -> dict[str, Any] | None:
         member.open -= 1
+        folder = Path() if self._files is None else self._files.folder
         for row, reason in made.unreadable.items():
-            folder = Path() if self._files is None else self._files.folder
             unreadable.note(row, UnreadableImage(folder / unreadable.names[row], reason))
         if made.batch is not None:
             self._made[member.node.name] += len(made.batch["thumbnails"])

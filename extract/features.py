@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from common.cluster import Cluster
@@ -15,7 +16,6 @@ from common.store import DamagedStore, FeatureStore
 from common.store_partial import partial_folder
 from common.store_writer import name_arrays, write_store
 from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
-from extract.cluster import on_nodes
 from extract.decoding import printable
 from extract.network import Extraction
 from extract.pipeline import as_rows, as_text, busy, extract, identity, without_unreadable
@@ -85,6 +85,17 @@ def make_features(
     except UserError as error:  # such as a full disk: the store is what it was
         note = f"; this is not noted in it: {error.message}"
     return found, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
+
+
+def on_nodes(device: str, cluster: Cluster) -> tuple[torch.device, Cluster]:
+    """The device of the workers as far as it is known before the nodes are, and the cluster with the GPUs for it.
+
+    Raises UserError for one that workers cannot share out.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"with --ray, --device must be auto, cpu or cuda (Ray chooses which), got {device}")
+    wanted = {"auto": cluster.gpus, "cpu": 0.0, "cuda": cluster.gpus or 1.0}[device]
+    return torch.device("cpu" if device == "cpu" else "cuda"), replace(cluster, gpus=wanted)
 
 
 def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:

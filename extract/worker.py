@@ -45,8 +45,12 @@ class Worker:
         torch.set_num_threads(job.threads or 1)
         self._maker: BatchMaker | None = None
 
-    def hello(self) -> None:
-        """Answer as soon as it is there."""
+    def hello(self, code: str, pinned: dict[str, str]) -> str:
+        """Answer as soon as it is there: "", or in what it differs from this code and these versions."""
+        if code_digest() != code:
+            return "its version of this project is another one: install the same on all nodes"
+        differing = [f"{name} {version}" for name, version in versions().items() if pinned.get(name) != version]
+        return f"it has {', '.join(differing)}, and other versions are pinned" if differing else ""
 
     def choose(self, n: int, groups: int, sample: np.ndarray | None) -> tuple[dict[str, Any], list[str]]:
         """The environment that the fastest true engine here makes up, as `choose_engine`; and what is to be said."""
@@ -60,11 +64,8 @@ class Worker:
 
         That is "images", or "terms" for all else.
         """
-        if code_digest() != terms.code:
-            return "terms", "its version of this project is another one: install the same on all nodes"
-        for name, version in versions().items():
-            if (pinned := terms.environment["versions"].get(name)) != version:
-                return "terms", f"it has {name} {version}, and {pinned} is pinned"
+        if difference := self.hello(terms.code, terms.environment["versions"]):
+            return "terms", difference
         name = terms.environment["engine"]
         try:
             choose_device(str(self._job.device))

@@ -220,8 +220,8 @@ class Zeros:
 
         self._made = Made
 
-    def hello(self) -> None:
-        pass
+    def hello(self, *_) -> str:
+        return ""
 
     def choose(self, *_):
         from common.machine import versions

@@ -19,7 +19,9 @@ def main() -> None:
 
 @main.command("fit")
 @click.option("--store", "store_path", type=click.Path(path_type=Path), required=True, help="The feature store.")
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML file.  [default: the recommended recipe]")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="A TOML file.  [default: the recommended recipe]"
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key, such as head.layers=2.")
 @click.option("--classes", help="Class names separated by commas, or a file with one a line. As data.classes.")
 @click.option("--seed", type=click.IntRange(0), help="As training.seed.")
