@@ -278,3 +278,13 @@ def test_a_class_without_an_image_to_spare_keeps_its_anomalies():
     clean = sets.target == 6
     assert set(sets.set_label[clean]) == {1}
     assert 0.4 < clean[sets.set_label == 1].mean() < 0.6
+
+
+def test_groups_grow_with_the_sets_and_a_batch_of_one_class_is_refused():
+    labels = np.repeat([0, 1, 2], 30)
+    index = ClassIndex.build(np.arange(90), labels)
+    assert [len(sets) for sets in shared_batches(index, 16, 90, 5, np.random.default_rng(0))] == [90]
+    with pytest.raises(
+        UserError, match=r"raise training\.batch_size \(30\) or lower training\.images_per_class \(20\)"
+    ):
+        list(shared_batches(index, 6, 30, 20, np.random.default_rng(0)))

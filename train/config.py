@@ -121,7 +121,8 @@ class TrainingConfig:
     epochs: passes in which every training image is the anomaly once.
     batch_size: sets in a step.
     images_per_class: 0: the inliers of a set are any training images. Else the sets of a batch share its images, of
-    which there are groups of so many of a class; `batch_size` then is the number of images, too.
+    which there are groups of so many of a class, or S - 1 where that is more; `batch_size` then is the number of
+    images, too.
     set_loss, class_loss: weights of the cross-entropy over the positions of sets, and over the classes of images; the
     latter for methods that know classes.
     label_smoothing: of the classes.
@@ -198,13 +199,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise unknown_name("method", self.method, METHODS)
-        inliers, group = self.data.set_size - 1, self.training.images_per_class
-        _require(
-            group == 0 or group >= inliers,
-            "training.images_per_class",
-            f"0 or at least data.set_size - 1 = {inliers}, the inliers of a set, which come from one group",
-            group,
-        )
 
     @classmethod
     def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "Config":

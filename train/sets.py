@@ -154,14 +154,14 @@ def shared_batches(
 ) -> Iterator[Sets]:
     """An epoch as of `training_batches`, but the inliers of a batch are images of that batch, too.
 
-    So a batch has as many images as sets, about `batch_size`, in groups of at least `images_per_class` of a class, that
-    are spread evenly over the epoch. What is computed of an image serves all the sets that it is in, S of them.
+    So a batch has as many images as sets, about `batch_size`, in groups of at least `images_per_class` and S - 1 of a
+    class, that are spread evenly over the epoch. What is computed of an image serves all the sets that it is in.
     Raises UserError where a class has fewer than S - 1 images, or a batch has a single class.
     """
     _require_images(index, set_size - 1)
     groups, labels, times = [], [], []  # a group's time is when in the epoch it comes, from 0 to 1
     for label, start, count in zip(index.classes, index.starts, index.counts, strict=True):
-        number = max(1, count // images_per_class)
+        number = max(1, count // max(images_per_class, set_size - 1))
         groups += np.array_split(index.rows[start : start + count][generator.permutation(count)], number)
         labels += [label] * number
         times.append((np.arange(number) + generator.random(number)) / number)
@@ -169,6 +169,11 @@ def shared_batches(
     for chosen in np.array_split(order, shared_steps(len(index.rows), batch_size)):
         rows = np.concatenate([groups[i] for i in chosen])
         row_labels = np.concatenate([np.full(len(groups[i]), labels[i]) for i in chosen])
+        if (row_labels == row_labels[0]).all():
+            raise UserError(
+                f"a batch of {len(rows)} images that share their sets has one class: raise training.batch_size "
+                f"({batch_size}) or lower training.images_per_class ({images_per_class})"
+            )
         batch = ClassIndex.build(rows, row_labels, index.names)
         among = None if pairs is None else pairs[np.ix_(*[np.searchsorted(index.classes, batch.classes)] * 2)]
         yield sample_sets(batch, batch.rows, _labels(batch), set_size, generator, among, without)
