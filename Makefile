@@ -12,6 +12,10 @@ LAYERS ?= last
 PRECISION ?= float32
 ENGINE ?= auto
 DEVICE ?= auto
+RAY ?=
+CPUS_PER_WORKER ?=
+GPUS_PER_WORKER ?=
+SHIP_IMAGES ?=
 CONFIG ?=
 SEED ?=
 SET ?=
@@ -23,9 +27,11 @@ VENV := .venv
 READY := $(VENV)/.ready
 PY := $(VENV)/bin/python
 
+CLUSTER = $(if $(RAY),--ray "$(RAY)") $(if $(CPUS_PER_WORKER),--cpus-per-worker "$(CPUS_PER_WORKER)") \
+	$(if $(GPUS_PER_WORKER),--gpus-per-worker "$(GPUS_PER_WORKER)")
 FEATURES = $(PY) -m extract features --dataset "$(DATASET)" $(if $(ROOT),--root "$(ROOT)") --weights "$(WEIGHTS)" \
 	--backbone "$(BACKBONE)" $(if $(IMAGE_SIZE),--image-size "$(IMAGE_SIZE)") --views "$(VIEWS)" --layers "$(LAYERS)" \
-	--precision "$(PRECISION)" --engine "$(ENGINE)" --device "$(DEVICE)"
+	--precision "$(PRECISION)" --engine "$(ENGINE)" --device "$(DEVICE)" $(CLUSTER) $(if $(SHIP_IMAGES),--ship-images)
 FIT = $(PY) -m train fit $(if $(CONFIG),--config "$(CONFIG)") $(if $(SEED),--seed "$(SEED)") \
 	$(foreach pair,$(SET),--set "$(pair)") $(if $(RUN),--run "$(RUN)") --device "$(DEVICE)"
 
@@ -39,7 +45,7 @@ demo: $(READY)  ## the whole pipeline on bundled digits, offline, in a minute or
 	@store=$$($(PY) -m extract features --dataset digits --weights random --image-size 64) && \
 		$(PY) -m train fit --store "$$store" --config experiments/demo/config.toml
 
-features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBONE= IMAGE_SIZE= VIEWS= LAYERS= PRECISION= ENGINE= DEVICE=)
+features: $(READY)  ## images → feature store (DATASET= ROOT= WEIGHTS= BACKBONE= IMAGE_SIZE= VIEWS= LAYERS= PRECISION= ENGINE= DEVICE=, RAY= a cluster)
 	@$(FEATURES)
 
 train: $(READY)  ## feature store → trained head, report, plots (CONFIG= SEED= SET= RUN=, and those of features)
@@ -60,9 +66,9 @@ audit: $(READY)  ## a folder of class folders → wrong labels, images of no cla
 	$(HAVE_IMAGES)
 	@store=$$($(FEATURES)) && $(PY) -m find audit "$$store" --root "$(ROOT)"
 
-phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG= ONLY=, and those of features)
+phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG= ONLY= RAY=, and those of features)
 	@store=$$($(FEATURES)) && $(PY) -m train phase "$(CONFIG)" --store "$$store" $(if $(ONLY),--only "$(ONLY)") \
-		$(foreach pair,$(SET),--set "$(pair)")
+		$(foreach pair,$(SET),--set "$(pair)") $(CLUSTER)
 
 log: $(READY)  ## reports of finished runs, and of the benchmark → the experiment log, its charts, the README's tables
 	@$(PY) -m train log

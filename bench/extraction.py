@@ -12,8 +12,9 @@ from bench.timing import Work, measured
 from common.synthetic import make_images
 from extract.backbones import Backbone, load_backbone
 from extract.engines import Engine, NotHere, available, bfloat16, build_engine, float32, folded
-from extract.pipeline import Extraction, all_images, computed
+from extract.network import Extraction, computed
 from extract.preprocessing import Preprocessing
+from extract.reading import AllImages
 from extract.sources import load_source
 
 IMAGES = 128
@@ -29,7 +30,7 @@ def extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any]:
     source, preprocessing = load_source("imagefolder", root), Preprocessing()
     flops = flops_of(lambda: backbone.features(torch.zeros(1, 3, 224, 224)))
     engines, left_out = _engines(backbone)
-    images = all_images(source)[:IMAGES]
+    images = AllImages(source)[:IMAGES]
 
     def ours(engine: Engine) -> Work:
         job = Extraction(source, backbone, preprocessing, "float32", {}, 32, CPU)

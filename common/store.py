@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import mmap
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -48,6 +49,8 @@ __all__ = [
 ]
 
 ROOMY = 1 << 30
+# Room in the memory is not asked for in advance, which a store that is larger than the memory would not get
+NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 SMALL_ARRAYS = ("labels", "split", "image_index", "name_bytes", "name_offsets")
 
 
@@ -217,7 +220,13 @@ class FeatureStore:
     def array(self, name: str) -> np.ndarray:
         place = self.places[name]
         with reading(self.path, self.layout.stamp) as file:
-            return np.memmap(file, place.dtype, "c", place.offset, place.shape)
+            if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+                return np.memmap(file, place.dtype, "c", place.offset, place.shape)
+            start = place.offset - place.offset % mmap.ALLOCATIONGRANULARITY
+            how = {"flags": mmap.MAP_PRIVATE | NO_RESERVE, "prot": mmap.PROT_READ | mmap.PROT_WRITE, "offset": start}
+            return np.ndarray(
+                place.shape, place.dtype, mmap.mmap(file.fileno(), place.stop - start, **how), place.offset - start
+            )
 
 
 @contextlib.contextmanager

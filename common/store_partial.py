@@ -1,6 +1,7 @@
-"""A feature store under way: batch by batch into a partial folder, in the end at once into one HDF5 file.
+"""A feature store under way: batch by batch into a file in a partial folder, which in the end takes its place.
 
-The partial folder holds one raw file per array, a plan and a journal. It is private to one version of the code.
+In the file, the arrays that come in batches lie where they will stay; the rest is written last. Beside it are a plan
+and a journal. The folder is private to one version of the code.
 """
 
 import contextlib
@@ -17,12 +18,16 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.files import LOCK, canonical_json, exclusive, sha256_text, write_text, writing_to
-from common.store import VERSION, FeatureStore
-from common.store_format import read_at
-from common.store_writer import write_all, write_store
+from common.files import LOCK, canonical_json, exclusive, write_text, writing_to
+from common.store import FeatureStore
+from common.store_format import ArrayPlace, read_at
+from common.store_journal import journal_line, read_content, read_journal, write_content
+from common.store_writer import Layout, complete_store, places_of, write_all
 
-Layout = dict[str, tuple[str, tuple[int, ...]]]
+KIND = 3  # goes up when something else is in the folder
+FILE, KEPT = "store.h5", "kept.h5"
+BESIDE = 100  # bytes of an image for what is written last, its name above all
+ROWS = 1 << 14  # copied at a time, where rows are left out
 
 
 def partial_folder(store: Path) -> Path:
@@ -35,13 +40,13 @@ def read_progress(store: Path) -> tuple[int, int] | None:
     plan = read_plan(store)
     if not plan:
         return None
-    journal = _read_journal(partial_folder(store) / "journal.jsonl", plan["n"], plan["batch_size"])
+    journal = read_journal(partial_folder(store) / "journal.jsonl", plan["n"], plan["batch_size"])
     return sum(stop - start for start, (stop, _) in journal.items()), plan["n"]
 
 
 def read_plan(store: Path) -> dict[str, Any]:
     """The plan of a store under way, or {} when none is, or it is damaged."""
-    return _read_content(partial_folder(store)).get("plan", {})
+    return read_content(partial_folder(store)).get("plan", {})
 
 
 def clear_up(store: FeatureStore) -> None:
@@ -54,7 +59,7 @@ def clear_up(store: FeatureStore) -> None:
         folder = partial_folder(store.path)
         if leftovers:
             with exclusive(folder, "another process makes it", store.path):
-                content = _read_content(folder)
+                content = read_content(folder)
                 made = store.header["provenance"]["request"]
                 if content and {**content["plan"].get("request", {}), "fingerprint": content["source"]} == made:
                     _clear(folder)
@@ -65,7 +70,8 @@ class StoreWriter:
 
     `plan` is a JSON object that fixes the content; "n" in it is N, "batch_size" the rows of each batch but the last.
     A partial folder of another plan is discarded, and so is a damaged one; `discarded` then says why.
-    `layout` names the arrays that come in batches, {name: (dtype, shape)}. N is axis 1 of features, axis 0 of others.
+    `layout` names the arrays that come in batches, of `common.store_writer.BATCHED`. N is axis 1 of features, axis 0
+    of others.
     `source` is a sign of the files that rows are made from. Where another one is noted, `moved` is true: then `keep`
     must be asked before anything is written.
     `done` holds the ranges {start: stop} that are written.
@@ -78,31 +84,30 @@ class StoreWriter:
         self.folder = partial_folder(target)
         self._journal = self.folder / "journal.jsonl"
         self._layout = layout
-        self._content: dict[str, Any] = {"version": VERSION, "plan": plan, "layout": layout, "source": source}
+        self._places = places_of(layout)
+        self._content: dict[str, Any] = {"version": KIND, "plan": plan, "layout": layout, "source": source}
         with writing_to(target):
-            begun = _read_content(self.folder)
+            begun = read_content(self.folder)
             self.discarded = self._why_unusable(begun)
             if self.discarded is not None:
                 self._begin()
             self.moved = self.discarded is None and begun["source"] != source
-            self._files = {name: (self.folder / name).open("r+b", buffering=0) for name in layout}
-            journal = _read_journal(self._journal, plan["n"], plan["batch_size"])
-            self._digests = {
-                start: (stop, digest)
-                for start, (stop, digest) in journal.items()
-                if self._digest(self._read(start, stop)) == digest
-            }
+            self._file = (self.folder / FILE).open("r+b", buffering=0)
+            # An array, because the memory must not grow with the work
+            self._digests = np.zeros((-(-plan["n"] // plan["batch_size"]), 32), np.uint8)
+            for start, (stop, digest) in read_journal(self._journal, plan["n"], plan["batch_size"]).items():
+                if self._digest(self._read(start, stop)) == digest:
+                    self._note(start, digest)
             self._write_journal()
 
     @property
     def done(self) -> dict[int, int]:
         """The ranges {start: stop} that are written."""
-        return {start: stop for start, (stop, _) in self._digests.items()}
+        return {start: self._stop_of(start) for start in self._starts(written=True)}
 
     def missing(self) -> list[int]:
         """The first rows of the batches that are not yet written."""
-        plan = self._content["plan"]
-        return [start for start in range(0, plan["n"], plan["batch_size"]) if start not in self._digests]
+        return self._starts(written=False)
 
     def keep(self, same: Callable[[int, np.ndarray], bool]) -> None:
         """Keep the batches whose images are the same though their files are not, and note the new source.
@@ -112,10 +117,10 @@ class StoreWriter:
         for start, stop in self.done.items():
             digests = self._read(start, stop)["image_sha256"]
             if not same(start, np.frombuffer(digests, np.uint8).reshape(-1, 32)):
-                del self._digests[start]
+                self._note(start, bytes(32).hex())
         with writing_to(self.target):
             self._write_journal()
-            _write_content(self.folder, self._content)
+            write_content(self.folder, self._content)
         self.moved = False
 
     def write(self, start: int, batch: dict[str, np.ndarray]) -> None:
@@ -125,38 +130,62 @@ class StoreWriter:
         with writing_to(self.target):
             for name, part in parts.items():
                 for offset, rows in zip(
-                    self._offsets(name, start), part if name == "features" else [part], strict=True
+                    _offsets(name, self._places[name], start), part if name == "features" else [part], strict=True
                 ):
-                    self._files[name].seek(offset)
-                    write_all(self._files[name], rows)
+                    self._file.seek(offset)
+                    write_all(self._file, rows)
             digest = self._digest({name: part.tobytes() for name, part in parts.items()})
             with self._journal.open("a", encoding="utf-8") as journal:
-                journal.write(_journal_line(start, stop, digest))
-        self._digests[start] = stop, digest
+                journal.write(journal_line(start, stop, digest))
+        self._note(start, digest)
 
     def array(self, name: str) -> np.ndarray:
         """The rows written so far, for what is derived from them at the end."""
-        dtype, shape = self._layout[name]
-        return np.memmap(self.folder / name, dtype, "r", shape=shape)
+        place = self._places[name]
+        return np.memmap(self.folder / FILE, place.dtype, "r", place.offset, place.shape)
 
     def finish(
         self, header: dict[str, Any], whole: dict[str, np.ndarray], rows: np.ndarray | None = None
     ) -> FeatureStore:
-        """Write the HDF5 file from the batches and the arrays `whole`, put it in place, clear the partial folder.
+        """Complete the file with header and the arrays `whole`, put it in place, clear the partial folder.
 
-        rows: those of the batches that are kept, ascending; None for all.
+        rows: those of the batches that are kept, ascending; None for all, and then nothing that is written is copied.
+        Raises UserError where the disk does not give back what it was given, and as `write_store` does.
         """
         if missing := self.missing():
             raise ValueError(f"all batches must be written, {len(missing)} are missing")
-        arrays = {name: self.array(name) for name in self._layout}
-        if rows is not None:
-            arrays = {name: array.take(rows, axis=int(name == "features")) for name, array in arrays.items()}
-        write_store(self.target, header, {**arrays, **whole})
-        for file in self._files.values():
-            file.close()
+        with writing_to(self.target):
+            os.fsync(self._file.fileno())
+        for start, stop in self.done.items():
+            if self._digest(self._read(start, stop)) != self._noted(start):
+                raise UserError(
+                    f"{self.target} was not put in place: images {start} to {stop - 1}, read back from the disk, are "
+                    "not what was written. Check the disk and the memory, and run the same command again"
+                )
+        self._file.close()
+        file, layout = (FILE, self._layout) if rows is None else self._copy(rows)
+        complete_store(self.folder / file, self.target, header, layout, whole)
         with writing_to(self.target):
             _clear(self.folder)
         return FeatureStore.open(self.target)
+
+    def _copy(self, rows: np.ndarray) -> tuple[str, Layout]:
+        """Another file of some of the rows alone: moved within the first one, they could not be gone on with."""
+        layout: Layout = {}
+        for name, (dtype, shape) in self._layout.items():
+            axis = int(name == "features")
+            layout[name] = dtype, (*shape[:axis], len(rows), *shape[axis + 1 :])
+        places = places_of(layout)
+        with writing_to(self.target):
+            self._require_space(sum(place.nbytes for place in places.values()))
+            with (self.folder / KEPT).open("wb", buffering=0) as file:
+                for name, place in places.items():
+                    array = self.array(name) if name == "features" else self.array(name)[None]
+                    for view, offset in zip(array, _offsets(name, place, 0), strict=True):
+                        file.seek(offset)
+                        for start in range(0, len(rows), ROWS):
+                            write_all(file, view[rows[start : start + ROWS]])
+        return KEPT, layout
 
     def _why_unusable(self, begun: dict[str, Any]) -> str | None:
         """Why the folder cannot be gone on with, "" where there is nothing in it, None where it can."""
@@ -169,85 +198,55 @@ class StoreWriter:
             return "had another " + ", ".join(k for k in keys if begun["plan"].get(k) != wanted["plan"].get(k))
         if {**begun, "source": ""} != {**wanted, "source": ""}:
             return "is of another version"
-        for name, (dtype, shape) in self._layout.items():
-            path = self.folder / name
-            if not path.is_file() or path.stat().st_size != prod(shape) * np.dtype(dtype).itemsize:
-                return f"is damaged ({name} is missing or has another size)"
+        path = self.folder / FILE
+        if not path.is_file() or path.stat().st_size < self._stop:
+            return f"is damaged ({FILE} is missing or too short)"
         return None
+
+    @property
+    def _stop(self) -> int:
+        return max(place.stop for place in self._places.values())
 
     def _begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         _clear(self.folder)
-        sizes = {name: prod(shape) * np.dtype(dtype).itemsize for name, (dtype, shape) in self._layout.items()}
-        needed = 2 * sum(sizes.values())
+        self._require_space(self._stop + BESIDE * self._content["plan"]["n"])
+        with (self.folder / FILE).open("wb") as file:
+            _reserve(file.fileno(), self._stop)
+        write_content(self.folder, self._content)  # last: a folder with a plan has all its files
+
+    def _require_space(self, needed: int) -> None:
         if needed > shutil.disk_usage(self.folder).free:
             raise UserError(
-                f"no space for {self.target}: it needs {needed / 1e6:,.0f} MB while it is made; "
-                "free some, or choose another --store"
+                f"no space for {self.target}: it needs {needed / 1e6:,.0f} MB; free some, or choose another --store"
             )
-        for name, size in sizes.items():
-            with (self.folder / name).open("wb") as file:
-                _reserve(file.fileno(), size)
-        _write_content(self.folder, self._content)  # last: a folder with a plan has all its files
-
-    def _offsets(self, name: str, start: int) -> list[int]:
-        """Where row `start` begins in the file of an array, for each view."""
-        dtype, shape = self._layout[name]
-        views = shape[0] if name == "features" else 1
-        n, *row = shape[1:] if name == "features" else shape
-        width = prod(row) * np.dtype(dtype).itemsize
-        return [(view * n + start) * width for view in range(views)]
 
     def _read(self, start: int, stop: int) -> dict[str, bytes]:
         parts = {}
-        for name, file in self._files.items():
-            ranges = zip(self._offsets(name, start), self._offsets(name, stop), strict=True)
-            parts[name] = b"".join(_read_or_nothing(file, a, b - a) for a, b in ranges)
+        for name in self._layout:
+            ranges = zip(
+                _offsets(name, self._places[name], start), _offsets(name, self._places[name], stop), strict=True
+            )
+            parts[name] = b"".join(_read_or_nothing(self._file, a, b - a) for a, b in ranges)
         return parts
 
     def _digest(self, parts: dict[str, bytes]) -> str:
         return hashlib.sha256(b"".join(parts[name] for name in self._layout)).hexdigest()
 
     def _write_journal(self) -> None:
-        lines = [_journal_line(start, stop, digest) for start, (stop, digest) in self._digests.items()]
-        write_text(self._journal, "".join(lines))
+        write_text(self._journal, "".join(journal_line(a, b, self._noted(a)) for a, b in self.done.items()))
 
+    def _starts(self, written: bool) -> list[int]:
+        return (np.flatnonzero(self._digests.any(1) == written) * self._content["plan"]["batch_size"]).tolist()
 
-def _read_content(folder: Path) -> dict[str, Any]:
-    """What plan.json says, {} where it is missing or not what was written."""
-    try:
-        sealed = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-        content = sealed["content"]
-        return content if sealed["sha256"] == sha256_text(canonical_json(content)) else {}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return {}
+    def _stop_of(self, start: int) -> int:
+        return min(start + self._content["plan"]["batch_size"], self._content["plan"]["n"])
 
+    def _note(self, start: int, digest: str) -> None:
+        self._digests[start // self._content["plan"]["batch_size"]] = np.frombuffer(bytes.fromhex(digest), np.uint8)
 
-def _write_content(folder: Path, content: dict[str, Any]) -> None:
-    sealed = {"content": content, "sha256": sha256_text(canonical_json(content))}
-    write_text(folder / "plan.json", canonical_json(sealed))
-
-
-def _read_journal(journal: Path, n: int, batch_size: int) -> dict[int, tuple[int, str]]:
-    """The batches {start: (stop, digest)} that a journal notes; a line that is no batch of the plan is passed over."""
-    found = {}
-    try:
-        lines = journal.read_bytes().splitlines()
-    except OSError:
-        return {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            start, stop, digest = entry["start"], entry["stop"], entry["sha256"]
-        except (ValueError, TypeError, KeyError, RecursionError):  # such as the line that a kill cut off
-            continue
-        if type(start) is int and start in range(0, n, batch_size) and stop == min(start + batch_size, n):
-            found[start] = int(stop), digest
-    return found
-
-
-def _journal_line(start: int, stop: int, digest: str) -> str:
-    return canonical_json({"start": start, "stop": stop, "sha256": digest}) + "\n"
+    def _noted(self, start: int) -> str:
+        return self._digests[start // self._content["plan"]["batch_size"]].tobytes().hex()
 
 
 def _read_or_nothing(file: FileIO, offset: int, size: int) -> bytes:
@@ -255,6 +254,14 @@ def _read_or_nothing(file: FileIO, offset: int, size: int) -> bytes:
         return read_at(file, offset, size)
     except OSError:  # its digest then tells that it must be made again
         return b""
+
+
+def _offsets(name: str, place: ArrayPlace, row: int) -> list[int]:
+    """Where a row of an array begins in the file, for each view."""
+    views = place.shape[0] if name == "features" else 1
+    n, *rest = place.shape[1:] if name == "features" else place.shape
+    width = prod(rest) * np.dtype(place.dtype).itemsize
+    return [place.offset + (view * n + row) * width for view in range(views)]
 
 
 def _clear(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """What `docs/feature-store.md` asks of a header and its arrays: each violation is one sentence that names the key."""
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,7 +24,6 @@ ARRAYS: dict[str, tuple[tuple[str, ...], tuple[str | int | None, ...]]] = {
 }
 NAMES = ("name_bytes", "name_offsets")
 OPTIONAL = {"thumbnails", *NAMES}
-_SHA256 = re.compile("[0-9a-f]{64}").fullmatch
 
 
 def identity_digest(identity: dict[str, Any]) -> str:
@@ -149,12 +147,19 @@ def _check_blocks(header: dict[str, Any], places: dict[str, ArrayPlace]) -> None
     _require(set(blocks) == set(places), f'header "blocks" must name {", ".join(sorted(places))}', sorted(blocks))
     for name, place in places.items():
         digests, number = blocks[name], -(-place.nbytes // BLOCK_BYTES)
-        right = isinstance(digests, list) and len(digests) == number and all(map(_is_sha256, digests))
+        right = isinstance(digests, list) and len(digests) == number and _are_sha256(digests)
         _require(right, f'header "blocks.{name}" must be {number} SHA-256 digest(s)', digests)
 
 
 def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and bool(_SHA256(value))
+    return _are_sha256([value])
+
+
+def _are_sha256(values: list[Any]) -> bool:
+    # In a few passes over all of them: a store of 100 million rows has 100,000 digests
+    if set(map(type, values)) - {str} or set(map(len, values)) - {64}:
+        return False
+    return not "".join(values).encode("utf-8", "replace").translate(None, b"0123456789abcdef")
 
 
 def _are_layers(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from common.files import atomic_path, canonical_json, sha256_text
+from common.files import atomic_path, canonical_json, flush_folder, sha256_text, writing_to
 from common.store import FeatureStore, block_digests, identity_digest
 from common.store_format import (
     BLOCK,
@@ -29,6 +29,10 @@ from common.store_format import (
 from common.store_schema import BLOCK_BYTES, check_schema
 
 ALIGNMENT = 64
+# These come first in the file, so that their places are known, and they can be written, before anything else is
+BATCHED = ("features", "image_sha256", "thumbnails")
+
+Layout = dict[str, tuple[str, tuple[int, ...]]]  # {name: (dtype, shape)}
 
 
 def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
@@ -39,19 +43,50 @@ def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarr
     the key, when header or arrays are not as the specification says.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    around, places = _around(header, arrays)
+    with atomic_path(target) as temporary, temporary.open("wb", buffering=0) as file:
+        _write(file, {**around, **{places[name].offset: array for name, array in arrays.items()}})
+        _read_back(temporary, target, around[0])
+
+
+def complete_store(
+    path: Path, target: Path, header: dict[str, Any], there: Layout, arrays: dict[str, np.ndarray]
+) -> None:
+    """Make a store of a file that has the arrays `there` at their `places_of` already, and put it at `target`.
+
+    Nothing of these is copied. As `write_store` for the rest; until the file takes its place they stay as they are.
+    """
+    places = places_of(there)
+    mapped = {name: np.memmap(path, place.dtype, "r", place.offset, place.shape) for name, place in places.items()}
+    around, found = _around(header, {**mapped, **arrays})
+    if any(found[name] != place for name, place in places.items()):
+        raise ValueError(f"the arrays must lie where they are, at {places}, got {found}")
+    del mapped
+    with writing_to(target):
+        with path.open("r+b", buffering=0) as file:
+            _write(file, {**around, **{found[name].offset: array for name, array in arrays.items()}})
+        _read_back(path, target, around[0])
+        path.replace(target)
+        flush_folder(target.parent)
+
+
+def places_of(layout: Layout) -> dict[str, ArrayPlace]:
+    """Where arrays of `BATCHED` lie in a store, whatever else is in it."""
+    return _draw_up("{}", layout)[2]
+
+
+def _around(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[dict[int, Any], dict[str, ArrayPlace]]:
+    """All of the file that is no array's, by its offset, the first block at 0; and the places of the arrays."""
     blocks = {name: block_digests(array) for name, array in arrays.items()}
     sealed = {"identity_sha256": identity_digest(header["identity"]), "block_bytes": BLOCK_BYTES, "blocks": blocks}
     text = canonical_json({**header, **sealed})
-    memory, header_offset, places = _draw_up(text, arrays)
+    layout = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+    memory, header_offset, places = _draw_up(text, layout)
     size = memory.seek(0, os.SEEK_END)
     check_schema(VERSION, parse_json(text.encode(), "the header"), places)
     pieces = {start: memory.read_at(start, stop - start) for start, stop in gaps(places, size)}
     rest_sha256 = hashlib.sha256(b"".join(pieces.values())).hexdigest()
-    first = seal_block((header_offset, len(text.encode())), places, size, rest_sha256)
-    by_offset = {0: first, **pieces} | {places[name].offset: array for name, array in arrays.items()}
-    with atomic_path(target) as temporary:
-        _write(temporary, [by_offset[offset] for offset in sorted(by_offset)])
-        _read_back(temporary, target, first)
+    return {0: seal_block((header_offset, len(text.encode())), places, size, rest_sha256), **pieces}, places
 
 
 def name_arrays(names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -67,26 +102,35 @@ def name_arrays(names: Sequence[str]) -> dict[str, np.ndarray]:
     }
 
 
-def _draw_up(text: str, arrays: dict[str, np.ndarray]) -> tuple["_SparseFile", int, dict[str, ArrayPlace]]:
+def _draw_up(text: str, layout: Layout) -> tuple["_SparseFile", int, dict[str, ArrayPlace]]:
     """The file as HDF5 wants it, without the arrays' bytes; the offset of the header, and the places of the arrays."""
     import h5py
 
-    memory = _SparseFile()
+    memory, places = _SparseFile(), {}
     options = {"libver": ("v108", "v108"), "userblock_size": BLOCK, "meta_block_size": 1 << 14}
     with h5py.File(memory, "w", alignment_threshold=1, alignment_interval=ALIGNMENT, **options) as file:
         file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs["format_version"] = VERSION
         file.attrs["header_sha256"] = np.bytes_(sha256_text(text))
-        header_offset = file.create_dataset("header", data=np.bytes_(text.encode())).id.get_offset()
-        places = {}
-        for name, array in arrays.items():
+
+        def add(name: str) -> None:
+            dtype, shape = layout[name]
             plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
             plan.set_obj_track_times(False)
-            space = h5py.h5s.create_simple(array.shape)
-            dataset = h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(array.dtype), space, plan)
-            places[name] = ArrayPlace(array.dtype.str, array.shape, dataset.get_offset())
+            kind, space = h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple(shape)
+            dataset = h5py.h5d.create(file.id, name.encode(), kind, space, plan)
+            places[name] = ArrayPlace(dtype, shape, dataset.get_offset())
+
+        names = sorted(layout, key=[*BATCHED, *sorted(layout)].index)
+        for name in names:
+            if name in BATCHED:
+                add(name)
+        header_offset = file.create_dataset("header", data=np.bytes_(text.encode())).id.get_offset()
+        for name in names:
+            if name not in BATCHED:
+                add(name)
     return memory, header_offset, places
 
 
@@ -101,14 +145,15 @@ def write_all(file: io.FileIO, data: Any) -> None:
         left = left[file.write(left[:BLOCK_BYTES]) :]
 
 
-def _write(path: Path, pieces: list[bytes | np.ndarray]) -> None:
-    """Write the pieces one behind the other, and ask the system to put them on the disk."""
-    with path.open("wb", buffering=0) as file:
-        for piece in pieces:
-            write_all(file, piece)
-        os.fsync(file.fileno())
-        if hasattr(os, "posix_fadvise"):  # what is read back comes from the disk, where the system can do that
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+def _write(file: io.FileIO, pieces: dict[int, Any]) -> None:
+    """Write the pieces at their offsets, the last one being the end of the file, and have them put on the disk."""
+    for offset, piece in sorted(pieces.items()):
+        file.seek(offset)
+        write_all(file, piece)
+    file.truncate()
+    os.fsync(file.fileno())
+    if hasattr(os, "posix_fadvise"):  # what is read back comes from the disk, where the system can do that
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _read_back(temporary: Path, target: Path, first: bytes) -> None:

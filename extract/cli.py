@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
 from common.errors import UserError
 from common.store import SPLITS, FeatureStore
@@ -94,6 +95,8 @@ def main() -> None:
     "--store", type=click.Path(path_type=Path), default=None, help="Where to.  [default: data/features/<request>.h5]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace a store that holds something else.")
+@cluster_options
+@click.option("--ship-images", is_flag=True, help="Bring the images to workers that do not see them.")
 def features(
     store: Path | None,
     engine: str,
@@ -101,29 +104,38 @@ def features(
     device: str,
     overwrite: bool,
     list_left_out: bool,
+    ray: str | None,
+    cpus_per_worker: int | None,
+    gpus_per_worker: float | None,
+    ship_images: bool,
     **asked: Any,
 ) -> None:
     """Make a feature store, or say that it is up to date. Prints its path.
 
     An interrupted extraction goes on where it stopped when the same command is given again.
     """
-    asked_for = request(**asked)
-    store = store or asked_for.default_store()
+    cluster = asked_for(ray, cpus_per_worker, gpus_per_worker)
+    if ship_images and cluster is None:
+        raise UserError("--ship-images does nothing without --ray: leave it out, or give it")
+    wanted = request(**asked)
+    store = store or wanted.default_store()
     found = store_at(store, overwrite)
-    if found is not None and has_what_is_asked(found, asked_for.as_json()):
+    if found is not None and has_what_is_asked(found, wanted.as_json()):
         clear_up(found)
         click.echo(f"up to date: {store}", err=True)
     else:
         from extract.features import make_features
 
         _, line = make_features(
-            asked_for,
+            wanted,
             store,
             engine=engine,
             batch_size=batch_size,
             device=device,
             overwrite=overwrite,
             list_left_out=list_left_out,
+            cluster=cluster,
+            ship_images=ship_images,
         )
         click.echo(line or store_status(store)[1], err=True)
     click.echo(os.fsencode(store))

@@ -6,6 +6,7 @@ import importlib
 import io
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +65,31 @@ def why_no_image(name: str) -> str:
     return f"{suffix} (no image format)" if suffix else "without a suffix"
 
 
-def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode one file to RGB (H, W, 3) uint8 by the rule. Raises UnreadableImage, which names the file."""
+@dataclass(frozen=True)
+class Files:
+    """Image files, by their names below a folder."""
+
+    folder: Path
+    max_pixels: int = MAX_PIXELS
+
+    def read(self, name: str, data: bytes | None = None) -> np.ndarray:
+        """Decode one, as `read_image`."""
+        return read_image(self.folder / name, self.max_pixels, data)
+
+
+def read_image(path: Path, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> np.ndarray:
+    """Decode one file to RGB (H, W, 3) uint8 by the rule. Raises UnreadableImage, which names the file.
+
+    data: the bytes of the file, where they are at hand.
+    """
     from PIL import Image
 
+    content: Any = path if data is None else io.BytesIO(data)
     image_suffixes()  # registers the plugins
     if max_pixels > 2 * (Image.MAX_IMAGE_PIXELS or max_pixels):  # Pillow's own limit is twice this number
         Image.MAX_IMAGE_PIXELS = max_pixels
     try:
-        with Image.open(path) as image:
+        with Image.open(content) as image:
             if image.width * image.height > max_pixels:
                 raise UnreadableImage(path, too_large(max_pixels))
             return decode(image)
@@ -82,7 +99,8 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise UnreadableImage(path, too_large(max_pixels)) from error
     except Exception as error:  # decoders raise errors of any kind on a damaged file
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UnreadableImage(path, reason.split("\n", 1)[0].replace(f" {str(path)!r}", "")) from error
+        shown = repr(str(path) if data is None else content)  # Pillow names what it was given
+        raise UnreadableImage(path, reason.split("\n", 1)[0].replace(f" {shown}", "")) from error
 
 
 def too_large(max_pixels: int) -> str:

@@ -92,13 +92,13 @@ class OpenVinoEngine:
 
     CHUNK = 16  # images at a time: their activations stay in the cache
 
-    def __init__(self, arithmetic: Arithmetic, image_size: int):
+    def __init__(self, arithmetic: Arithmetic, image_size: int, threads: int | None = None):
         self.name = f"openvino {arithmetic.name}"
         self.precision = arithmetic.precision
         self._requests = []
         example = torch.zeros(self.CHUNK, 3, image_size, image_size)
         for module, low in arithmetic.parts:
-            compiled = _compile(module, example, low)
+            compiled = _compile(module, example, low, threads)
             executed = _executed_precisions(compiled)
             if executed - {"f32", "bf16"} or ("bf16" in executed) != low:
                 raise NotHere(f"{self.name} computes in {', '.join(sorted(executed))} on this machine")
@@ -121,7 +121,7 @@ class OpenVinoEngine:
         return x[:n].reshape(n, -1).copy()
 
 
-def _compile(module: nn.Module, example: Tensor, low: bool) -> Any:
+def _compile(module: nn.Module, example: Tensor, low: bool, threads: int | None) -> Any:
     """An OpenVINO model of the example's shape. Raises NotHere where OpenVINO cannot run it."""
     import openvino
 
@@ -129,7 +129,9 @@ def _compile(module: nn.Module, example: Tensor, low: bool) -> Any:
         warnings.simplefilter("ignore")  # of the tracer: branches that depend on the shape, which is fixed
         model = openvino.convert_model(module, example_input=example)
         model.reshape(list(example.shape))
-    options = {"INFERENCE_PRECISION_HINT": "bf16" if low else "f32", "PERFORMANCE_HINT": "LATENCY"}
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "bf16" if low else "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads is not None:
+        options["INFERENCE_NUM_THREADS"] = threads
     try:
         return openvino.Core().compile_model(model, "CPU", options)
     except RuntimeError as error:
@@ -164,10 +166,15 @@ def gains_from_bfloat16(kind: str, device: torch.device) -> bool:
     return True
 
 
-def build_engine(kind: str, arithmetic: Arithmetic, device: torch.device, image_size: int) -> Engine:
-    """An engine that executes this arithmetic. Raises NotHere where this machine has none."""
+def build_engine(
+    kind: str, arithmetic: Arithmetic, device: torch.device, image_size: int, threads: int | None = None
+) -> Engine:
+    """An engine that executes this arithmetic. Raises NotHere where this machine has none.
+
+    threads: of OpenVINO, which does not follow torch's.
+    """
     if kind == "openvino":
-        return OpenVinoEngine(arithmetic, image_size)
+        return OpenVinoEngine(arithmetic, image_size, threads)
     if arithmetic.precision == "bfloat16" and not fast_bfloat16(device):
         raise NotHere("torch only emulates bfloat16 on this machine")
     return TorchEngine(arithmetic, device)

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from common.cluster import Cluster
 from common.errors import UserError
 from common.files import exclusive
 from common.machine import choose_device
@@ -15,21 +17,22 @@ from common.store_partial import partial_folder
 from common.store_writer import name_arrays, write_store
 from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
 from extract.decoding import printable
-from extract.pipeline import Extraction, as_rows, as_text, busy, extract, identity, without_unreadable
+from extract.network import Extraction
+from extract.pipeline import as_rows, as_text, busy, extract, identity, without_unreadable
 from extract.preprocessing import parse_views
 from extract.progress import bar_of, say
-from extract.reading import Unreadable, all_images, digests_of, names_of
+from extract.reading import AllImages, Unreadable, digests_of, names_of
 from extract.request import Request, has_what_is_asked, request, require_identity, store_at
 from extract.sources import ImageSource, left_out_line, load_source
 
-MAKING = {"engine", "batch_size", "device", "overwrite", "list_left_out"}
+MAKING = {"engine", "batch_size", "device", "overwrite", "list_left_out", "cluster", "ship_images"}
 
 
 def features(root: Path | str, store: Path | str, dataset: str = "imagefolder", **options: Any) -> FeatureStore:
     """The feature store of the images at `root`, made at `store` now, or the one that is there for the same request.
 
     options: those of `python -m extract features`, such as backbone="resnet50" or on_error="skip", of
-    `extract.request.request`; and engine, batch_size, device, overwrite of `make_features`. Raises UserError as that.
+    `extract.request.request`; and those of `make_features`. Raises UserError as that.
     """
     how = {name: options.pop(name) for name in MAKING & options.keys()}
     asked, target = request(dataset, Path(root), **options), Path(store)
@@ -48,15 +51,18 @@ def make_features(
     device: str = "auto",
     overwrite: bool = False,
     list_left_out: bool = False,
+    cluster: Cluster | None = None,
+    ship_images: bool = False,
 ) -> tuple[FeatureStore, str]:
     """The store of what is asked for at `target`, made now if need be; and a line that says what was done.
 
+    cluster: where the network is to be at work, None for this process; ship_images: its nodes do not see the files.
     Raises UserError for bad input, when `target` holds features of something else and must not be overwritten, and as
     `extract` does.
     """
     found = None if overwrite else store_at(target, overwrite)
     views, layers = parse_views(request.views), parse_layers(request.layers)
-    chosen = choose_device(device)
+    chosen, cluster = on_nodes(device, cluster) if cluster else (choose_device(device), None)
     backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size, layers)
     source = load_source(request.dataset, request.root, request.reading)
     preprocessing = preprocessing_of(request.backbone, request.image_size, views)
@@ -66,7 +72,7 @@ def make_features(
     on_error = request.reading.on_error
     job = Extraction(source, backbone, preprocessing, request.precision, wanted, batch_size, chosen, engine, on_error)
     if found is None:
-        return extract(job, target), ""
+        return extract(job, target, cluster, ship_images), ""
     if found.identity["precision"] == "float32":  # as true as bfloat16 may be
         job = replace(job, precision="float32")
     job, image_sha256 = readable(job)
@@ -81,12 +87,23 @@ def make_features(
     return found, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
 
 
+def on_nodes(device: str, cluster: Cluster) -> tuple[torch.device, Cluster]:
+    """The device of the workers as far as it is known before the nodes are, and the cluster with the GPUs for it.
+
+    Raises UserError for one that workers cannot share out.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"with --ray, --device must be auto, cpu or cuda (Ray chooses which), got {device}")
+    wanted = {"auto": cluster.gpus, "cpu": 0.0, "cuda": cluster.gpus or 1.0}[device]
+    return torch.device("cpu" if device == "cpu" else "cuda"), replace(cluster, gpus=wanted)
+
+
 def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
     """The same without the images that cannot be read, and the digests (N, 32) of the others.
 
     Raises UserError, which names them, where they must not be skipped.
     """
-    images, unreadable = all_images(job.source), Unreadable(names_of(job.source), say)
+    images, unreadable = AllImages(job.source), Unreadable(names_of(job.source), say)
     digests = as_rows(list(tqdm(digests_of(images, unreadable), total=len(images), **bar_of("comparing images"))))
     if unreadable.reasons and job.on_error == "fail":
         raise unreadable.error()

@@ -87,6 +87,7 @@ class EngineChoice:
     device: torch.device
     image_size: int
     wanted: str = "auto"
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if not self._kinds():
@@ -161,7 +162,7 @@ class EngineChoice:
 
     def _build(self, kind: str, arithmetic: Arithmetic) -> Engine | None:
         try:
-            return build_engine(kind, arithmetic, self.device, self.image_size)
+            return build_engine(kind, arithmetic, self.device, self.image_size, self.threads)
         except NotHere:
             return None
 

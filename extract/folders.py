@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import canonical_json, sha256_text
-from extract.decoding import printable, read_image, why_no_image
+from extract.decoding import Files, printable, why_no_image
 from extract.sources import UNLABELLED, ImageSource, Reading, make_splits, split_by_class
 
 VALIDATION = ("val", "valid", "validation")
@@ -62,8 +62,9 @@ class ImageFolder:
         else:
             is_test, note = split_by_class(labels, class_names, reading.test_fraction)
             notes.append(note)
-        splits = make_splits(labels, is_test, _reader(root, names, reading), names)
-        return ImageSource(str(root), class_names, splits, left_out, notes)
+        files = Files(root, reading.max_pixels)
+        splits = make_splits(labels, is_test, lambda i: files.read(names[i]), names)
+        return ImageSource(str(root), class_names, splits, left_out, notes, files)
 
     def fingerprint(self, root: Path) -> str:
         return stamps_digest(root)
@@ -82,9 +83,10 @@ class Folder:
         names = sorted((item.name for item in listing if not item.reason), key=os.path.split)
         if not names:
             raise UserError(f"there is no image at or below {root}: give --root a folder with images")
-        splits = make_splits([0] * len(names), np.zeros(len(names), bool), _reader(root, names, reading), names)
+        files = Files(root, reading.max_pixels)
+        splits = make_splits([0] * len(names), np.zeros(len(names), bool), lambda i: files.read(names[i]), names)
         left_out = [(item.name, item.reason) for item in listing if item.reason]
-        return ImageSource(str(root), [UNLABELLED], splits, left_out)
+        return ImageSource(str(root), [UNLABELLED], splits, left_out, files=files)
 
     def fingerprint(self, root: Path) -> str:
         return stamps_digest(root)
@@ -140,10 +142,6 @@ def unique_class_names(folders: list[str]) -> list[str]:
         if names.count(name) > 1:
             raise UserError(f'there are two classes "{name}": give one of them another name')
     return names
-
-
-def _reader(root: Path, names: list[str], reading: Reading):
-    return lambda i: read_image(root / names[i], reading.max_pixels)
 
 
 def _require_folder(root: Path) -> None:

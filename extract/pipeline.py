@@ -1,118 +1,55 @@
 """The way of the images: read → preprocess → frozen backbone → feature store, each image once, resumable by batch."""
 
-import os
+import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
+from common.cluster import Cluster
 from common.command_line import keeping
 from common.files import exclusive
-from common.machine import versions
-from common.store import SPLITS, FeatureStore, check_features
+from common.store import SPLITS, FeatureStore
 from common.store_partial import StoreWriter, partial_folder, read_plan
 from common.store_schema import STORED_AS
 from common.store_writer import name_arrays
-from extract.backbones import Backbone
+from extract.cluster import on_cluster
 from extract.decoding import UnreadableImage, printable
-from extract.engines import Engine
-from extract.fidelity import PER_CLASS, EngineChoice
 from extract.identity import identity_of
-from extract.preprocessing import Preprocessing
-from extract.progress import Stopwatch, ahead, bar_of, say
-from extract.reading import (
-    THUMBNAIL,
-    Unreadable,
-    all_images,
-    digests_of,
-    names_of,
-    read_batch,
-    read_sample,
-    sample_rows,
-    without,
-)
+from extract.network import Extraction, Here, Network
+from extract.progress import Stopwatch, bar_of, say
+from extract.reading import THUMBNAIL, AllImages, Unreadable, digests_of, names_of, without
 from extract.sources import ImageSource
 
-MIN_GAIN = 20  # choosing an engine takes as long as a few passes of its sample: fewer images are not worth it
 
-
-@dataclass(frozen=True)
-class Extraction:
-    """All that fixes the features, and how to compute them.
-
-    `precision` is the lowest one that is allowed: "bfloat16" may end in float32, where that is as fast or nothing else
-    is true. `request` is what the user asked for, as JSON, with a cheap fingerprint of the images: by it an unchanged
-    request is recognised without reading them. on_error: "fail" or "skip" images that cannot be read.
-    """
-
-    source: ImageSource
-    backbone: Backbone
-    preprocessing: Preprocessing
-    precision: str
-    request: dict[str, Any]
-    batch_size: int
-    device: torch.device
-    engine: str = "auto"
-    on_error: str = "fail"
-
-
-def extract(job: Extraction, target: Path) -> FeatureStore:
+def extract(job: Extraction, target: Path, cluster: Cluster | None = None, ship_images: bool = False) -> FeatureStore:
     """Make the store at `target`, or go on with one that was interrupted, and return it.
 
+    cluster: where the network is to be at work, None for this process; ship_images: its nodes do not see the files.
     Raises UserError for unreadable images, when all others are done, non-finite features, a target that cannot be
-    written, and while another process is at work on the same target.
+    written, while another process is at work on the same target, and as `on_cluster` does.
     """
-    with exclusive(partial_folder(target), busy(target), target):
-        images = all_images(job.source)
-        engine, environment = _engine(job, target)
-        job = replace(job, precision=engine.precision)  # from here on what is executed, no longer what was asked for
-        writer = _writer(job, target, environment)
+    with exclusive(partial_folder(target), busy(target), target), contextlib.ExitStack() as stack:
+        begun = read_plan(target).get("environment", {})
+        network: Network
+        if cluster is None:
+            network = Here(job, begun)
+        else:
+            network = stack.enter_context(on_cluster(job, begun, cluster, ship_images))
+        job = replace(job, precision=network.precision)  # from here on what is executed, no longer what was asked for
+        images = AllImages(job.source)
+        writer = _writer(job, target, network.environment)
         _keep_what_is_sound(writer, images)
         unreadable = Unreadable(names_of(job.source), say)
         with keeping(lambda: f"{sum(b - a for a, b in writer.done.items()):,} of {len(images):,} images are kept"):
-            _fill(job, writer, engine, images, unreadable)
+            _fill(writer, network, unreadable)
+            stack.close()
             if unreadable.reasons and job.on_error == "fail":
                 raise unreadable.error()
-            return _finish(job, writer, environment, unreadable)
-
-
-def computed(
-    job: Extraction,
-    engine: Engine,
-    images: list,
-    starts: Iterable[int],
-    watch: Stopwatch | None = None,
-    unreadable: Unreadable | None = None,
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """For each start the arrays of its batch of `images`, the next batches being read meanwhile.
-
-    A batch with an image that cannot be read is left out, unless such images are to be skipped.
-    """
-    watch = watch or Stopwatch()
-    unreadable = unreadable or Unreadable(names_of(job.source), say)
-    pool = ThreadPoolExecutor(os.cpu_count())
-
-    def read(start: int) -> tuple[int, dict[str, Any]]:
-        with watch.time("reading"):
-            batch = read_batch(pool, images[start : start + job.batch_size], start, job.preprocessing, unreadable)
-            batch["uploaded"] = [engine.upload(view) for view in batch.pop("images")]
-            return start, batch
-
-    try:
-        for start, batch in ahead(read, starts):
-            if job.on_error == "fail" and not batch["image_sha256"].any(1).all():
-                continue
-            with watch.time("network"):
-                batch["features"] = _features(job, engine, batch.pop("uploaded"), start)
-            yield start, batch
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+            return _finish(job, writer, network.environment, unreadable)
 
 
 def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> StoreWriter:
@@ -136,7 +73,7 @@ def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> Store
     return writer
 
 
-def _keep_what_is_sound(writer: StoreWriter, images: list) -> None:
+def _keep_what_is_sound(writer: StoreWriter, images: AllImages) -> None:
     """Where files have changed since their batch was written, an image was repaired, say, the pixels decide."""
     begun = len(writer.done)
     if writer.moved:
@@ -158,21 +95,21 @@ def _keep_what_is_sound(writer: StoreWriter, images: list) -> None:
         )
 
 
-def _fill(job: Extraction, writer: StoreWriter, engine: Engine, images: list, unreadable: Unreadable) -> None:
-    watch, starts = Stopwatch(), writer.missing()
+def _fill(writer: StoreWriter, network: Network, unreadable: Unreadable) -> None:
+    watch, starts, n = Stopwatch(), writer.missing(), len(unreadable.names)
     done = sum(stop - start for start, stop in writer.done.items())
-    with tqdm(total=len(images), initial=done, **bar_of("extracting")) as bar:
-        for start, batch in computed(job, engine, images, starts, watch, unreadable):
+    with tqdm(total=n, initial=done, **bar_of("extracting")) as bar:
+        for start, batch in network.batches(starts, unreadable, watch):
             with watch.time("writing"):
                 writer.write(start, batch)
             bar.update(len(batch["thumbnails"]))
     if starts:
-        say(watch.line(len(images) - done))
+        say(watch.line(n - done) + network.closing())
 
 
 def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], unreadable: Unreadable) -> FeatureStore:
     digests = np.array(writer.array("image_sha256"))
-    images, skipped = all_images(job.source), []
+    images, skipped = AllImages(job.source), []
     for row in np.flatnonzero(~digests.any(1)).tolist():
         if row not in unreadable.reasons:  # an earlier process met it
             try:
@@ -206,14 +143,6 @@ def _account(source: ImageSource) -> dict[str, Any]:
     return {key: value for key, value in {"layout": source.notes, "left_out": reasons}.items() if value}
 
 
-def _features(job: Extraction, engine: Engine, views: list, start: int) -> np.ndarray:
-    """Uploaded images of each view → (V, B, D) in the precision of the store."""
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and the check says so
-        features = np.stack([engine.features(view) for view in views]).astype(STORED_AS[job.precision])
-    check_features(features, job.backbone.feature_dim, f"images {start} to {start + features.shape[1] - 1}")
-    return features
-
-
 def _header(job: Extraction, image_sha256: np.ndarray, environment: dict[str, Any]) -> dict[str, Any]:
     superclass_names, class_superclass = job.source.superclasses()
     return {
@@ -244,29 +173,6 @@ def _whole(source: ImageSource) -> dict[str, np.ndarray]:
 
 def identity(job: Extraction, image_sha256: np.ndarray) -> dict[str, Any]:
     return identity_of(job.source, job.backbone, job.preprocessing, job.precision, image_sha256)
-
-
-def _engine(job: Extraction, target: Path) -> tuple[Engine, dict[str, Any]]:
-    """The engine, and the part of the plan and of the provenance that it makes up."""
-    environment: dict[str, Any] = {"device": job.device.type, "versions": versions()}
-    choice = EngineChoice(job.backbone, job.precision, job.device, job.preprocessing.image_size, job.engine)
-    begun = read_plan(target).get("environment", {})
-    if begun and {**begun, **environment} == begun and (engine := choice.named(begun["engine"])):
-        return engine, begun  # another measurement might choose another one
-    if job.precision != "float32" and not choice.low_kinds:
-        say("bfloat16 is not faster than float32 on this machine: computing in float32")
-    n = sum(len(split.labels) for split in job.source.splits.values())
-    groups = sample_rows(job.source.splits["train"].labels, PER_CLASS)
-    worth_it = n >= MIN_GAIN * PER_CLASS * len(groups) or not choice.reference_will_do()
-    sample = read_sample(job.source, groups, job.preprocessing, PER_CLASS) if worth_it else None
-    if sample is not None:
-        engine, fidelity = choice.fastest(sample)
-        if choice.low_kinds and engine.precision == "float32":
-            say("no engine is true enough, and faster, in bfloat16: computing in float32")
-    else:
-        engine, fidelity = choice.reference(), {}
-    say(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()))
-    return engine, {"engine": engine.name, "fidelity": fidelity, **environment}
 
 
 def as_rows(digests: list[bytes]) -> np.ndarray:

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 PREFETCHED = 2  # batches
-STAGES = ("reading", "network", "writing")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,7 +45,7 @@ class Stopwatch:
     """Seconds by stage. Reading runs beside the others, so the sum may exceed the time that passes."""
 
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        self.seconds: dict[str, float] = defaultdict(float)
         self._started = time.perf_counter()
 
     @contextlib.contextmanager

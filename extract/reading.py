@@ -1,10 +1,11 @@
 """Reading: images decoded by many threads → batches for the network, and a list of what cannot be read."""
 
+import bisect
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -52,9 +53,23 @@ class Unreadable:
         )
 
 
-def all_images(source: ImageSource) -> list[Image]:
-    """(image function, index) of every image, in the order of the rows: train, then test."""
-    return [(source.splits[name].image, i) for name in SPLITS for i in range(len(source.splits[name].labels))]
+class AllImages(Sequence[Image]):
+    """(image function, index) of every image, in the order of the rows: train, then test. Takes no room, whatever N."""
+
+    def __init__(self, source: ImageSource):
+        self._splits = [source.splits[name] for name in SPLITS]
+        self._starts = np.cumsum([0, *(len(split.labels) for split in self._splits)]).tolist()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[each] for each in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        number = bisect.bisect_right(self._starts, row) - 1
+        return self._splits[number].image, row - self._starts[number]
 
 
 def names_of(source: ImageSource) -> list[str]:
@@ -77,7 +92,7 @@ def without(source: ImageSource, rows: np.ndarray) -> ImageSource:
         start += n
     if not sum(len(split.labels) for split in splits.values()):
         raise UserError(f"none of the {start} images of {source.name} can be read")
-    left = ImageSource(source.name, source.class_names, splits, source.left_out, source.notes)
+    left = replace(source, splits=splits)
     left.check()
     return left
 

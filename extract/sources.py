@@ -12,7 +12,7 @@ import numpy as np
 
 from common.errors import UserError, unknown_name
 from common.store import SPLITS
-from extract.decoding import MAX_PIXELS, RULE, printable
+from extract.decoding import MAX_PIXELS, RULE, Files, printable
 
 # name: where its kind lives; nothing is imported before it is asked for
 SOURCES = {
@@ -58,6 +58,7 @@ class ImageSource:
     """A data set of images: a `Split` for each of `SPLITS`, the class names, and super-classes where they are known.
 
     left_out: the files that are no images of it, as (name, reason). notes: what was decided about its layout.
+    files: where its images are files, what reads them by the names of the splits: another machine may do that, too.
     """
 
     name: str
@@ -65,6 +66,7 @@ class ImageSource:
     splits: dict[str, Split]
     left_out: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    files: Files | None = None
 
     def check(self) -> None:
         """Raise UserError when labelled images are of fewer than 2 classes, or a class has none in a split."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import canonical_json, sha256_text
-from extract.decoding import read_image
+from extract.decoding import Files
 from extract.folders import VALIDATION, unique_class_names
 from extract.sources import ImageSource, Reading, make_splits, split_by_class
 
@@ -54,8 +54,9 @@ class Csv:
             rows, labels = [rows[i] for i in used], labels[used]
             is_test = np.array([row.split == test for row in rows], bool)
         names = [row.path for row in rows]
-        splits_ = make_splits(labels, is_test, lambda i: read_image(root.parent / names[i], reading.max_pixels), names)
-        return ImageSource(str(root), class_names, splits_, left_out, notes)
+        files = Files(root.parent, reading.max_pixels)
+        splits_ = make_splits(labels, is_test, lambda i: files.read(names[i]), names)
+        return ImageSource(str(root), class_names, splits_, left_out, notes, files)
 
     def fingerprint(self, root: Path) -> str:
         stamps = []

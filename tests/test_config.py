@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common import config
 from common.errors import UserError
-from train.config import Config, classes_from, require_effective
+from train.config import RECOMMENDED, Config, classes_from, require_effective
 from train.log.plan import Plan, planned_configs
 from train.methods import METHODS, method_class, parameters_of
 
@@ -59,6 +59,8 @@ OTHER = {
     "head.standardise": "true",
     "head.hidden": "64",
     "head.inducing": "8",
+    "head.members": "3",
+    "head.bayes": "false",
     "distance.metric": "l2",
     "distance.leave_one_out": "false",
     "distance.neighbours": "9",
@@ -71,6 +73,7 @@ OTHER = {
     "training.class_loss": "1",
     "training.label_smoothing": "0.1",
     "training.hard_pairs": "0.5",
+    "training.without_anomaly": "0.2",
     "training.mixed_classes": "9",
     "training.learning_rate": "1e-3",
     "training.weight_decay": "0",
@@ -331,7 +334,7 @@ def test_broken_and_missing_files(tmp_path):
         ("distance.neighbours=0", "distance.neighbours must be at least 1, got 0"),
         ("head.inducing=0", "head.inducing must be at least 1, got 0"),
         ("method=transfomer", 'unknown method "transfomer": did you mean "transformer"?'),
-        ("head.layers=0", "head.layers must be at least 1, got 0"),
+        ("head.layers=-1", "head.layers must be at least 0, got -1"),
         ("head.heads=3", "head.width must be a multiple of head.heads (3), got 256"),
         ("head.heads=0", "head.heads must be at least 1, got 0"),
         ("head.dropout=1", "head.dropout must be at least 0 and less than 1, got 1.0"),
@@ -456,14 +459,13 @@ def test_a_mistake_in_a_plan_is_one_sentence(tmp_path, plan, part):
     assert part in caught.value.message
 
 
-def test_groups_that_cannot_fill_a_set_are_refused_before_work_begins():
-    with pytest.raises(
-        UserError, match=r"training\.images_per_class must be 0 or at least data\.set_size - 1 = 9.*got 3"
-    ):
-        Config.load(None, ["training.images_per_class=3"])
-    assert Config.load(None, ["training.images_per_class=3", "data.set_size=4"]).training.images_per_class == 3
-
-
 def test_many_class_names_are_no_path_that_is_too_long():
     names = tuple(f"class{number}" for number in range(100))
     assert classes_from(",".join(names)) == names
+
+
+def test_the_recommended_recipe_is_that_of_phase_5():
+    phase5 = Path(__file__).parents[1] / "experiments" / "phase5" / "config.toml"
+    recommended = Config.load(RECOMMENDED)
+    assert recommended == Config.load(phase5)
+    assert recommended.method == "posterior_transformer"

@@ -20,7 +20,7 @@ from train.methods import METHODS, build_method, depends_on_seed, method_class, 
 from train.methods.base import Standardise
 from train.methods.knn import NearestNeighbours
 from train.methods.random import Random
-from train.task import prepare
+from train.task import Inputs, prepare
 
 TINY = [
     "head.width=16",
@@ -32,7 +32,17 @@ TINY = [
 ]
 DIM, CLASSES = 12, 7
 ONE_SIZE = ("dummy", "mlp")  # they have weights of each position
-LEARNED = ("dummy", "mlp", "shared_mlp", "deepsets", "set_transformer", "deep_plda", "posterior", "transformer")
+LEARNED = (
+    "dummy",
+    "mlp",
+    "shared_mlp",
+    "deepsets",
+    "set_transformer",
+    "deep_plda",
+    "posterior",
+    "transformer",
+    "posterior_transformer",
+)
 EQUIVARIANT = [name for name in METHODS if name not in ("random", *ONE_SIZE)]
 CLOSED_FORM = {
     **{
@@ -103,6 +113,7 @@ INITIAL = {
     "deep_plda": "16b619ab99022b73",
     "posterior": "c93f53695f632519",
     "transformer": "75968c589177650d",
+    "posterior_transformer": "abf4979b10eca944",
 }
 
 
@@ -213,11 +224,14 @@ def test_an_item_is_judged_by_its_company_but_for_the_shared_mlp(fitted, name, s
 def test_every_parameter_learns(name):
     method = build(name).train()
     method.seed_dropout(torch.Generator().manual_seed(0))
-    encoded = method.encode(some())
-    loss = cross_entropy(method.compare(encoded), torch.tensor([0, 5, 9]))
-    of_classes = method.class_logits(encoded.flatten(0, 1))
+    if name == "posterior_transformer":  # what is added to Bayes' rule begins as nothing
+        torch.nn.init.normal_(method.classifier.weight, generator=torch.Generator().manual_seed(0))
+    items = torch.arange(30).view(3, 10)
+    inputs = Inputs(some().flatten(0, 1), torch.arange(30) % CLASSES, items, torch.tensor([0, 5, 9]), torch.arange(30))
+    scores, of_classes, labels = method.training_outputs(inputs)
+    loss = cross_entropy(scores, inputs.target)
     if of_classes is not None:
-        loss = loss + cross_entropy(of_classes, torch.arange(30) % CLASSES)
+        loss = loss + cross_entropy(of_classes, labels)
     loss.backward()
     silent = [key for key, parameter in method.named_parameters() if not parameter.grad.abs().max() > 1e-8]
     # The softmax over a set does not see what is added to all its logits

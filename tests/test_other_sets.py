@@ -51,6 +51,16 @@ def test_an_oracle_is_right_at_every_size_and_about_any_number_of_anomalies(orac
         assert (found.auroc_within_sets, found.precision_at_k, found.n) == (1, 1, 480)
 
 
+def test_log_odds_tell_sets_apart_that_stand_out_alike():
+    rng = np.random.default_rng(0)
+    clean = rng.normal(size=(300, 10))
+    sets = {0: clean, 1: rng.normal(size=(300, 10)) + 5}  # every score higher, none stands out
+    found = measure_detection(sets, sets)
+    assert (found.statistic, found.auroc["1"], found.best_accuracy.accuracy) == ("log-odds", 1, 1)
+    peaked = {k: scores + k * (9 * np.eye(10)[0] - 12) for k, scores in {0: clean, 1: clean}.items()}
+    assert measure_detection(peaked, peaked).statistic == "contrast"
+
+
 def test_an_oracle_tells_that_there_is_no_anomaly(oracle):
     found = oracle.detection
     assert (found.n, found.false_alarms) == (480, 0)
@@ -128,6 +138,7 @@ def test_the_threshold_lets_five_percent_of_the_clean_validation_sets_through():
     val, test = ({k: generator.normal(size=(2000, 10)) for k in (0, 1)} for _ in range(2))
     for scores in (val, test):
         scores[1][:, 3] += 3
+        scores[1] -= 2  # no log-odds: they would say "none" of these
     found = measure_detection(val, test)
     assert np.mean(contrast(val[0]) > found.threshold) == pytest.approx(0.05, abs=1e-3)
     assert found.false_alarms == np.mean(contrast(test[0]) > found.threshold) == pytest.approx(0.05, abs=0.02)

@@ -10,11 +10,12 @@ from common.errors import UserError
 from common.files import exclusive
 from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images
-from extract import engines, pipeline
+from extract import engines, network
 from extract.backbones import load_backbone
 from extract.features import identity_of_pixels
 from extract.fidelity import EngineChoice
-from extract.pipeline import Extraction, extract
+from extract.network import Extraction
+from extract.pipeline import extract
 from extract.preprocessing import Preprocessing
 from extract.progress import ahead
 from extract.sources import load_source, pixel_digest
@@ -137,7 +138,7 @@ def test_the_identity_follows_pixels_and_weights_not_paths(extraction, tmp_path)
 def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_path, monkeypatch):
     expected = hashlib.sha256(extract(extraction, tmp_path / "whole.h5").path.read_bytes()).hexdigest()
     computed = []
-    features = pipeline._features
+    features = network.features_of
 
     def interrupted(job, engine, views, start):
         computed.append(start)
@@ -145,7 +146,7 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_pat
             raise KeyboardInterrupt
         return features(job, engine, views, start)
 
-    monkeypatch.setattr(pipeline, "_features", interrupted)
+    monkeypatch.setattr(network, "features_of", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             extract(extraction, tmp_path / "s.h5")
@@ -164,7 +165,7 @@ def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(
     whole = extract(half, tmp_path / "whole.h5")
     assert whole.header["provenance"]["engine"] == name
     assert whole.header["provenance"]["fidelity"]["cosine"] == 1.0
-    features = pipeline._features
+    features = network.features_of
     stops = [32]
 
     def interrupted(job, engine, views, start):
@@ -173,7 +174,7 @@ def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(
             raise KeyboardInterrupt
         return features(job, engine, views, start)
 
-    monkeypatch.setattr(pipeline, "_features", interrupted)
+    monkeypatch.setattr(network, "features_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         extract(half, tmp_path / "s.h5")
     assert chosen == [(30, 3, 32, 32)] * 2

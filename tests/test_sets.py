@@ -255,3 +255,36 @@ def test_a_scarce_class_is_called_by_its_name():
         evaluation_sets(ClassIndex.build(rows, labels, ["a", "tench, Tinca tinca", "c"]), 6, 0)
     with pytest.raises(UserError, match='class "b" has 3 images in the train split'):
         split_validation(rows, labels, 0.1, 6, 0, ["a", "b", "c"])
+
+
+def test_a_part_of_the_sets_is_without_an_anomaly():
+    labels = np.repeat([3, 5, 8], 40)
+    index = ClassIndex.build(np.arange(120), labels)
+    sets = sample_sets(index, np.arange(120).repeat(20), labels.repeat(20), 6, np.random.default_rng(0), without=0.25)
+    clean = sets.target == 6
+    assert 0.22 < clean.mean() < 0.28
+    of = labels[sets.rows]
+    assert (of[clean] == sets.set_label[clean, None]).all()
+    is_anomaly = np.arange(6) == sets.target[:, None]
+    assert (of[~is_anomaly] == np.broadcast_to(sets.set_label[:, None], of.shape)[~is_anomaly]).all()
+    assert (of[is_anomaly] == sets.anomaly_label[~clean]).all()
+    assert all(len(set(row)) == 6 for row in sets.rows.tolist())
+
+
+def test_a_class_without_an_image_to_spare_keeps_its_anomalies():
+    labels = np.repeat([0, 1], [5, 6])
+    index = ClassIndex.build(np.arange(11), labels)
+    sets = sample_sets(index, np.arange(11).repeat(50), labels.repeat(50), 6, np.random.default_rng(0), without=0.5)
+    clean = sets.target == 6
+    assert set(sets.set_label[clean]) == {1}
+    assert 0.4 < clean[sets.set_label == 1].mean() < 0.6
+
+
+def test_groups_grow_with_the_sets_and_a_batch_of_one_class_is_refused():
+    labels = np.repeat([0, 1, 2], 30)
+    index = ClassIndex.build(np.arange(90), labels)
+    assert [len(sets) for sets in shared_batches(index, 16, 90, 5, np.random.default_rng(0))] == [90]
+    with pytest.raises(
+        UserError, match=r"raise training\.batch_size \(30\) or lower training\.images_per_class \(20\)"
+    ):
+        list(shared_batches(index, 6, 30, 20, np.random.default_rng(0)))

@@ -11,7 +11,8 @@ import pytest
 from common.errors import UserError
 from common.files import exclusive
 from common.store import FeatureStore
-from common.store_partial import StoreWriter, clear_up, partial_folder, read_plan, read_progress
+from common.store_partial import FILE, StoreWriter, clear_up, partial_folder, read_plan, read_progress
+from common.store_writer import places_of, write_store
 from common.synthetic import make_header
 
 N, DIM, BATCH = 18, 3, 5
@@ -127,11 +128,11 @@ DAMAGE = {
     "the journal is deep": lambda f: edit(f / "journal.jsonl", lambda text: "[" * 100_000 + "\n" + text),
     "the journal is not UTF-8": lambda f: (f / "journal.jsonl").write_bytes(b"\xff\xfe\x00"),
     "the journal is missing": lambda f: (f / "journal.jsonl").unlink(),
-    "a byte of an array changed": lambda f: flip(f / "features", 3),
-    "an array is missing": lambda f: (f / "features").unlink(),
-    "an array is short": lambda f: os.truncate(f / "image_sha256", 10),
-    "an array is long": lambda f: os.truncate(f / "image_sha256", 10**6),
-    "an array is a folder": lambda f: ((f / "features").unlink(), (f / "features").mkdir()),
+    "a byte of an array changed": lambda f: flip(f / FILE, places_of(LAYOUT)["features"].offset + 3),
+    "the file is missing": lambda f: (f / FILE).unlink(),
+    "the file is short": lambda f: os.truncate(f / FILE, 10),
+    "the file is long": lambda f: os.truncate(f / FILE, 10**6),
+    "the file is a folder": lambda f: ((f / FILE).unlink(), (f / FILE).mkdir()),
     "the plan is missing": lambda f: (f / "plan.json").unlink(),
     "the plan is empty": lambda f: (f / "plan.json").write_text(""),
     "the plan is a list": lambda f: (f / "plan.json").write_text('[1, {"n": 18}, {}]'),
@@ -140,6 +141,8 @@ DAMAGE = {
     "a byte of the plan changed": lambda f: edit(f / "plan.json", lambda text: text.replace('"n":18', '"n":17')),
     "something else is there": lambda f: (f / "else").write_text(""),
 }
+
+UNUSABLE = ("the file is missing", "the file is short", "the file is a folder")
 
 
 def edit(file: Path, change):
@@ -161,7 +164,7 @@ def test_a_damaged_partial_folder_loses_no_more_than_what_is_damaged(path, expec
     read_progress(path)
     read_plan(path)
     resumed = writer(path)
-    if damage.startswith(("the plan", "a byte of the plan")) or "an array is" in damage:
+    if damage.startswith(("the plan", "a byte of the plan")) or damage in UNUSABLE:
         assert "damaged" in resumed.discarded
         assert resumed.done == {}
     else:
@@ -170,6 +173,41 @@ def test_a_damaged_partial_folder_loses_no_more_than_what_is_damaged(path, expec
         assert len(resumed.done) >= 3 - lost
     assert complete(resumed).path.read_bytes() == expected
     FeatureStore.open(path).verify()
+
+
+def test_finishing_copies_nothing_that_is_there(path, expected):
+    w = writer(path)
+    for start in w.missing():
+        write(w, start)
+    there = (partial_folder(path) / FILE).stat().st_ino
+    assert w.finish(HEADER, WHOLE).path.stat().st_ino == there
+    arrays = {"features": FEATURES, "image_sha256": DIGESTS, **WHOLE}
+    write_store(path, HEADER, dict(reversed(arrays.items())))
+    assert path.read_bytes() == expected  # which way it was written cannot be told
+
+
+def test_rows_that_are_left_out_make_the_store_of_the_others(path, monkeypatch):
+    monkeypatch.setattr("common.store_partial.ROWS", 4)
+    w = writer(path)
+    for start in w.missing():
+        write(w, start)
+    rows = np.delete(np.arange(N), [2, 17])
+    some = {name: array[rows] for name, array in WHOLE.items()}
+    found = w.finish(HEADER, some, rows).path.read_bytes()
+    write_store(path, HEADER, {"features": FEATURES[:, rows], "image_sha256": DIGESTS[rows], **some})
+    assert path.read_bytes() == found
+    assert list(partial_folder(path).iterdir()) == []
+
+
+def test_what_the_disk_does_not_give_back_is_not_put_in_place(path, expected):
+    w = writer(path)
+    for start in w.missing():
+        write(w, start)
+    flip(partial_folder(path) / FILE, places_of(LAYOUT)["image_sha256"].offset + 6 * 32)
+    with pytest.raises(UserError, match="images 5 to 9, read back from the disk"):
+        w.finish(HEADER, WHOLE)
+    assert not path.exists()
+    assert complete(writer(path)).path.read_bytes() == expected
 
 
 def test_a_partial_folder_that_is_a_file_is_refused(path):

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import click
 
+from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
 from common.files import Busy, remove_leftovers
 from common.store import FeatureStore
-from train.config import Config, classes_from
+from train.config import RECOMMENDED, Config, classes_from
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,7 +19,9 @@ def main() -> None:
 
 @main.command("fit")
 @click.option("--store", "store_path", type=click.Path(path_type=Path), required=True, help="The feature store.")
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML file.  [default: the defaults]")
+@click.option(
+    "--config", "config_path", type=click.Path(path_type=Path), help="A TOML file.  [default: the recommended recipe]"
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key, such as head.layers=2.")
 @click.option("--classes", help="Class names separated by commas, or a file with one a line. As data.classes.")
 @click.option("--seed", type=click.IntRange(0), help="As training.seed.")
@@ -42,7 +45,7 @@ def fit_command(
     """
     extra = [] if seed is None else [f"training.seed={seed}"]
     extra += [] if device is None else [f"training.device={device}"]
-    config = Config.load(config_path, [*overrides, *extra])
+    config = Config.load(config_path or RECOMMENDED, [*overrides, *extra])
     if classes is not None:  # not by an override, which is split at commas: a class may have one in its name
         config = replace(config, data=replace(config.data, classes=classes_from(classes)))
     store = FeatureStore.open(store_path)
@@ -67,16 +70,33 @@ def fit_command(
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key in all runs.")
 @click.option("--only", default="*", metavar="PATTERN", help="Only the runs whose name matches, such as 'knn*'.")
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), help="Holds a folder a phase.")
-def phase(config_path: Path, store_paths: tuple[Path, ...], overrides: tuple[str, ...], only: str, root: Path) -> None:
+@cluster_options
+def phase(
+    config_path: Path,
+    store_paths: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    only: str,
+    root: Path,
+    ray: str | None,
+    cpus_per_worker: int | None,
+    gpus_per_worker: float | None,
+) -> None:
     """Make all runs of a phase: the [plan] of CONFIG. Complete runs stay, an interrupted one goes on.
 
     Each is `train fit` into RUNS/<the config's folder>/<name>-seed<seed>. Several processes may work on one phase:
-    each takes the next run that is free.
+    each takes the next run that is free. With --ray each run is a task on a cluster, whose nodes see the same paths.
     """
     from train.fit import fit
     from train.log.plan import planned_runs
 
+    cluster = asked_for(ray, cpus_per_worker, gpus_per_worker)
     planned = planned_runs(config_path, [FeatureStore.open(path) for path in store_paths], root, overrides, only)
+    if cluster is not None:
+        from train.log.cluster import fit_on_cluster
+
+        fit_on_cluster(planned, cluster, _say)
+        click.echo(planned[0].path.parent)
+        return
     for number, run in enumerate(planned, 1):
         _say(f"run {number} of {len(planned)}: {run.path}")
         try:

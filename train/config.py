@@ -12,6 +12,7 @@ from train.methods import METHODS, method_class, parameters_of
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")
+RECOMMENDED = Path(__file__).with_name("recommended.toml")  # the config of `train fit` without one
 PLAN = "plan"  # the table of a config file that belongs to `train.log.plan`
 
 
@@ -61,13 +62,15 @@ class HeadConfig:
     """The learned methods; their input dimension is no choice, it comes from the store.
 
     width: dimension of the tokens, after the first linear layer.
-    layers: number of encoder layers.
+    layers: number of encoder layers; 0: no attention.
     heads: attention heads in each layer; they share the width evenly.
     feed_forward: hidden dimension of each layer's feed-forward part.
     dropout: probability of dropping an activation in training.
     standardise: scale each dimension of the features by the mean and deviation of the training images.
     hidden: hidden units of mlp, shared_mlp, posterior and deep_plda.
     inducing: learned points through which set_transformer attends.
+    members: networks of posterior_transformer that look at each image, side by side.
+    bayes: posterior_transformer starts from Bayes' rule and adds to it; else it has to find it.
     """
 
     width: int = 256
@@ -78,9 +81,12 @@ class HeadConfig:
     standardise: bool = False
     hidden: int = 1024
     inducing: int = 4
+    members: int = 1
+    bayes: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "feed_forward", "hidden", "inducing"):
+        _at_least(0, "head.layers", self.layers)
+        for name in ("width", "heads", "feed_forward", "hidden", "inducing", "members"):
             _at_least(1, f"head.{name}", getattr(self, name))
         divisible = self.width % self.heads == 0
         _require(divisible, "head.width", f"a multiple of head.heads ({self.heads})", self.width)
@@ -115,11 +121,14 @@ class TrainingConfig:
     epochs: passes in which every training image is the anomaly once.
     batch_size: sets in a step.
     images_per_class: 0: the inliers of a set are any training images. Else the sets of a batch share its images, of
-    which there are groups of so many of a class; `batch_size` then is the number of images, too.
+    which there are groups of so many of a class, or S - 1 where that is more; `batch_size` then is the number of
+    images, too.
     set_loss, class_loss: weights of the cross-entropy over the positions of sets, and over the classes of images; the
     latter for methods that know classes.
     label_smoothing: of the classes.
     hard_pairs: part of the training sets whose anomaly is sure to be of the set's super-class, where that has others.
+    without_anomaly: part of the training sets whose anomaly is one more inlier, where the class has one to spare; the
+    target then is "none", a logit 0 beside those of the positions.
     mixed_classes: mixtures of two classes that join each batch as classes of their own (`train.mixing`); with
     images_per_class.
     learning_rate: the highest one, reached after warm-up; a cosine takes it down to 0 at the last step.
@@ -140,6 +149,7 @@ class TrainingConfig:
     class_loss: float = 0.0
     label_smoothing: float = 0.0
     hard_pairs: float = 0.0
+    without_anomaly: float = 0.0
     mixed_classes: int = 0
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
@@ -159,13 +169,17 @@ class TrainingConfig:
         for name in ("images_per_class", "mixed_classes"):
             _at_least(0, f"training.{name}", getattr(self, name))
         _require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
-        _require(0 <= self.hard_pairs < 1, "training.hard_pairs", "in [0, 1)", self.hard_pairs)
+        for name in ("hard_pairs", "without_anomaly"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"training.{name}", "in [0, 1)", value)
         for name in ("weight_decay", "warmup_epochs", "set_loss", "class_loss"):
             value = getattr(self, name)
             _require(0 <= value < math.inf, f"training.{name}", "at least 0 and finite", value)
         if self.mixed_classes:
             _require(self.images_per_class > 0, "training.images_per_class", "above 0 with training.mixed_classes", 0)
-            _require(self.hard_pairs == 0, "training.hard_pairs", "0 with training.mixed_classes", self.hard_pairs)
+            for name in ("hard_pairs", "without_anomaly"):
+                value = getattr(self, name)
+                _require(value == 0, f"training.{name}", "0 with training.mixed_classes", value)
         _one_of(("auto", "float32", "bfloat16"), "training.precision", self.precision)
         kind, colon, number = self.device.partition(":")
         known = kind in DEVICES and (not colon or (kind == "cuda" and number.isdecimal()))
@@ -185,13 +199,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise unknown_name("method", self.method, METHODS)
-        inliers, group = self.data.set_size - 1, self.training.images_per_class
-        _require(
-            group == 0 or group >= inliers,
-            "training.images_per_class",
-            f"0 or at least data.set_size - 1 = {inliers}, the inliers of a set, which come from one group",
-            group,
-        )
 
     @classmethod
     def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "Config":
@@ -223,7 +230,7 @@ def idle(settings: Config) -> dict[str, Any]:
         if not training.class_loss:
             used -= {"training.label_smoothing"}
         if not training.set_loss:
-            used -= {"training.hard_pairs", "training.mixed_classes"}
+            used -= {"training.hard_pairs", "training.mixed_classes", "training.without_anomaly"}
     defaults, values = config.flat(Config()), config.flat(settings)
     unused = [key for key in values if key not in used and not key.startswith("data.")]
     return {key: values[key] for key in unused if values[key] != defaults[key]}

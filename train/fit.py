@@ -37,7 +37,7 @@ def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print) 
 
 def default_run(config: Config, config_path: Path | None, store: FeatureStore) -> Path:
     """A folder for each experiment: another config or another store never meets the run of this one."""
-    name = "default" if config_path is None else config_path.resolve().parent.name
+    name = "recommended" if config_path is None else config_path.resolve().parent.name
     return Path("runs") / f"{name}-seed{config.training.seed}-{short_digest(config, store.identity_sha256)}"
 
 

@@ -110,7 +110,7 @@ def predict_rows(model: Method, task: Task, rows: np.ndarray, batch_size: int) -
         images, items = np.unique(rows[start : start + batch_size], return_inverse=True)
         index = torch.from_numpy(items.reshape(-1, rows.shape[1])).to(device)
         views = (task.gather(images, view).to(device) for view in range(task.features.shape[0]))
-        logits.append(torch.stack([model.score_images(features, index) for features in views]).mean(0).cpu())
+        logits.append(model.score_views(views, index).cpu())
     return torch.cat(logits)
 
 
@@ -125,12 +125,12 @@ def train_epoch(
     model.train()
     n = len(task.train.rows)
     sampling = (task.train, config.data.set_size, settings.batch_size)
-    pairs = _pairs(task, settings.hard_pairs)
+    how = (_pairs(task, settings.hard_pairs), settings.without_anomaly)
     if settings.images_per_class:
-        batches = shared_batches(*sampling, settings.images_per_class, for_sets, pairs)
+        batches = shared_batches(*sampling, settings.images_per_class, for_sets, *how)
         steps = shared_steps(n, settings.batch_size)
     else:
-        batches = training_batches(*sampling, for_sets, pairs)
+        batches = training_batches(*sampling, for_sets, *how)
         steps = math.ceil(n / settings.batch_size)
     warmup_steps = min(round(settings.warmup_epochs * steps), settings.epochs * steps)
     loss_sum, hits = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -160,24 +160,26 @@ def train_epoch(
 def train_step(
     model: Method, optimizer: torch.optim.Optimizer, inputs: Inputs, rate: float, config: Config
 ) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer at a learning rate → logits (B, S) and the mean loss of the sets."""
+    """One step of the optimizer at a learning rate → logits (B, S) and the mean loss of the sets.
+
+    With `training.without_anomaly` the logits are (B, S + 1), "none" being the last.
+    """
     settings = config.training
     for group in optimizer.param_groups:
         group["lr"] = rate
     device = inputs.features.device
     low = choose_arithmetic(settings.precision, device) == "bfloat16"
     with torch.autocast(device.type, torch.bfloat16, enabled=low):
-        encoded = model.encode(inputs.features)
-        # Not encoded[items]: threads would add its gradients up in no fixed order
-        logits = model.compare(functional.embedding(inputs.items, encoded))
-        class_logits = model.class_logits(encoded)
+        logits, class_logits, labels = model.training_outputs(inputs)
     check_shape("logits", logits, "head", B=len(inputs.target), S=config.data.set_size)
+    if settings.without_anomaly:
+        logits = functional.pad(logits, (0, 1))  # the logit of "none" is 0
     loss = functional.cross_entropy(logits.float(), inputs.target)
     total = settings.set_loss * loss
     if settings.class_loss and class_logits is not None:
         smoothing = settings.label_smoothing
         of_classes = functional.cross_entropy(
-            class_logits.float(), inputs.labels, label_smoothing=smoothing, ignore_index=NO_CLASS
+            class_logits.float(), labels, label_smoothing=smoothing, ignore_index=NO_CLASS
         )
         total = total + settings.class_loss * of_classes
     optimizer.zero_grad(set_to_none=True)

@@ -14,8 +14,8 @@ def add_mixed_classes(inputs: Inputs, number: int, generator: np.random.Generato
 
     A mixed class is m + (w (a - m) + (1 - w) (b - m)) / √(w² + (1 - w)²), image by image of two classes in random
     order; m is the mean of the batch, and the root keeps the spread within classes as it was. Mixup (Zhang et al.,
-    2018) of whole classes, which become new ones; the label of their images is `NO_CLASS`. The batch needs S - 1 images
-    of each of its classes.
+    2018) of whole classes, which become new ones; the label of their images is `NO_CLASS`, their row that of the first
+    of the two. The batch needs S - 1 images of each of its classes.
     """
     features, size = inputs.features, inputs.items.shape[1]
     real = ClassIndex.build(np.arange(len(features)), inputs.labels.numpy())
@@ -36,4 +36,5 @@ def add_mixed_classes(inputs: Inputs, number: int, generator: np.random.Generato
         torch.cat([inputs.labels, torch.full((number * images,), NO_CLASS)]),
         torch.from_numpy(sets.rows),
         torch.from_numpy(sets.target),
+        torch.cat([inputs.rows, inputs.rows[chosen[:, 0]].flatten()]),
     )

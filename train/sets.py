@@ -40,7 +40,7 @@ class ClassIndex:
 class Sets:
     """A batch of B sets.
 
-    rows: (B, S) int64, rows of the store. target: (B,) int64, the position of the anomaly.
+    rows: (B, S) int64, rows of the store. target: (B,) int64, the position of the anomaly; S where there is none.
     set_label, anomaly_label: (B,) int64, the class of the inliers and the class of the anomaly.
     """
 
@@ -87,11 +87,13 @@ def sample_sets(
     set_size: int,
     generator: np.random.Generator,
     pairs: np.ndarray | None = None,
+    without: float = 0.0,
 ) -> Sets:
     """One set around each anomaly (B,): another class, S - 1 distinct images of it, and a position, all uniform.
 
-    `pairs` (C, C) changes how the class of the inliers (column) is drawn for the anomaly's (row): its rows are
-    probabilities, 0 on the diagonal. Raises UserError when a class of the index has fewer than S - 1 images.
+    In `without` of the sets, a part from 0 to 1, another image of that class takes the place of the anomaly, where it
+    has one to spare. `pairs` (C, C) changes how the class of the inliers (column) is drawn for the anomaly's (row): its
+    rows are probabilities, 0 on the diagonal. Raises UserError when a class of the index has fewer than S - 1 images.
     """
     _require_images(index, set_size - 1)
     batch = len(anomaly_rows)
@@ -102,11 +104,19 @@ def sample_sets(
     else:
         below = pairs.cumsum(1)[own]
         other = (below <= generator.random((batch, 1)) * below[:, -1:]).sum(1)
-    inliers = index.rows[index.starts[other][:, None] + draw_distinct(generator, index.counts[other], set_size - 1)]
+    drawn = draw_distinct(generator, index.counts[other], set_size - 1)
     target = generator.integers(set_size, size=batch)
     rows = np.empty((batch, set_size), np.int64)
-    rows[np.arange(set_size) != target[:, None]] = inliers.ravel()
+    rows[np.arange(set_size) != target[:, None]] = index.rows[index.starts[other][:, None] + drawn].ravel()
     rows[np.arange(batch), target] = anomaly_rows
+    if without:
+        spare = index.counts[other] - (set_size - 1)
+        clean = (generator.random(batch) < without) & (spare > 0)
+        another = generator.integers(np.maximum(spare, 1))
+        for used in np.sort(drawn, 1).T:
+            another += another >= used
+        rows[clean, target[clean]] = index.rows[(index.starts[other] + another)[clean]]
+        target = np.where(clean, set_size, target)
     return Sets(rows, target, index.classes[other], anomaly_labels)
 
 
@@ -116,18 +126,19 @@ def training_batches(
     batch_size: int,
     generator: np.random.Generator,
     pairs: np.ndarray | None = None,
+    without: float = 0.0,
 ) -> Iterator[Sets]:
     """An epoch: every row of the index once as the anomaly, in random order, with fresh inliers, in batches.
 
-    `pairs` as in `sample_sets`. Sampled many batches at a time, but never more than about `SAMPLED_AT_ONCE` sets:
-    memory does not grow with them.
+    `pairs` and `without` as in `sample_sets`. Sampled many batches at a time, but never more than about
+    `SAMPLED_AT_ONCE` sets: memory does not grow with them.
     """
     order = generator.permutation(len(index.rows))
     labels = _labels(index)
     chunk = batch_size * max(1, SAMPLED_AT_ONCE // batch_size)
     for start in range(0, len(order), chunk):
         chosen = order[start : start + chunk]
-        sets = sample_sets(index, index.rows[chosen], labels[chosen], set_size, generator, pairs)
+        sets = sample_sets(index, index.rows[chosen], labels[chosen], set_size, generator, pairs, without)
         for first in range(0, len(sets), batch_size):
             yield sets[first : first + batch_size]
 
@@ -139,17 +150,18 @@ def shared_batches(
     images_per_class: int,
     generator: np.random.Generator,
     pairs: np.ndarray | None = None,
+    without: float = 0.0,
 ) -> Iterator[Sets]:
     """An epoch as of `training_batches`, but the inliers of a batch are images of that batch, too.
 
-    So a batch has as many images as sets, about `batch_size`, in groups of at least `images_per_class` of a class, that
-    are spread evenly over the epoch. What is computed of an image serves all the sets that it is in, S of them.
+    So a batch has as many images as sets, about `batch_size`, in groups of at least `images_per_class` and S - 1 of a
+    class, that are spread evenly over the epoch. What is computed of an image serves all the sets that it is in.
     Raises UserError where a class has fewer than S - 1 images, or a batch has a single class.
     """
     _require_images(index, set_size - 1)
     groups, labels, times = [], [], []  # a group's time is when in the epoch it comes, from 0 to 1
     for label, start, count in zip(index.classes, index.starts, index.counts, strict=True):
-        number = max(1, count // images_per_class)
+        number = max(1, count // max(images_per_class, set_size - 1))
         groups += np.array_split(index.rows[start : start + count][generator.permutation(count)], number)
         labels += [label] * number
         times.append((np.arange(number) + generator.random(number)) / number)
@@ -157,9 +169,14 @@ def shared_batches(
     for chosen in np.array_split(order, shared_steps(len(index.rows), batch_size)):
         rows = np.concatenate([groups[i] for i in chosen])
         row_labels = np.concatenate([np.full(len(groups[i]), labels[i]) for i in chosen])
+        if (row_labels == row_labels[0]).all():
+            raise UserError(
+                f"a batch of {len(rows)} images that share their sets has one class: raise training.batch_size "
+                f"({batch_size}) or lower training.images_per_class ({images_per_class})"
+            )
         batch = ClassIndex.build(rows, row_labels, index.names)
         among = None if pairs is None else pairs[np.ix_(*[np.searchsorted(index.classes, batch.classes)] * 2)]
-        yield sample_sets(batch, batch.rows, _labels(batch), set_size, generator, among)
+        yield sample_sets(batch, batch.rows, _labels(batch), set_size, generator, among, without)
 
 
 def shared_steps(images: int, batch_size: int) -> int:

@@ -22,13 +22,15 @@ class Inputs:
     """What a training step sees of a batch of B sets, each of its n images once.
 
     features (n, D) float32, in one view each; labels (n,) int64, the number of their class among those of the training,
-    or `NO_CLASS`; items (B, S) int64, where the items of the sets are in `features`; target (B,) int64.
+    or `NO_CLASS`; items (B, S) int64, where the items of the sets are in `features`; target (B,) int64, S where a set
+    has no anomaly; rows (n,) int64, which images of the store they are.
     """
 
     features: Tensor
     labels: Tensor
     items: Tensor
     target: Tensor
+    rows: Tensor
 
     def to(self, device: torch.device) -> "Inputs":
         """The same on a device."""
@@ -80,6 +82,7 @@ class Task:
             torch.from_numpy(np.searchsorted(self.train.classes, labels)),
             torch.from_numpy(items.reshape(sets.rows.shape)),
             torch.from_numpy(sets.target),
+            torch.from_numpy(rows),
         )
 
     def statistics(self) -> tuple[Tensor, Tensor]:

@@ -136,8 +136,9 @@ def anomalies(groups: Groups) -> str:
     return (
         f"{table(groups, ['method', *columns])}\n\nk anomalies in a set, n = "
         f"{groups[0].first.other_sets.anomalies['1'].n:,} sets each: AUROC of items within their set, and precision of "
-        "the k highest scores. A set counts as clean while its highest score minus its median is below a threshold "
-        "that 5 % of the clean validation sets pass; false alarms and noticed sets are of the test. The last column "
+        "the k highest scores. A set counts as clean while its highest score minus its median, or, where validation "
+        "sets are told better by it, the log-odds of any anomaly, is below a threshold that 5 % of the clean "
+        "validation sets pass; false alarms and noticed sets are of the test. The last column "
         "takes the threshold that is best on validation, where half of the sets are clean."
     )
 

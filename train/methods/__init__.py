@@ -25,6 +25,7 @@ METHODS = {
     "deep_plda": "train.methods.deep_plda:DeepPLDA",
     "posterior": "train.methods.posterior:ClassPosterior",
     "transformer": "train.methods.transformer:AnomalyTransformer",
+    "posterior_transformer": "train.methods.posterior_transformer:PosteriorTransformer",
 }
 
 

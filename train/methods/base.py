@@ -1,13 +1,15 @@
 """The contract of all methods, and the layers that several of them are made of."""
 
 import itertools
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from common.shapes import check_shape
-from train.task import Task
+from train.task import Inputs, Task
 
 
 class Method(nn.Module):
@@ -23,9 +25,12 @@ class Method(nn.Module):
 
     settings: "head", or "distance" for what is not trained by gradients.
     set_size: the only S that the method can score; None: any.
+    averages_views: several views of an image are averaged as `encode` gives them, so sets are compared once; else the
+    scores are.
     """
 
     settings: ClassVar[Literal["head", "distance"]] = "head"
+    averages_views: ClassVar[bool] = False
     set_size: int | None = None
 
     def __init__(self, input_dim: int):
@@ -43,6 +48,13 @@ class Method(nn.Module):
     def class_logits(self, encoded: Tensor) -> Tensor | None:
         """What `encode` gave for images, (n, E) → logits of the training classes (n, C); None without such."""
         return None
+
+    def training_outputs(self, inputs: Inputs) -> tuple[Tensor, Tensor | None, Tensor]:
+        """What a training step needs: scores of the sets (B, S), class logits (m, C) or None, and their labels (m,)."""
+        encoded = self.encode(inputs.features)
+        # Not encoded[items]: threads would add its gradients up in no fixed order
+        scores = self.compare(functional.embedding(inputs.items, encoded))
+        return scores, self.class_logits(encoded), inputs.labels
 
     def attention_maps(self, features: Tensor) -> Tensor | None:
         """How much each item (row) looks at each other (column), of set features (B, S, D): (layers, B, heads, S, S).
@@ -77,11 +89,18 @@ class Method(nn.Module):
 
     def score_images(self, features: Tensor, items: Tensor) -> Tensor:
         """As `score_sets`, of sets of the rows `items` (B, S) int64 of features (n, D): each is encoded once."""
+        return self.score_views([features], items)
+
+    def score_views(self, views: Iterable[Tensor], items: Tensor) -> Tensor:
+        """As `score_images`, of the same images' features (n, D) in several views."""
         sizes = {} if self.set_size is None else {"S": self.set_size}
         check_shape("rows", items, type(self).__name__, **sizes)
         self.eval()
         with torch.inference_mode():
-            scores = self.compare(self.encode(features)[items])
+            encoded = [self.encode(features) for features in views]
+            if self.averages_views:
+                encoded = [torch.stack(encoded).mean(0)]
+            scores = torch.stack([self.compare(each[items]) for each in encoded]).mean(0)
         check_shape("scores", scores, type(self).__name__, B=items.shape[0], S=items.shape[1])
         return scores
 
@@ -148,6 +167,13 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         nn.init.xavier_uniform_(self.weight)
         nn.init.zeros_(self.bias)
+
+
+def mlp(input_dim: int, hidden: int, output_dim: int, dropout: float) -> nn.Sequential:
+    """Linear(D → hidden), LayerNorm, GELU, dropout, Linear(hidden → E): (…, D) → (…, E)."""
+    return nn.Sequential(
+        Linear(input_dim, hidden), nn.LayerNorm(hidden), nn.GELU(), Dropout(dropout), Linear(hidden, output_dim)
+    )
 
 
 def feed_forward_part(width: int, hidden: int, dropout: float) -> nn.Sequential:

@@ -3,13 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from train.methods.base import Dropout, Linear, Method, standardise_or_not
+from train.methods.base import Linear, Method, mlp, standardise_or_not
 from train.methods.plda import log_density_ratio
 
 
 class DeepPLDA(Method):
-    """The score of `train.methods.plda` on an embedding by an MLP: Linear(D → hidden), LayerNorm, GELU, dropout,
-    Linear(hidden → width).
+    """The score of `train.methods.plda` on an embedding by an MLP (`train.methods.base.mlp`, D → hidden → width).
 
     The within-class covariance of the embedding is 1 by decree; the between-class variance of each dimension is learnt,
     as is the embedding. A class is known by the other items of its set alone, so new ones are no special case. The
@@ -19,9 +18,7 @@ class DeepPLDA(Method):
     def __init__(self, input_dim: int, classes: int, width: int, hidden: int, dropout: float, standardise: bool):
         super().__init__(input_dim)
         self.standardise = standardise_or_not(input_dim, standardise)
-        self.layers = nn.Sequential(
-            Linear(input_dim, hidden), nn.LayerNorm(hidden), nn.GELU(), Dropout(dropout), Linear(hidden, width)
-        )
+        self.layers = mlp(input_dim, hidden, width, dropout)
         self.log_ratio = nn.Parameter(torch.zeros(width))
         self.classifier = Linear(width, classes)
 

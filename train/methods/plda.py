@@ -46,7 +46,10 @@ class PLDA(Method):
 
 def log_density_ratio(x: Tensor, ratio: Tensor) -> Tensor:
     """log p(item alone, the others of one class), up to a constant of the set, where W = 1: x (B, S, D), λ (D,)."""
-    others = x.sum(1, keepdim=True) - x
     alone = ratio / (1 + ratio)
     together = ratio / (1 + (x.shape[1] - 1) * ratio)
-    return 0.5 * (alone * x.square() + together * others.square()).sum(-1)
+    # Σ alone x² + together (s - x)², multiplied out: products of matrices instead of passes over all of x
+    total = x.sum(1, keepdim=True)
+    weighted = total * together
+    of_each = x.square() @ (alone + together) - 2 * (weighted @ x.transpose(1, 2)).squeeze(1)
+    return 0.5 * (of_each + (weighted * total).sum(-1))

@@ -31,14 +31,19 @@ class AnomalyTransformer(Method):
         x = self.layers(self.embed(self.standardise(encoded)))
         return self.classifier(self.norm(x)).squeeze(-1).float()
 
-    def attention_maps(self, features: Tensor) -> Tensor:
+    def attention_maps(self, features: Tensor) -> Tensor | None:
         check_shape("set features", features, "head", D=self.input_dim)
-        x, maps = self.embed(self.standardise(features)), []
-        for layer in self.layers:
-            assert isinstance(layer, EncoderLayer)
-            maps.append(layer.attention_map(x))
-            x = layer(x)
-        return torch.stack(maps)
+        return maps_of(self.layers, self.embed(self.standardise(features)))
+
+
+def maps_of(layers: nn.Sequential, x: Tensor) -> Tensor | None:
+    """The attention weights (layers, B, heads, S, S) of encoder layers on an input (B, S, W); None of no layers."""
+    maps = []
+    for layer in layers:
+        assert isinstance(layer, EncoderLayer)
+        maps.append(layer.attention_map(x))
+        x = layer(x)
+    return torch.stack(maps) if maps else None
 
 
 class EncoderLayer(nn.Module):

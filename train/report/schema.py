@@ -85,8 +85,11 @@ class BestThreshold(Struct, frozen=True):
     accuracy: float
 
 
-class Detection(Struct, frozen=True):
-    """Telling sets with anomalies from sets without, see `train.report.other_sets.measure_detection`."""
+class Detection(Struct, frozen=True, omit_defaults=True):
+    """Telling sets with anomalies from sets without, see `train.report.other_sets.measure_detection`.
+
+    statistic: of the scores, by which; the first reports do not say it, it was "contrast".
+    """
 
     n: int
     threshold: float
@@ -94,6 +97,7 @@ class Detection(Struct, frozen=True):
     detected: dict[str, float]
     auroc: dict[str, float]
     best_accuracy: BestThreshold
+    statistic: str = "contrast"
 
 
 class OtherSets(Struct, frozen=True):

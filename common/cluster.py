@@ -1,0 +1,161 @@
+"""A Ray cluster: connecting to it, and what fits on its nodes. Ray is imported when it is asked for, and only here."""
+
+import contextlib
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import click
+
+from common.errors import UserError
+
+EXTRA = "ray[client]"
+# For a cluster of our own: nothing is reported to Ray's authors unasked, and workers are no less important than
+# the process that waits for them. For all: what is seen of GPUs stays as it is where none was asked for
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What was asked for. address: "auto", "local" or "ray://host:port". cpus, gpus: of each worker.
+
+    gpus: None for one where nodes have some.
+    """
+
+    address: str
+    cpus: int = 1
+    gpus: float | None = None
+
+    @property
+    def said(self) -> str:
+        """The worker's share, for people."""
+        return f"{self.cpus} CPU(s)" + (f" and {self.gpus:g} GPU(s)" if self.gpus else "") + " each"
+
+    def settled(self, nodes: "list[Node]") -> "Cluster":
+        """The same with the number of GPUs. Raises UserError where no worker fits on any node."""
+        gpus = float(any(node.gpus for node in nodes)) if self.gpus is None else self.gpus
+        settled = replace(self, gpus=gpus)
+        if not any(node.room(settled) for node in nodes):
+            cpus, most = max((node.cpus for node in nodes), default=0), max((node.gpus for node in nodes), default=0)
+            raise UserError(
+                f"no node of the cluster has {self.cpus} CPUs and {gpus:g} GPUs for a worker, the largest have "
+                f"{cpus:g} and {most:g}: ask for less with --cpus-per-worker and --gpus-per-worker"
+            )
+        return settled
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive. `name` tells it from all others."""
+
+    id: str
+    name: str
+    cpus: float
+    gpus: float
+
+    def room(self, cluster: Cluster) -> int:
+        """How many workers fit on it."""
+        by_gpus = self.gpus / cluster.gpus if cluster.gpus else math.inf
+        return int(min(self.cpus / cluster.cpus, by_gpus))
+
+
+def cluster_options(command: Callable) -> Callable:
+    """The options of a command whose work may be done on a cluster; `asked_for` makes a Cluster of them."""
+    for option in (
+        click.option("--gpus-per-worker", type=click.FloatRange(0), help="[default: 1 where nodes have GPUs]"),
+        click.option("--cpus-per-worker", type=click.IntRange(1), help="And threads.  [default: 1]"),
+        click.option(
+            "--ray", metavar="auto|local|ray://HOST:PORT", help="A Ray cluster to work on; see docs/scale.md."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def asked_for(ray: str | None, cpus: int | None, gpus: float | None) -> Cluster | None:
+    """The cluster that these options ask for, None for none. Raises UserError for options that would do nothing."""
+    if ray:
+        return Cluster(ray, cpus or 1, gpus)
+    if cpus is not None or gpus is not None:
+        raise UserError("--cpus-per-worker and --gpus-per-worker do nothing without --ray: leave them out, or give it")
+    return None
+
+
+@contextlib.contextmanager
+def connected(cluster: Cluster) -> Iterator[Any]:
+    """Ray, connected to a cluster; in the end disconnected, which ends all that was started on it.
+
+    Where this process is connected already, that is used, and stays. Raises UserError where there is no Ray, or no
+    cluster at the address, or where it is lost.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(
+            f"Ray is not installed: `{sys.executable} -m pip install '{EXTRA}'`, or leave --ray out"
+        ) from error
+    own = not ray.is_initialized()
+    if own:
+        _connect(ray, cluster.address)
+    try:
+        yield ray
+    except (ConnectionError, ray.exceptions.RaySystemError) as error:
+        raise UserError(f"the Ray cluster at {cluster.address} was lost ({_first_line(error)}): {AGAIN}") from error
+    finally:
+        if own:
+            ray.shutdown()
+
+
+AGAIN = "what is done is kept, see to the cluster and run the same command again"
+
+
+def nodes_of(ray: Any) -> list[Node]:
+    """The nodes that are alive."""
+    found = [node for node in ray.nodes() if node["Alive"]]
+    return [
+        Node(node["NodeID"], _name(node), node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in found
+    ]
+
+
+def reason_of(error: Exception) -> str:
+    """Why Ray says that something ended, in few words."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    causes = [line for line in lines if line.split(":")[0].endswith("Error")]
+    return (causes or lines or [type(error).__name__])[-1 if causes else 0][:200].rstrip(".")
+
+
+def _name(node: dict[str, Any]) -> str:
+    address, given = node["NodeManagerAddress"], node["NodeName"]
+    name = given if given != address else f"{node['NodeManagerHostname']} {address}"
+    return f"{name} ({node['NodeID'][:8]})"
+
+
+def _connect(ray: Any, address: str) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == "local":
+        options |= {"include_dashboard": False}
+    handlers = {}
+    with contextlib.suppress(ValueError):  # not the main thread
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(address, **options)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise UserError(
+            f"there is no Ray cluster at {address} ({_first_line(error)}): start one with `ray start --head`, "
+            "or give --ray local or ray://host:10001"
+        ) from error
+    finally:
+        for number, handler in handlers.items():  # Ray's own would end the process without a word of what is kept
+            with contextlib.suppress(ValueError):
+                signal.signal(number, handler)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")

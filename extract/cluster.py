@@ -1,0 +1,291 @@
+"""The network on many machines: workers on Ray. This process hands out batches and takes them in any order."""
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.cluster import AGAIN, Cluster, Node, connected, nodes_of, reason_of
+from common.errors import UserError
+from common.machine import versions
+from extract.decoding import Files, UnreadableImage
+from extract.fidelity import PER_CLASS
+from extract.network import Extraction, sample_groups
+from extract.orders import Orders, digests_seen
+from extract.progress import Stopwatch, say
+from extract.reading import AllImages, Unreadable, read_sample
+from extract.sources import ImageSource
+from extract.worker import Made, Terms, Worker, code_digest
+
+OPEN = 3  # batches that a worker has at a time: it reads some while it computes one
+MAX_TRIES = 5  # of a batch whose workers end
+MAX_STARTS = 3  # of workers on a node that end before they are ready
+LOOK = 5.0  # seconds between two looks at which nodes there are
+PATIENCE = 60.0  # seconds without any worker until that is said, or is an error where none is on its way
+
+
+@contextlib.contextmanager
+def on_cluster(job: Extraction, begun: dict[str, Any], cluster: Cluster, ship_images: bool) -> Iterator["Pool"]:
+    """The network of a job on a cluster. begun: the environment of what is gone on with, {} for none.
+
+    ship_images: workers do not see the files. Raises UserError, naming the node, where one does not see them that
+    should, or no node can do what is pinned.
+    """
+    with connected(cluster) as ray:
+        pool = Pool(ray, job, cluster, ship_images)
+        try:
+            pool.begin(begun)
+            yield pool
+        finally:
+            pool.close()
+
+
+@dataclass(eq=False)
+class Member:
+    """A worker of the pool; ready: it fulfils the terms; open: how many batches it has; end: why it ended."""
+
+    actor: Any
+    node: Node
+    ready: bool = False
+    open: int = 0
+    end: str = ""
+
+
+class Pool:
+    """Workers on the nodes of a cluster, as many as fit, each with a few batches at a time: a `Network`.
+
+    A worker that ends costs its open batches, which others make again. Nodes may come and go.
+    """
+
+    def __init__(self, ray: Any, job: Extraction, cluster: Cluster, ship_images: bool):
+        self._ray = ray
+        self._cluster = cluster.settled(nodes_of(ray))
+        device = job.device if self._cluster.gpus else torch.device("cpu")
+        self._job = replace(job, device=device, threads=cluster.cpus)
+        self._files = job.source.files
+        self._brought = ship_images or self._files is None
+        self._members: list[Member] = []
+        self._tasks: dict[Any, tuple[Member, int | None]] = {}  # what is computed: its first row, None for `prepare`
+        self._refused: dict[str, str] = {}  # by the id of the node
+        self._failed_starts: Counter[str] = Counter()
+        self._made: Counter[str] = Counter()  # images, by the name of the node
+        self._terms: Terms | None = None
+        self._looked, self._begun = -LOOK, time.monotonic()
+        self._served = self._begun  # when a worker was last there
+        self._create_worker()
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The pinned one; see `Network`."""
+        assert self._terms is not None, "begin comes first"
+        return self._terms.environment
+
+    @property
+    def precision(self) -> str:
+        """What is executed."""
+        return "bfloat16" if "bfloat16" in self.environment["engine"] else "float32"
+
+    def begin(self, begun: dict[str, Any]) -> None:
+        """Start the workers, and let one of them choose the engine for all, unless `begun` pins it."""
+        mine = {"device": self._job.device.type, "versions": versions()}
+        seen = {} if self._brought else digests_seen(self._job.source)
+        self._look()
+        pinned = begun if begun and {**begun, **mine} == begun else self._choose()
+        self._terms = Terms(pinned, code_digest(), seen)
+        for member in self._members:
+            self._prepare(member)
+        while not any(member.ready for member in self._members):
+            for task in self._wait(list(self._tasks)):
+                self._result(task)
+        on = {member.node.id for member in self._members}
+        say(f"{len(self._members)} workers on {len(on)} node(s), {self._cluster.said}")
+        self._begun = time.monotonic()
+
+    def batches(
+        self, starts: Sequence[int], unreadable: Unreadable, watch: Stopwatch
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        tries: Counter[int] = Counter()
+        with contextlib.closing(Orders(self._job, unreadable.names, self._brought, starts)) as orders:
+            while orders.left or any(start is not None for _, start in self._tasks.values()):
+                self._hand_out(orders)
+                with watch.time("waiting"):
+                    done = self._wait(list(self._tasks))
+                for task in done:
+                    member, start = self._tasks[task]
+                    result = self._result(task)
+                    if start is None:
+                        continue
+                    if result is None:
+                        tries[start] += 1
+                        self._require_hope(start, tries[start], member)
+                        orders.again(start)
+                    elif (batch := self._take(member, result, unreadable)) is not None:
+                        yield start, batch
+
+    def closing(self) -> str:
+        """The rate of each node."""
+        seconds = time.monotonic() - self._begun
+        return "".join(f"; {name}: {images / seconds:.0f}/s" for name, images in sorted(self._made.items()))
+
+    def close(self) -> None:
+        """End all workers."""
+        for member in self._members:
+            with contextlib.suppress(Exception):  # such as that of a cluster that is lost
+                self._ray.kill(member.actor)
+        self._members.clear()
+
+    def _create_worker(self) -> None:
+        job = replace(self._job, source=ImageSource("", [], {}), request={})  # workers need neither
+        files = None if self._files is None else Files(self._files.folder.absolute(), self._files.max_pixels)
+        options = {"num_cpus": self._cluster.cpus, "num_gpus": self._cluster.gpus, "max_concurrency": OPEN}
+        self._worker = self._ray.remote(**options)(Worker)
+        self._arguments = self._ray.put(job), files
+
+    def _look(self) -> None:
+        """Start workers wherever there is room for one, a few seconds after the last look."""
+        if time.monotonic() - self._looked < LOOK:
+            return
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+        for node in nodes_of(self._ray):
+            missing = node.room(self._cluster) - sum(member.node.id == node.id for member in self._members)
+            for _ in range(0 if node.id in self._refused else missing):
+                actor = self._worker.options(scheduling_strategy=On(node.id, soft=False)).remote(*self._arguments)
+                self._members.append(Member(actor, node))
+                if self._terms is not None:
+                    self._prepare(self._members[-1])
+        self._looked = time.monotonic()
+
+    def _choose(self) -> dict[str, Any]:
+        """The environment that the first worker to answer chooses, of those that are like this process."""
+        groups = sample_groups(self._job.source)
+        sample = read_sample(self._job.source, groups, self._job.preprocessing, PER_CLASS)
+        n, shipped = len(AllImages(self._job.source)), self._ray.put(None if sample is None else sample.numpy())
+        greetings: dict[Any, Member] = {}
+        while True:
+            for member in self._members:
+                if member not in greetings.values():
+                    greetings[member.actor.hello.remote(code_digest(), versions())] = member
+            for greeting in self._wait(list(greetings)):
+                member = greetings.pop(greeting)
+                try:
+                    if difference := self._get(greeting):
+                        self._refuse(member.node, difference)
+                        continue
+                    environment, lines = self._get(member.actor.choose.remote(n, len(groups), shipped))
+                except UserError as error:
+                    raise UserError(f"node {member.node.name}: {error.message}") from error
+                except self._ray.exceptions.RayError as error:
+                    self._lose(member, error)
+                    continue
+                for line in lines:
+                    say(f"{line} (on node {member.node.name}, for all)")
+                return environment
+
+    def _prepare(self, member: Member) -> None:
+        self._tasks[member.actor.prepare.remote(self._terms)] = member, None
+
+    def _take_in(self, member: Member, kind: str, reason: str) -> None:
+        """Make use of a worker that fulfils the terms. Raises UserError for one that does not see the images."""
+        if kind == "images":
+            raise UserError(
+                f"node {member.node.name} does not see the images as this process does ({reason}): give --root a path "
+                "that all nodes see, or --ship-images"
+            )
+        if kind:
+            self._refuse(member.node, reason)
+        elif member in self._members:
+            member.ready = True
+
+    def _refuse(self, node: Node, reason: str) -> None:
+        if node.id not in self._refused:
+            say(f"node {node.name} is not used: {reason}")
+        self._refused[node.id] = f"{node.name}: {reason}"
+        for member in [member for member in self._members if member.node.id == node.id]:
+            self._members.remove(member)
+            self._ray.kill(member.actor)
+
+    def _lose(self, member: Member, error: Exception) -> None:
+        """A worker has ended; the first that knows of it says so."""
+        if member not in self._members:
+            return
+        member.end = reason_of(error)
+        self._members.remove(member)
+        with contextlib.suppress(Exception):  # it may be half alive
+            self._ray.kill(member.actor)
+        self._looked = time.monotonic()  # give a node that dies the time to be known as dead
+        if member.ready:
+            say(f"a worker on node {member.node.name} ended ({member.end}): what it had is made again")
+            return
+        self._failed_starts[member.node.id] += 1
+        if self._failed_starts[member.node.id] == MAX_STARTS:
+            self._refuse(member.node, f"its workers end before they begin ({member.end})")
+
+    def _require_hope(self, start: int, tries: int, member: Member) -> None:
+        if tries == MAX_TRIES:
+            raise UserError(
+                f"{tries} workers ended while they had the batch of images from {start} on, the last on node "
+                f"{member.node.name} ({member.end}): give them more memory, or a smaller --batch-size"
+            )
+
+    def _hand_out(self, orders: Orders) -> None:
+        """Give each worker as many batches as it may have, those that have fewest first."""
+        for open_ in range(OPEN):
+            for member in self._members:
+                if member.ready and member.open == open_ and (order := orders.next()) is not None:
+                    self._tasks[member.actor.compute.remote(order)] = member, order.start
+                    member.open += 1
+
+    def _take(self, member: Member, made: Made, unreadable: Unreadable) -> dict[str, Any] | None:
+        member.open -= 1
+        folder = Path() if self._files is None else self._files.folder
+        for row, reason in made.unreadable.items():
+            unreadable.note(row, UnreadableImage(folder / unreadable.names[row], reason))
+        if made.batch is not None:
+            self._made[member.node.name] += len(made.batch["thumbnails"])
+        return made.batch
+
+    def _wait(self, tasks: list) -> list:
+        """Those of the tasks that are done, none after a second in which nothing happens."""
+        self._look()
+        now = time.monotonic()
+        if any(member.ready for member in self._members):
+            self._served = now
+        elif not self._members and (self._refused or now - self._served > PATIENCE):
+            reasons = f" ({'; '.join(sorted(self._refused.values()))})" if self._refused else ""
+            raise UserError(f"no node of the cluster can be used{reasons}: {AGAIN}")
+        elif now - self._served > PATIENCE:
+            say("no worker has begun yet: the cluster is busy, or starts slowly")
+            self._served = now
+        if not tasks:
+            time.sleep(0.1)
+            return []
+        done, _ = self._ray.wait(tasks, num_returns=len(tasks), timeout=0)
+        return done or self._ray.wait(tasks, num_returns=1, timeout=1)[0]
+
+    def _result(self, task: Any) -> Made | None:
+        """What a worker made, None for one that is prepared, and for one that has ended."""
+        member, start = self._tasks.pop(task)
+        try:
+            result = self._get(task)
+        except self._ray.exceptions.RayError as error:
+            self._lose(member, error)
+            return None
+        if start is not None:
+            return result
+        self._take_in(member, *result)
+        return None
+
+    def _get(self, task: Any) -> Any:
+        """The result of a task. Raises the worker's own UserError, and RayError where the worker ended."""
+        try:
+            return self._ray.get(task)
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise UserError(error.cause.message) from None
+            raise RuntimeError(f"a worker failed: {error}") from error

@@ -1,0 +1,110 @@
+"""A worker: a network with its engine in a process of its own, on some node. Nothing here knows how it is reached."""
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.errors import UserError
+from common.files import sha256_text
+from common.machine import choose_device, versions
+from extract.decoding import Files, UnreadableImage
+from extract.network import BatchMaker, Extraction, choose_engine
+from extract.orders import Brought, Order
+from extract.progress import Stopwatch
+from extract.reading import Unreadable
+from extract.sources import pixel_digest
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of an order: its arrays, None where an image is missing; and {row: reason} of those that are."""
+
+    start: int
+    batch: dict[str, np.ndarray] | None
+    unreadable: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What every worker must fulfil: the pinned environment, this very code, and images with these digests."""
+
+    environment: dict[str, Any]
+    code: str
+    seen: dict[str, bytes]
+
+
+class Worker:
+    """The network of a job without its images. `compute` may run in several threads: one computes, the others read."""
+
+    def __init__(self, job: Extraction, files: Files | None):
+        self._job, self._files = job, files
+        torch.set_num_threads(job.threads or 1)
+        self._maker: BatchMaker | None = None
+
+    def hello(self, code: str, pinned: dict[str, str]) -> str:
+        """Answer as soon as it is there: "", or in what it differs from this code and these versions."""
+        if code_digest() != code:
+            return "its version of this project is another one: install the same on all nodes"
+        differing = [f"{name} {version}" for name, version in versions().items() if pinned.get(name) != version]
+        return f"it has {', '.join(differing)}, and other versions are pinned" if differing else ""
+
+    def choose(self, n: int, groups: int, sample: np.ndarray | None) -> tuple[dict[str, Any], list[str]]:
+        """The environment that the fastest true engine here makes up, as `choose_engine`; and what is to be said."""
+        lines: list[str] = []
+        choose_device(str(self._job.device))
+        images = None if sample is None else torch.from_numpy(np.array(sample))
+        return choose_engine(self._job, {}, n, groups, lambda: images, lines.append)[1], lines
+
+    def prepare(self, terms: Terms) -> tuple[str, str]:
+        """Make ready to compute on these terms; returns ("", ""), or what it cannot fulfil, and why.
+
+        That is "images", or "terms" for all else.
+        """
+        if difference := self.hello(terms.code, terms.environment["versions"]):
+            return "terms", difference
+        name = terms.environment["engine"]
+        try:
+            choose_device(str(self._job.device))
+            engine = self._job.choice.named(name)
+        except UserError as error:
+            return "terms", error.message
+        if engine is None:
+            return "terms", f'it cannot run the pinned engine, "{name}", with --engine {self._job.engine}'
+        for name, digest in terms.seen.items():
+            try:
+                found = pixel_digest(self._image(name, None))
+            except UnreadableImage as error:
+                return "images", f"{name}: {error.reason}"
+            if found != digest:
+                return "images", f"{name}: other pixels"
+        job = replace(self._job, precision=engine.precision)
+        self._maker = BatchMaker(job, engine, Stopwatch(), job.threads or 1)
+        return "", ""
+
+    def compute(self, order: Order) -> Made:
+        """Compute a batch."""
+        assert self._maker is not None, "prepare comes first"
+        unreadable = Unreadable(order.names, lambda line: None)
+        images = [(lambda i: self._image(order.names[i], order.brought[i]), i) for i in range(len(order.names))]
+        batch = self._maker.read(images, order.start, unreadable)
+        return Made(order.start, self._maker.compute(order.start, batch), unreadable.reasons)
+
+    def _image(self, name: str, brought: Brought) -> np.ndarray:
+        if isinstance(brought, np.ndarray):
+            return brought
+        if isinstance(brought, str):
+            raise UnreadableImage(Path(name), brought)
+        assert self._files is not None, "images that are no files are brought"
+        return self._files.read(name, brought)
+
+
+@functools.cache
+def code_digest() -> str:
+    """The digest of the code that has a part in the numbers."""
+    root = Path(__file__).parents[1]
+    files = sorted(file for house in ("common", "extract") for file in (root / house).rglob("*.py"))
+    return sha256_text("".join(f"{file.relative_to(root)}\n{file.read_text(encoding='utf-8')}" for file in files))

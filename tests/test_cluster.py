@@ -1,0 +1,417 @@
+"""Workers, orders and the pool without Ray: what stands in for it runs everything in this process."""
+
+import contextlib
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from common.cluster import Cluster, Node, asked_for, connected
+from common.errors import UserError
+from common.machine import versions
+from common.synthetic import make_images, make_store
+from extract import cluster
+from extract.backbones import load_backbone
+from extract.cli import main as extract_main
+from extract.cluster import Pool
+from extract.features import on_nodes
+from extract.network import Extraction, Here
+from extract.orders import Orders, digests_seen
+from extract.pipeline import extract
+from extract.preprocessing import Preprocessing
+from extract.progress import Stopwatch
+from extract.reading import AllImages, Unreadable, names_of
+from extract.sources import load_source
+from extract.worker import Terms, Worker, code_digest
+from train.cli import main as train_main
+
+CPU = torch.device("cpu")
+SMALL = ["--weights", "random", "--image-size", "32", "--engine", "torch"]
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("resnet18", "random", 0, 32)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_images(tmp_path / "images")
+
+
+@pytest.fixture
+def job(root, backbone):
+    source = load_source("imagefolder", root)
+    return Extraction(source, backbone, Preprocessing(32), "float32", {"asked": 1}, 8, CPU, "torch", threads=1)
+
+
+def nothing(line):
+    pass
+
+
+# What a cluster is
+
+
+def test_as_many_workers_as_fit_on_each_node():
+    assert Node("a", "a", 8, 0).room(Cluster("", 3)) == 2
+    assert Node("a", "a", 64, 8).room(Cluster("", 4, 1.0)) == 8
+    assert Node("a", "a", 64, 2).room(Cluster("", 4, 0.5)) == 4
+    assert Node("a", "a", 64, 0).room(Cluster("", 4, 1.0)) == 0
+
+
+def test_a_worker_has_a_gpu_where_there_are_some_and_one_that_fits_nowhere_is_refused():
+    nodes = [Node("a", "a", 8, 0), Node("b", "b", 4, 2)]
+    assert Cluster("").settled(nodes).gpus == 1
+    assert Cluster("").settled(nodes[:1]).gpus == 0
+    assert Cluster("", gpus=0.0).settled(nodes).gpus == 0
+    for asked in (Cluster("", 16), Cluster("", 1, 4.0)):
+        with pytest.raises(UserError, match=r"the largest have 8 and 2: .*--cpus-per-worker"):
+            asked.settled(nodes)
+
+
+def test_the_device_says_whether_workers_have_gpus():
+    assert on_nodes("auto", Cluster(""))[1].gpus is None
+    assert on_nodes("cpu", Cluster("")) == (CPU, Cluster("", 1, 0.0))
+    assert on_nodes("cuda", Cluster(""))[1].gpus == 1
+    with pytest.raises(UserError, match="cuda:1"):
+        on_nodes("cuda:1", Cluster(""))
+
+
+def test_options_that_do_nothing_without_a_cluster_are_refused(root, tmp_path):
+    assert asked_for(None, None, None) is None
+    assert asked_for("auto", 2, 0.5) == Cluster("auto", 2, 0.5)
+    command = ["features", "--dataset", "imagefolder", "--root", str(root), "--store", str(tmp_path / "s.h5"), *SMALL]
+    for options in (["--cpus-per-worker", "2"], ["--gpus-per-worker", "1"], ["--ship-images"]):
+        result = CliRunner().invoke(extract_main, [*command, *options])
+        assert (result.exit_code, "without --ray" in result.output) == (2, True)
+
+
+def test_without_ray_one_sentence_says_how_to_get_it(root, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    plan = tmp_path / "tiny/config.toml"
+    plan.parent.mkdir()
+    plan.write_text('[plan]\nonce = ["a: method=knn"]')
+    store = make_store(tmp_path / "s.h5", train=100, test=12).path
+    for main, arguments in (
+        (
+            extract_main,
+            ["features", "--dataset", "imagefolder", "--root", root, "--store", tmp_path / "t.h5", *SMALL],
+        ),
+        (train_main, ["phase", plan, "--store", store, "--runs", tmp_path / "runs"]),
+    ):
+        result = CliRunner().invoke(main, [*map(str, arguments), "--ray", "local"])
+        assert result.exit_code == 2
+        assert f"{sys.executable} -m pip install 'ray[client]'" in result.stderr
+        assert "Traceback" not in result.output
+
+
+def test_without_a_cluster_ray_is_not_imported(root, tmp_path):
+    code = "import sys; from extract.cli import main; main(standalone_mode=False); print('ray' in sys.modules)"
+    command = ["features", "--dataset", "imagefolder", "--root", root, "--store", tmp_path / "s.h5", *SMALL]
+    result = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
+    assert result.stdout.split() == [str(tmp_path / "s.h5"), "False"], result.stderr
+
+
+# What is handed out
+
+
+def test_an_order_has_names_or_what_is_in_the_files(job, root):
+    (root / "train/class0/003.png").unlink()
+    names = names_of(job.source)
+    seen, brought = (Orders(job, names, each, [0, 64]) for each in (False, True))
+    assert (seen.left, brought.left) == (2, 2)
+    first, last = seen.next(), seen.next()
+    assert (first.names, first.brought) == (names[:8], [None] * 8)
+    assert (last.start, last.names) == (64, names[64:])
+    assert seen.next() is None
+    seen.again(0)
+    assert seen.next() == first
+    bytes_of = brought.next().brought
+    assert bytes_of[2] == (root / names[2]).read_bytes()
+    assert bytes_of[3] == "No such file or directory"
+
+
+def test_images_that_are_no_files_are_brought_as_pixels(job):
+    digits = load_source("digits", Path())
+    orders = Orders(Extraction(digits, *list(vars(job).values())[1:]), names_of(digits), True, [0])
+    image, index = AllImages(digits)[5]
+    assert (orders.next().brought[5] == image(index)).all()
+
+
+# A worker
+
+
+def terms(job, **changes):
+    return Terms(**{"environment": Here(job, {}).environment, "code": code_digest(), "seen": {}, **changes})
+
+
+@pytest.mark.parametrize("brought", [False, True])
+def test_a_worker_makes_the_batches_of_one_process(job, root, brought):
+    (root / "train/class1/004.png").write_bytes(b"junk")
+    worker, alone = Worker(job, job.source.files), Unreadable(names_of(job.source), nothing)
+    assert worker.prepare(terms(job, seen=digests_seen(job.source))) == ("", "")
+    starts = range(0, 66, 8)
+    expected = dict(Here(job, {}).batches(starts, alone, Stopwatch()))
+    orders, unreadable = Orders(job, alone.names, brought, starts), {}
+    while (order := orders.next()) is not None:
+        made = worker.compute(order)
+        unreadable |= made.unreadable
+        assert (made.batch is None) == (order.start not in expected)
+        for name, array in (made.batch or {}).items():
+            assert (array == expected[order.start][name]).all()
+    assert unreadable == alone.reasons
+    assert list(unreadable) == [16]
+
+
+def test_a_worker_says_what_of_the_terms_it_cannot_fulfil(job, root):
+    worker = Worker(job, job.source.files)
+    environment = Here(job, {}).environment
+    assert worker.prepare(terms(job, code="other"))[0] == "terms"
+    other = {**environment, "versions": {**versions(), "pillow": "1.0"}}
+    kind, reason = worker.prepare(terms(job, environment=other))
+    assert (kind, "it has pillow" in reason) == ("terms", True)
+    kind, reason = worker.prepare(terms(job, environment={**environment, "engine": "torch float8"}))
+    assert (kind, "torch float8" in reason) == ("terms", True)
+    seen = digests_seen(job.source)
+    name = next(iter(seen))
+    assert worker.prepare(terms(job, seen={**seen, name: bytes(32)})) == ("images", f"{name}: other pixels")
+    (root / name).unlink()
+    kind, reason = worker.prepare(terms(job, seen=seen))
+    assert (kind, reason) == ("images", f"{name}: No such file or directory")
+
+
+# The pool, on what stands in for Ray
+
+
+class RayError(Exception):
+    pass
+
+
+class RayTaskError(RayError):
+    def __init__(self, cause):
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class FakeRay:
+    """Nodes of one CPU each in this process. `death` gets the node and the method before each call, and may raise."""
+
+    exceptions = types.SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
+
+    def __init__(self, *names, death=lambda node, method, order: None):
+        self.alive = dict.fromkeys(names, True)
+        self.death, self.actors, self.killed = death, [], []
+
+    def nodes(self):
+        resources = {"CPU": 1.0}
+        return [
+            {"NodeID": n, "NodeName": n, "NodeManagerAddress": "", "Alive": alive, "Resources": resources}
+            for n, alive in self.alive.items()
+        ]
+
+    def put(self, value):
+        return value
+
+    def remote(self, **options):
+        return lambda kind: FakeKind(self, kind)
+
+    def wait(self, tasks, num_returns, timeout):
+        return tasks[-num_returns:][::-1], []  # not in the order in which they were handed out
+
+    def get(self, task):
+        return task.result()
+
+    def kill(self, actor):
+        self.killed.append(actor)
+
+
+class FakeKind:
+    def __init__(self, ray, kind, node=None):
+        self.ray, self.kind, self.node = ray, kind, node
+
+    def options(self, scheduling_strategy):
+        return FakeKind(self.ray, self.kind, scheduling_strategy)
+
+    def remote(self, *arguments):
+        actor = FakeActor(self.ray, self.node, self.kind(*arguments))
+        self.ray.actors.append(actor)
+        return actor
+
+
+class FakeActor:
+    def __init__(self, ray, node, worker):
+        self.ray, self.node, self.worker = ray, node, worker
+
+    def __getattr__(self, method):
+        return types.SimpleNamespace(remote=lambda *arguments: FakeTask(self, method, arguments))
+
+
+class FakeTask:
+    def __init__(self, actor, method, arguments):
+        self.actor, self.method, self.arguments = actor, method, arguments
+
+    def result(self):
+        self.actor.ray.death(self.actor.node, self.method, self.arguments and self.arguments[0])
+        if self.actor in self.actor.ray.killed:
+            raise RayError("the actor was killed")
+        try:
+            return getattr(self.actor.worker, self.method)(*self.arguments)
+        except UserError as error:
+            raise RayTaskError(error) from error
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    strategies = types.ModuleType("ray.util.scheduling_strategies")
+    strategies.NodeAffinitySchedulingStrategy = lambda node, soft: node
+    monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
+    monkeypatch.setattr(cluster, "LOOK", 0.0)
+    monkeypatch.setattr(cluster, "PATIENCE", 0.2)
+
+
+def made(ray, job, begun=None, ship_images=False):
+    """The batches that a pool makes, by their starts."""
+    pool = Pool(ray, job, Cluster("fake"), ship_images)
+    pool.begin(begun or {})
+    unreadable = Unreadable(names_of(job.source), nothing)
+    return pool, dict(pool.batches(range(0, 66, 8), unreadable, Stopwatch()))
+
+
+def require_equal(job, batches):
+    expected = dict(Here(job, {}).batches(range(0, 66, 8), Unreadable(names_of(job.source), nothing), Stopwatch()))
+    assert sorted(batches) == sorted(expected)
+    assert all((batches[start]["features"] == batch["features"]).all() for start, batch in expected.items())
+
+
+def test_a_pool_makes_every_batch_once_in_any_order(job, capsys):
+    pool, batches = made(FakeRay("a", "b"), job)
+    require_equal(job, batches)
+    assert list(batches) != sorted(batches)
+    assert pool.environment == Here(job, {}).environment
+    assert "engine: torch float32 (on node" in capsys.readouterr().err
+    assert pool.closing().count("/s") == 2
+
+
+def test_a_worker_that_ends_costs_only_what_it_had(job, capsys):
+    deaths = [3, 4, 7]
+
+    def death(node, method, order):
+        if method == "compute":
+            deaths[0] -= 1
+            if deaths[0] == 0:
+                deaths.pop(0)
+                deaths or deaths.append(-1)
+                raise RayError("it was killed")
+
+    require_equal(job, made(FakeRay("a", "b", death=death), job)[1])
+    assert "a worker on node" in capsys.readouterr().err
+
+
+def test_nodes_may_come_and_go(job):
+    ray, seen = FakeRay("a"), []
+
+    def death(node, method, order):
+        seen.append(node)
+        if len(seen) == 6:
+            ray.alive["a"], ray.alive["b"] = False, True
+        if node == "a" and not ray.alive["a"]:
+            raise RayError("node a died")
+
+    ray.death = death
+    require_equal(job, made(ray, job)[1])
+    assert set(seen) == {"a", "b"}
+
+
+def test_a_node_that_cannot_do_what_is_pinned_is_not_used(job, capsys):
+    ray = FakeRay("old", "new")
+    environment = Here(job, {}).environment
+    real = Worker.prepare
+
+    def prepare(self, terms):
+        return ("terms", "it has torch 1.0") if ray.actors[0].worker is self else real(self, terms)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "prepare", prepare)
+        require_equal(job, made(ray, job, environment)[1])
+        assert "node old (old) is not used: it has torch 1.0" in capsys.readouterr().err
+        patch.setattr(Worker, "prepare", lambda self, terms: ("terms", "it has torch 1.0"))
+        with pytest.raises(UserError, match=r"new \(new\): it has torch 1\.0; old \(old\)"):
+            made(FakeRay("old", "new"), job, environment)
+
+
+def test_a_node_that_is_not_like_this_process_chooses_no_engine(job, capsys):
+    ray = FakeRay("new", "old")  # the last one answers first
+    real = Worker.hello
+
+    def hello(self, code, pinned):
+        return "it has torch 1.0" if ray.actors[1].worker is self else real(self, code, pinned)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "hello", hello)
+        require_equal(job, made(ray, job)[1])
+    assert "node old (old) is not used: it has torch 1.0" in capsys.readouterr().err
+
+
+def test_a_node_that_does_not_see_the_images_is_named(job, monkeypatch):
+    monkeypatch.setattr(Worker, "prepare", lambda self, terms: ("images", "train/a.png: No such file or directory"))
+    with pytest.raises(UserError, match=r"node a \(a\) does not see .*train/a\.png.*--ship-images"):
+        made(FakeRay("a"), job)
+
+
+def test_a_batch_that_ends_every_worker_is_an_error_that_names_it(job):
+    def death(node, method, order):
+        if method == "compute" and order.start == 16:
+            raise RayError("OutOfMemoryError: killed")
+
+    with pytest.raises(UserError, match=r"5 workers ended .* from 16 on, .*OutOfMemoryError.*--batch-size"):
+        made(FakeRay("a", "b", death=death), job)
+
+
+def test_a_node_whose_workers_never_begin_is_not_used(job):
+    def death(node, method, order):
+        if node == "a":
+            raise RayError("ModuleNotFoundError: No module named 'extract'")
+
+    require_equal(job, made(FakeRay("a", "b", death=death), job)[1])
+    with pytest.raises(UserError, match=r"can be used \(a \(a\): .* before they begin \(ModuleNotFoundError"):
+        made(FakeRay("a", death=death), job)
+
+
+def test_what_is_not_finite_is_the_sentence_of_one_process(job, monkeypatch):
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 512))
+    torch.nn.init.constant_(module[1].bias, float("inf"))
+    values = {**vars(job), "backbone": type(job.backbone)(**{**vars(job.backbone), "module": module})}
+    with pytest.raises(UserError, match=r"^non-finite features at images \d+ to \d+: the weights"):
+        made(FakeRay("a"), Extraction(**values))
+
+
+def test_stores_with_skipped_images_are_the_same(job, root, tmp_path, monkeypatch):
+    (root / "train/class1/004.png").write_bytes(b"junk")
+    for on_error in ("fail", "skip"):
+        values = {**vars(job), "on_error": on_error}
+        sentences = []
+        for name, where in (("one.h5", None), ("pool.h5", Cluster("fake"))):
+            monkeypatch.setattr(cluster, "connected", lambda _: contextlib.nullcontext(FakeRay("a", "b")))
+            try:
+                extract(Extraction(**values), tmp_path / name, where)
+            except UserError as error:
+                sentences.append(error.message)
+        assert len(set(sentences)) == (on_error == "fail")
+    assert (tmp_path / "pool.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
+
+
+def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
+    def init(address, **options):
+        raise ConnectionError("Could not find any running Ray instance.\nmore")
+
+    ray = types.SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with (
+        pytest.raises(UserError, match=r"no Ray cluster at auto \(Could not find any .*ray start --head"),
+        connected(Cluster("auto")),
+    ):
+        pass

@@ -1,0 +1,230 @@
+"""Extraction and phases on a real cluster of nodes on this machine: `pytest -m ray`; `tests.kill_cluster` kills."""
+
+import contextlib
+import json
+import signal
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+from kill_cluster import NODE, begin, command, nodes, wait_for_rows, workers
+
+from common.store_partial import read_progress
+from common.synthetic import make_images, make_store
+from extract.cli import main as extract_main
+from train.cli import main as train_main
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray[client]'")
+pytestmark = pytest.mark.ray
+
+LOG = "log"
+# What Python reads first in the processes of a node that has another Pillow, and of one that does not see a folder
+OLD = """
+import importlib.metadata
+real = importlib.metadata.version
+importlib.metadata.version = lambda name: "1.0" if name == "pillow" else real(name)
+"""
+BLIND = """
+import builtins
+real = builtins.open
+def seen(path, *arguments, **options):
+    if "/hidden/" in str(path):
+        raise FileNotFoundError(2, "No such file or directory", str(path))
+    return real(path, *arguments, **options)
+builtins.open = seen
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with nodes(2) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return make_images(tmp_path_factory.mktemp("images") / "hidden", classes=2, train=64, test=16)
+
+
+@pytest.fixture(scope="module")
+def expected(images, tmp_path_factory):
+    """The store that one process makes."""
+    folder = tmp_path_factory.mktemp("one")
+    assert run(command(images, folder / "s.h5"), folder).returncode == 0
+    return (folder / "s.h5").read_bytes()
+
+
+@pytest.fixture
+def connected(cluster):
+    """This very process as the driver, which saves its start; with one thread, as workers have."""
+    ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield cluster
+    torch.set_num_threads(threads)
+    ray.shutdown()
+
+
+def call(main, arguments, code=0):
+    """A command in this process, and what it said."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert "Traceback" not in result.output
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.stderr
+
+
+def extract(root, store, cluster, *options, code=0):
+    return call(extract_main, [*command(root, store, cluster.address if cluster else "")[3:], *options], code)
+
+
+def run(arguments, folder):
+    """A command in a process of its own, and what it said."""
+    process = begin(list(map(str, arguments)), folder / LOG)
+    process.wait(150)
+    process.said = (folder / LOG).read_text()
+    assert "Traceback" not in process.said
+    return process
+
+
+@pytest.mark.parametrize("ship", [False, True])
+def test_two_nodes_make_the_bytes_of_one_process(connected, images, expected, tmp_path, ship):
+    said = extract(images, tmp_path / "s.h5", connected, *["--ship-images"] * ship)
+    assert (tmp_path / "s.h5").read_bytes() == expected
+    assert "2 workers on 2 node(s)" in said
+    assert said.count("/s") >= 2, said  # the whole, and each node that was there in time
+
+
+def test_a_killed_node_costs_nothing_but_its_batches(cluster, images, expected, tmp_path):
+    process = begin(command(images, tmp_path / "s.h5", cluster.address), tmp_path / LOG)
+    wait_for_rows(tmp_path / "s.h5", 24, process)
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+    cluster.add_node(**NODE)
+    assert process.wait(150) == 0, (tmp_path / LOG).read_text()
+    assert (tmp_path / "s.h5").read_bytes() == expected
+
+
+def test_a_killed_driver_and_a_stopped_one_leave_no_worker_and_the_same_command_goes_on(
+    cluster, images, expected, tmp_path
+):
+    for number in (signal.SIGINT, signal.SIGKILL):
+        process = begin(command(images, tmp_path / "s.h5", cluster.address), tmp_path / LOG)
+        wait_for_rows(tmp_path / "s.h5", read_rows(tmp_path / "s.h5") + 8, process)
+        process.send_signal(number)
+        assert process.wait(60) == {signal.SIGINT: 130, signal.SIGKILL: -9}[number]
+        if number == signal.SIGINT:
+            assert "images are kept; the same command goes on" in (tmp_path / LOG).read_text()
+        deadline = time.monotonic() + 30
+        while workers() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert workers() == 0
+    resumed = run(command(images, tmp_path / "s.h5"), tmp_path)  # off the cluster
+    assert "going on with" in resumed.said
+    assert (tmp_path / "s.h5").read_bytes() == expected
+
+
+def read_rows(store):
+    return (read_progress(store) or (0, 0))[0]
+
+
+def test_an_unreadable_image_is_the_sentence_of_one_process_and_may_be_skipped(connected, tmp_path):
+    root = make_images(tmp_path / "images", classes=2, train=12, test=10)
+    (root / "train/class1/003.png").write_bytes(b"junk")
+    said = {}
+    for name, cluster in (("one.h5", None), ("ray.h5", connected)):
+        refused = extract(root, tmp_path / name, cluster, code=2)
+        said[name] = [line for line in refused.splitlines() if "cannot" in line]
+        extract(root, tmp_path / name, cluster, "--on-error", "skip")
+    assert said["one.h5"] == said["ray.h5"]
+    assert len(said["one.h5"]) == 2  # when it was met, and in the end
+    assert (tmp_path / "one.h5").read_bytes() == (tmp_path / "ray.h5").read_bytes()
+
+
+def test_a_node_that_differs_is_left_out_and_one_that_sees_no_images_is_an_error(connected, images, expected, tmp_path):
+    with odd_node(connected, "old", OLD, tmp_path):
+        said = extract(images, tmp_path / "s.h5", connected)
+    assert "node old (" in said
+    assert "is not used: it has pillow 1.0" in said
+    assert (tmp_path / "s.h5").read_bytes() == expected
+    with odd_node(connected, "blind", BLIND, tmp_path):
+        refused = extract(images, tmp_path / "t.h5", connected, code=2)
+        assert "node blind (" in refused
+        assert "No such file or directory" in refused
+        assert "--ship-images" in refused
+        shipped = extract(images, tmp_path / "t.h5", connected, "--ship-images")
+    assert "3 workers on 3 node(s)" in shipped
+    assert (tmp_path / "t.h5").read_bytes() == expected
+
+
+@contextlib.contextmanager
+def odd_node(cluster, name, code, folder):
+    """One more node, whose Python begins with this code."""
+    (folder / name).mkdir()
+    (folder / name / "sitecustomize.py").write_text(code)
+    node = cluster.add_node(**NODE, node_name=name, env_vars={"PYTHONPATH": str(folder / name)})
+    try:
+        yield
+    finally:
+        cluster.remove_node(node)
+
+
+PLAN = """
+[head]
+width = 16
+layers = 1
+feed_forward = 16
+
+[training]
+epochs = 2
+batch_size = 64
+
+[plan]
+seeds = 2
+runs = ["head:"]
+once = ["nearest: method=knn"]
+"""
+
+
+def test_a_phase_on_a_cluster_makes_the_reports_of_one_process(connected, tmp_path):
+    store = make_store(tmp_path / "s.h5", train=100, test=12).path
+    plan = tmp_path / "tiny/config.toml"
+    plan.parent.mkdir()
+    plan.write_text(PLAN)
+    for name, options in (("one", []), ("ray", ["--ray", connected.address])):
+        arguments = ["phase", plan, "--store", store, "--runs", tmp_path / name, *options]
+        call(train_main, arguments)
+    found = {name: reports(tmp_path / name) for name in ("one", "ray")}
+    assert len(found["one"]) == 3
+    assert found["ray"] == found["one"]
+    again = call(train_main, arguments)
+    assert again.count("complete: ") == 3
+    assert "on node node" in again
+
+
+def reports(folder):
+    """The reports below a folder, by the names of their runs."""
+    return {file.parent.name: without_times(json.loads(file.read_text())) for file in folder.rglob("report.json")}
+
+
+def without_times(report):
+    """A report without what differs between two runs of anything."""
+    if isinstance(report, dict):
+        return {key: without_times(value) for key, value in report.items() if not is_time(key)}
+    return [without_times(each) for each in report] if isinstance(report, list) else report
+
+
+def is_time(key):
+    return "seconds" in key or key in ("finished", "train_sets_per_second")
+
+
+def test_a_client_from_outside_makes_the_same_bytes(images, expected, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    head = {**NODE, "include_dashboard": False, "ray_client_server_port": 25_019}
+    outside = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        made = run(command(images, tmp_path / "s.h5", "ray://127.0.0.1:25019"), tmp_path)
+    finally:
+        outside.shutdown()
+    assert made.returncode == 0, made.said
+    assert (tmp_path / "s.h5").read_bytes() == expected

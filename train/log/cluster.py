@@ -1,0 +1,88 @@
+"""The runs of a phase on a Ray cluster: each is a task on a node that has room for it, resumable as anywhere."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.cluster import AGAIN, Cluster, connected, nodes_of, reason_of
+from common.errors import UserError
+from common.files import Busy
+from common.store import FeatureStore
+from train.config import Config
+from train.log.plan import Planned
+
+TRIES = 3  # of a run whose node or process ends: each goes on after the last epoch that is kept
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task has to say: the lines of its run, and an error where it ended with one."""
+
+    node: str
+    lines: list[str]
+    error: str = ""
+
+
+def fit_on_cluster(planned: Sequence[Planned], cluster: Cluster, say: Callable[[str], object]) -> None:
+    """Make the runs of a phase on the nodes of a cluster, as many at a time as fit.
+
+    Stores and run folders must be on a path that all nodes see. Raises UserError, naming the node, for the first run
+    that ends with an error; those at work are ended then, and keep their epochs.
+    """
+    with connected(cluster) as ray:
+        settled = cluster.settled(nodes_of(ray))
+        task = ray.remote(num_cpus=settled.cpus, num_gpus=settled.gpus, max_retries=TRIES - 1)(_fit)
+        share = settled.cpus, bool(settled.gpus)
+        tasks = {
+            task.remote(run.config, run.store.path.absolute(), run.path.absolute(), share): (number, run)
+            for number, run in enumerate(planned, 1)
+        }
+        say(f"{len(planned)} runs on the cluster, {settled.said}")
+        try:
+            while tasks:
+                for done in ray.wait(list(tasks), num_returns=1, timeout=1)[0]:
+                    number, run = tasks.pop(done)
+                    outcome = _outcome(ray, done, run)
+                    names = {node.id: node.name for node in nodes_of(ray)}
+                    name = names.get(outcome.node, outcome.node[:8])
+                    say(f"run {number} of {len(planned)}, on node {name}: {run.path}")
+                    for line in outcome.lines:
+                        say(line)
+                    if outcome.error:
+                        raise UserError(f"{run.path}, on node {name}: {outcome.error}")
+        finally:
+            for left in tasks:
+                ray.cancel(left, force=True)
+
+
+def _outcome(ray, task, run: Planned) -> Outcome:
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayTaskError as error:
+        raise RuntimeError(f"{run.path} failed: {error}") from error
+    except ray.exceptions.RayError as error:
+        raise UserError(f"{run.path} ended {TRIES} times on the cluster ({reason_of(error)}): {AGAIN}") from error
+
+
+def _fit(config: Config, store: Path, path: Path, share: tuple[int, bool]) -> Outcome:
+    """One run, in a process on a node."""
+    import ray
+
+    threads, has_gpu = share
+    if not has_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # those of the node belong to others
+
+    import torch
+
+    from train.fit import fit
+
+    torch.set_num_threads(threads)
+    node, lines = ray.get_runtime_context().get_node_id(), list[str]()
+    try:
+        fit(config, FeatureStore.open(store), path, lines.append)
+    except Busy as busy:
+        lines.append(busy.message)
+    except UserError as error:
+        return Outcome(node, lines, error.message)
+    return Outcome(node, lines)
