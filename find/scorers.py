@@ -11,6 +11,7 @@ from find.gaussian import ClassSpace, compress
 from train.methods.base import Method
 from train.methods.deep_plda import DeepPLDA
 from train.methods.posterior import ClassPosterior, log_complement
+from train.methods.posterior_transformer import PosteriorTransformer
 
 FOLDER_POWER = 0.7
 RIDGE = 0.3  # times the variance of the folder, spread evenly over as many directions as it has images
@@ -55,7 +56,7 @@ def from_reference(space: ClassSpace) -> Scorer:
 def from_head(head: Method) -> Scorer:
     """A trained head. Raises UserError for one that scores sets of one size alone, or learns nothing."""
     name = type(head).__name__
-    if isinstance(head, ClassPosterior):
+    if isinstance(head, ClassPosterior | PosteriorTransformer):
         return Scorer(name, lambda features: _encode(head, features), another_class, head.input_dim)
     if isinstance(head, DeepPLDA):
         ratio = head.log_ratio.detach().exp().numpy().astype(np.float64)
@@ -65,7 +66,7 @@ def from_head(head: Method) -> Scorer:
     if head.set_size is not None:
         raise UserError(
             f"a head of the method {name} judges sets of {head.set_size} images alone: "
-            "train transformer, posterior or deep_plda"
+            "train posterior_transformer, transformer or deep_plda"
         )
     return Scorer(name, lambda features: np.asarray(features, np.float32), lambda x: in_sets(head, x), head.input_dim)
 

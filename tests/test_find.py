@@ -102,7 +102,7 @@ def test_a_stranger_is_found_by_a_reference():
     assert not find.odd(folder[:-1], reference=reference).flagged
 
 
-@pytest.mark.parametrize("method", ["posterior", "deep_plda"])
+@pytest.mark.parametrize("method", ["posterior", "posterior_transformer", "deep_plda"])
 def test_a_stranger_is_found_by_a_head(method):
     features, labels = clusters(6, 80)
     head = build_method(Config(method), features.shape[1], 6)
