@@ -124,7 +124,7 @@ def list_images(root: Path, reading: Reading) -> list[Listed]:
     if unlisted and reading.on_error == "fail":
         raise UserError(
             f"{len(unlisted)} folder(s) below {root} cannot be read: {', '.join(unlisted[:5])}; "
-            "give yourself the right to read them, or skip them with --on-error skip"
+            "give yourself the right to read them, or skip them with --on-error skip (make: ON_ERROR=skip)"
         )
     return listing
 

@@ -49,7 +49,7 @@ class Unreadable:
         more = f" and {len(rows) - LISTED} more, named above" if len(rows) > LISTED else ""
         return UserError(
             f"{len(rows)} of {len(self.names)} images cannot be read: {some}{more}. Repair them and run the same "
-            "command again, it goes on from here; or leave them out with --on-error skip"
+            "command again, it goes on from here; or leave them out with --on-error skip (make: ON_ERROR=skip)"
         )
 
 

@@ -122,7 +122,8 @@ def _without_missing(root: Path, rows: list[Row], reading: Reading) -> tuple[lis
         first = ", ".join(f"line {row.line} ({row.path})" for row in sorted(missing, key=lambda row: row.line)[:5])
         raise UserError(
             f"{root}: {len(missing)} of {len(rows)} images are not there, {first}{' …' if len(missing) > 5 else ''}; "
-            "paths are relative to the table's folder; mend them, or skip them with --on-error skip"
+            "paths are relative to the table's folder; mend them, or skip them with --on-error skip "
+            "(make: ON_ERROR=skip)"
         )
     gone = {row.path for row in missing}
     return [row for row in rows if row.path not in gone], [(row.path, "missing") for row in missing]
