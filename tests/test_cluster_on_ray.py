@@ -141,18 +141,19 @@ def test_an_unreadable_image_is_the_sentence_of_one_process_and_may_be_skipped(c
 
 
 def test_a_node_that_differs_is_left_out_and_one_that_sees_no_images_is_an_error(connected, images, expected, tmp_path):
+    on_the_odd_node_alone = "--cpus-per-worker", str(NODE["num_cpus"] + 1)  # the others may be done before it answers
     with odd_node(connected, "old", OLD, tmp_path):
-        said = extract(images, tmp_path / "s.h5", connected)
-    assert "node old (" in said
-    assert "is not used: it has pillow 1.0" in said
+        refused = extract(images, tmp_path / "s.h5", connected, *on_the_odd_node_alone, code=2)
+        assert "node old (" in refused
+        assert "is not used: it has pillow 1.0" in refused
+        extract(images, tmp_path / "s.h5", connected)
     assert (tmp_path / "s.h5").read_bytes() == expected
     with odd_node(connected, "blind", BLIND, tmp_path):
-        refused = extract(images, tmp_path / "t.h5", connected, code=2)
+        refused = extract(images, tmp_path / "t.h5", connected, *on_the_odd_node_alone, code=2)
         assert "node blind (" in refused
         assert "No such file or directory" in refused
         assert "--ship-images" in refused
-        shipped = extract(images, tmp_path / "t.h5", connected, "--ship-images")
-    assert "3 workers on 3 node(s)" in shipped
+        extract(images, tmp_path / "t.h5", connected, "--ship-images")
     assert (tmp_path / "t.h5").read_bytes() == expected
 
 
@@ -161,7 +162,9 @@ def odd_node(cluster, name, code, folder):
     """One more node, whose Python begins with this code."""
     (folder / name).mkdir()
     (folder / name / "sitecustomize.py").write_text(code)
-    node = cluster.add_node(**NODE, node_name=name, env_vars={"PYTHONPATH": str(folder / name)})
+    node = cluster.add_node(
+        **NODE | {"num_cpus": NODE["num_cpus"] + 1}, node_name=name, env_vars={"PYTHONPATH": str(folder / name)}
+    )
     try:
         yield
     finally:
@@ -223,7 +226,10 @@ def test_a_client_from_outside_makes_the_same_bytes(images, expected, tmp_path):
     head = {**NODE, "include_dashboard": False, "ray_client_server_port": 25_019}
     outside = Cluster(initialize_head=True, head_node_args=head)
     try:
-        made = run(command(images, tmp_path / "s.h5", "ray://127.0.0.1:25019"), tmp_path)
+        for _ in range(3):  # Ray's server for clients is ready a little later than the cluster
+            made = run(command(images, tmp_path / "s.h5", "ray://127.0.0.1:25019"), tmp_path)
+            if "there is no Ray cluster" not in made.said:
+                break
     finally:
         outside.shutdown()
     assert made.returncode == 0, made.said
