@@ -20,9 +20,9 @@ class PosteriorTransformer(Method):
     a score at each position. With `bayes` they are added to Bayes' rule of `train.methods.posterior`, from 0 on.
 
     The networks learn the classes alone, and each of them from all images but its own part of 1/members. The
-    Transformer is trained on what the left-out network says of an image. Of images that it was trained on, a network
-    says too much: a head that learns from that is at a loss with new ones (stacked generalization: Wolpert, 1992). So
-    the layers need no dropout; `dropout` is that of the networks. With one member, nothing is left out.
+    Transformer is trained on what the network that left an image out says of it: of images that it was trained on, a
+    network is surer than of new ones (stacked generalization: Wolpert, 1992). The layers have no dropout; `dropout` is
+    that of the networks. With one member, nothing is left out.
     """
 
     averages_views = True
