@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from bench.folders import nearest_others
+from bench.folders import SEED, nearest_others
 from find.auditing import judge
 from find.calibration import choose_threshold, reliability
 from find.duplicates import find_pairs
@@ -23,7 +23,7 @@ def audits(features: np.ndarray, labels: np.ndarray, superclass: np.ndarray, see
     """Audits of features (n, D) whose labels (n,) were changed `seeds` times; superclass (C,): of each class."""
     found: dict[str, Any] = {"n": len(labels), "seeds": seeds, "rows": [], "left_out": {}}
     for kind in KINDS:
-        for seed in range(seeds):
+        for seed in range(SEED, SEED + seeds):
             given, bad = changed(labels, superclass if kind != "any class" else np.zeros_like(superclass), seed)
             for name, way in _ways().items():
                 started = time.perf_counter()

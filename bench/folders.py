@@ -8,17 +8,20 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from common.store import FeatureStore
-from find.calibration import folder_posterior, reliability
+from find.calibration import choose_threshold, folder_posterior, reliability
 from find.evidence import guarded
 from find.oddities import SURE, judge
 from train.checkpoint import config_of, load_checkpoint, load_head
 from train.sets import split_validation
 
 FOREIGN = 1, 5
+RATE = 0.1  # the false-discovery rate that is asked for
+SEED = 100  # of the first draw: smaller ones were looked at while the methods were made
 
 Arrays = tuple[np.ndarray, np.ndarray]  # features (n, D) float32, labels (n,)
-# Features of a folder (n, D) → scores (n,), and whether anything is said to be odd; None for what cannot say it
-Way = Callable[[np.ndarray], tuple[np.ndarray, bool | None]]
+# Features of a folder (n, D) → scores (n,), and which images are flagged (n,) bool; None for what flags none, as it
+# tells no score's meaning. Where nothing is said to be odd, none is flagged.
+Way = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
 def oddities(store: FeatureStore, runs: Sequence[Path], draws: int) -> dict[str, Any]:
@@ -68,16 +71,19 @@ def features_of(store: FeatureStore, rows: np.ndarray) -> np.ndarray:
 
 
 def asked(head: Any, reference: Arrays | None, held_out: Arrays | None) -> Way:
-    """What `find.odd` thinks of a folder."""
+    """What `find.odd` thinks of a folder, and what it flags."""
     kept: list[Any] = []
 
-    def way(x: np.ndarray) -> tuple[np.ndarray, bool]:
+    def way(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if not kept:  # what a score says is learnt once, for all folders of this size
             kept.append(judge(head, reference, held_out, len(x), x.shape[1], 0))
         scorer, evidence = kept[0]
         scores = scorer(x)
         each, anything = folder_posterior(guarded(scores) if evidence is None else evidence(scores))
-        return each, bool(anything > (SURE if evidence is None else evidence.limit))
+        flagged = np.zeros(len(x), bool)
+        if anything > (SURE if evidence is None else evidence.limit):
+            flagged[np.argsort(-each, kind="stable")[: choose_threshold(each, RATE).flagged]] = True
+        return each, flagged
 
     return way
 
@@ -124,24 +130,30 @@ def folders(labels: np.ndarray, classes: np.ndarray, foreign: int, seed: int) ->
 
 
 def measured(images: Arrays, classes: np.ndarray, way: Way, draws: int) -> dict[str, Any]:
-    """For each number of foreign images: the mean average precision of a folder, draw by draw, and what is said."""
+    """For each number of foreign images: the mean average precision of a folder, draw by draw, and what is flagged.
+
+    `right` is the share of foreign images among the flagged ones, and `reliability` its diagram, as `find.odd` expects
+    folders to be: half of them without a foreign image.
+    """
     x, labels = images
     found: dict[str, Any] = {}
-    said = [way(x[rows])[1] for rows, _ in folders(labels, classes, 0, 0)]
-    clean = [each for each in said if each is not None]
-    if clean:
-        found["said_odd_of_clean"] = float(np.mean(clean))
-    for foreign in FOREIGN:
-        seen = [
-            [(*way(x[rows]), odd) for rows, odd in folders(labels, classes, foreign, seed)] for seed in range(draws)
-        ]
+    seen: list[tuple[np.ndarray, np.ndarray, np.ndarray, float]] = []
+    for foreign in (0, *FOREIGN):
+        seeds = range(SEED, SEED + (draws if foreign else 1))
+        judged = [[(*way(x[rows]), odd) for rows, odd in folders(labels, classes, foreign, seed)] for seed in seeds]
         precisions = [
-            float(np.mean([average_precision_score(odd, scores) for scores, _, odd in draw])) for draw in seen
+            float(np.mean([average_precision_score(odd, scores) for scores, _, odd in draw])) for draw in judged
         ]
-        found[str(foreign)] = {"average_precision": precisions}
-        if clean:
-            each = [one for draw in seen for one in draw]
-            found[str(foreign)]["said_odd"] = float(np.mean([said for _, said, _ in each]))
-            bars = reliability(np.concatenate([one[0] for one in each]), np.concatenate([one[2] for one in each]))
-            found[str(foreign)]["reliability"] = [[bar.n, bar.mean, bar.observed] for bar in bars]
+        found[str(foreign)] = {"average_precision": precisions} if foreign else {}
+        every = [(each, flagged, odd) for draw in judged for each, flagged, odd in draw if flagged is not None]
+        if every:
+            found[str(foreign)]["said_odd"] = float(np.mean([flagged.any() for _, flagged, _ in every]))
+            share = 0.5 / len(FOREIGN) if foreign else 0.5
+            seen += [(*one, share / len(every)) for one in every]
+    if seen:
+        each, flagged, odd = (np.concatenate(parts) for parts in list(zip(*seen, strict=True))[:3])
+        weights = np.concatenate([np.full(len(one[0]), one[3]) for one in seen])
+        found["right"] = float(weights[flagged & odd].sum() / max(weights[flagged].sum(), 1e-12))
+        bars = reliability(each, odd, weights)
+        found["reliability"] = [[bar.n, bar.mean, bar.observed] for bar in bars]
     return found

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from find.calibration import BINS
+from find.calibration import BINS, folder_posterior
 from find.classes import FOLDS, Posterior, posterior
 from find.duplicates import Pairs, find_pairs
+from find.evidence import guarded
 from find.findings import Bin, Finding, Findings
 from find.listing import AT_LEAST, TYPICAL, Images, make_findings, require_features
 
 LARGE = 20_000  # images, from which on one round with one network has to do
-NO_CLASS_BINS = 50
 
 
 def audit(
@@ -83,26 +83,19 @@ def judge(
     folds = min(FOLDS, int(np.bincount(labels).min()))
     effort = {"networks": 1, "rounds": 1} if len(labels) > LARGE else {"networks": 3, "rounds": 2}
     judged = posterior(features, labels, pairs.groups(len(labels)), folds=folds, **effort, seed=seed)
-    return judged, judged.wrong(labels), no_class(judged.ratios, labels)
+    return judged, judged.wrong(labels), no_class(judged, labels)
 
 
-def no_class(ratios: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The probability (n,) that an image is of no class, of log p(image | class) - log p(image | none) (n, C).
+def no_class(judged: Posterior, labels: np.ndarray) -> np.ndarray:
+    """The probability (n,) that an image with a label is of no class.
 
-    How an image of no class looks is known from every image without its own class. The share of such images is at most
-    what the part of the images that is far from all classes allows (Storey's argument): that bound is taken.
+    Hard images of a class look like images of none, so how far an image is from its nearest class says little. What
+    counts is how far beyond the other images it is, as in a folder without a reference. An image of no class would have
+    any label, so one that suits it speaks against.
     """
-    nearest = ratios.max(1)
-    others = ratios.copy()
-    others[np.arange(len(labels)), labels] = -np.inf
-    without = others.max(1)
-    edges = np.quantile(np.concatenate([nearest, without]), np.linspace(0, 1, NO_CLASS_BINS + 1)[1:-1])
-    seen = np.bincount(np.searchsorted(edges, nearest), minlength=NO_CLASS_BINS) + 1.0
-    foreign = np.bincount(np.searchsorted(edges, without), minlength=NO_CLASS_BINS) + 1.0
-    below = foreign.cumsum() > 0.05 * len(labels)
-    share = float(np.min(seen.cumsum()[below] / foreign.cumsum()[below]))
-    ratio = np.minimum.accumulate(foreign / seen)  # the farther, the stranger
-    return np.minimum(1.0, share * ratio)[np.searchsorted(edges, nearest)]
+    own = judged.log[np.arange(len(labels)), labels]
+    any_label = -np.log(judged.log.shape[1])
+    return folder_posterior(guarded(-judged.ratios.max(1)) + np.minimum(any_label - own, 0.0))[0]
 
 
 def check_calibration(judged: Posterior, labels: np.ndarray, seed: int) -> tuple[Bin, ...]:

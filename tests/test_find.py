@@ -49,6 +49,24 @@ def test_equal_pictures_with_different_labels_are_a_conflict_for_certain():
     assert (found[4].kind, found[4].duplicate_of) == ("duplicate", (70,))
 
 
+def test_images_of_no_class_are_told_from_wrong_labels_and_from_hard_images():
+    features, labels = clusters(20, 40)
+    strange = [7, 107, 207]
+    features[strange] = np.random.default_rng(2).choice([-6.0, 6.0], (3, 32))
+    first, second, third, fourth = find.audit(features, labels).findings[:4]
+    assert {first.row, second.row, third.row} == set(strange)
+    assert {(each.kind, each.suggested) for each in (first, second, third)} == {("no class", None)}
+    assert first.flagged and second.flagged and not fourth.flagged
+    assert third.probability > 0.5 > fourth.probability
+
+
+def test_hard_images_are_not_taken_for_images_of_no_class():
+    features, labels = clusters(10, 60)
+    hard = np.random.default_rng(3).choice(len(labels), 120, replace=False)
+    features[hard] += np.random.default_rng(4).normal(size=(120, 32)).astype(np.float32)
+    assert not any(each.flagged for each in find.audit(features, labels).findings)
+
+
 def test_a_stranger_is_odd_and_a_clean_folder_has_nothing_odd():
     features, _ = clusters(1, 60)
     assert not any(each.flagged for each in find.odd(features).findings)
