@@ -2,13 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from find.calibration import BINS, folder_posterior
-from find.classes import FOLDS, Posterior, posterior
+from find.calibration import BINS, folder_posterior, share_at_most, tempered
+from find.classes import FOLDS, LEAST_NOISE, Posterior, posterior
 from find.duplicates import Pairs, find_pairs
 from find.evidence import guarded
 from find.findings import Bin, Finding, Findings
@@ -79,11 +80,28 @@ def audit(
 def judge(
     features: np.ndarray, labels: np.ndarray, pairs: Pairs, seed: int
 ) -> tuple[Posterior, np.ndarray, np.ndarray]:
-    """The class posteriors, and the probabilities (n,) that the label is wrong and that the image is of no class."""
+    """The class posteriors, and the probabilities (n,) that the label is wrong and that the image is of no class.
+
+    Wrong labels that are like hard images are easily overrated. So there are no more of them than the most suspicious
+    labels allow, if all of these are wrong; and what a probability means is learnt from labels that are wrong for sure.
+    """
     folds = min(FOLDS, int(np.bincount(labels).min()))
     effort = {"networks": 1, "rounds": 1} if len(labels) > LARGE else {"networks": 3, "rounds": 2}
     judged = posterior(features, labels, pairs.groups(len(labels)), folds=folds, **effort, seed=seed)
-    return judged, judged.wrong(labels), no_class(judged, labels)
+    most = share_at_most(judged.wrong(labels), with_wrong_labels(judged, labels, seed))
+    judged = replace(judged, noise=max(LEAST_NOISE, min(judged.noise, most)))
+    wrong, known = judged.wrong(labels), with_wrong_labels(judged, labels, seed)
+    return judged, tempered(wrong, known, judged.noise)(wrong), no_class(judged, labels)
+
+
+def with_wrong_labels(judged: Posterior, labels: np.ndarray, seed: int) -> np.ndarray:
+    """The probability (n,) that a label is wrong if every image had another one, drawn as wrong ones are thought to be.
+
+    Models never saw the image, so nothing has to be trained anew.
+    """
+    upto = judged.given_wrong().cumsum(1)[labels]
+    drawn = (np.random.default_rng(seed).random((len(labels), 1)) * upto[:, -1:] > upto).sum(1)
+    return judged.wrong(drawn)
 
 
 def no_class(judged: Posterior, labels: np.ndarray) -> np.ndarray:
@@ -101,12 +119,12 @@ def no_class(judged: Posterior, labels: np.ndarray) -> np.ndarray:
 def check_calibration(judged: Posterior, labels: np.ndarray, seed: int) -> tuple[Bin, ...]:
     """How often a label of each probability is wrong, if labels are as often wrong as estimated.
 
-    Every image is given another label, drawn as wrong ones are thought to be: that shows which part of all wrong labels
-    gets which probability. Models never saw the image, so nothing has to be trained anew.
+    `with_wrong_labels` shows which part of all wrong labels gets which probability: once to learn what probabilities
+    mean, and once to see whether they do.
     """
-    upto = judged.given_wrong().cumsum(1)[labels]
-    drawn = (np.random.default_rng(seed).random((len(labels), 1)) * upto[:, -1:] > upto).sum(1)
-    found, simulated = judged.wrong(labels), judged.wrong(drawn)
+    raw = judged.wrong(labels)
+    temper = tempered(raw, with_wrong_labels(judged, labels, seed), judged.noise)
+    found, simulated = temper(raw), temper(with_wrong_labels(judged, labels, seed + 1))
     bars = []
     for bar in range(BINS):
         low, high = bar / BINS, (bar + 1) / BINS

@@ -1,10 +1,14 @@
 """Probabilities that mean something: the threshold that keeps a false-discovery rate, and a check of them."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from find.findings import Bin, Threshold
 
 BINS = 10
+LARGEST = 12.0  # log-odds that count
+RIDGE = 1e-4
 # What is thought of the share of odd images in a folder before it is seen: none in half of all folders, else any
 # share from one in a thousand to three in ten, each order of magnitude alike
 SHARES = np.concatenate([[0.0], np.geomspace(0.001, 0.3, 24)])
@@ -46,6 +50,52 @@ def reliability(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarra
     return tuple(bars)
 
 
+def share_at_most(found: np.ndarray, known: np.ndarray) -> float:
+    """The largest share of wrong labels that the probabilities found (n,) allow.
+
+    known (m,): the probabilities of labels that are wrong for certain. If the √n most suspicious labels are all wrong,
+    they are the part of the wrong ones that is as suspicious among the known (Storey, *A direct approach to false
+    discovery rates*, 2002, from the other end).
+
+    >>> found = np.array([0.9, 0.8] + 14 * [0.1])
+    >>> share_at_most(found, np.array([0.9, 0.1]))
+    0.25
+    """
+    most = int(np.sqrt(len(found)))
+    limit = np.sort(found)[-most]
+    return most / len(found) / max(float((known >= limit).mean()), 1 / len(known))
+
+
+def tempered(found: np.ndarray, known: np.ndarray, share: float) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns probabilities that promise too much into more careful ones; none gets larger.
+
+    found (n,): of labels, `share` of which are wrong. known (m,): of labels that are wrong for certain. The log-odds
+    are shifted and stretched until the found probabilities agree with that share of the known ones, in their sum and
+    in their sum weighted by the log-odds. That is logistic regression of wrong against right where only wrong ones are
+    known (du Plessis, Niu and Sugiyama, *Convex formulation for learning from positive and unlabeled data*, 2015).
+    """
+    from scipy.optimize import minimize  # here: it is slow to start
+    from scipy.special import expit
+
+    x, of_known = _log_odds(found), float(_log_odds(known).mean())
+    start = np.array([0.0, 1.0])
+
+    def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
+        z = weights[0] + weights[1] * x
+        p = expit(z)
+        value = np.logaddexp(0, z).mean() - share * (weights[0] + weights[1] * of_known)
+        slope = np.array([p.mean() - share, (p * x).mean() - share * of_known])
+        pull = RIDGE * (weights - start)  # where wrong and right labels lie far apart, any weights would do
+        return float(value + pull @ (weights - start) / 2), slope + pull
+
+    shift, stretch = minimize(loss, start, jac=True).x
+
+    def temper(probabilities: np.ndarray) -> np.ndarray:
+        return np.minimum(probabilities, expit(shift + stretch * _log_odds(probabilities)))
+
+    return temper
+
+
 def folder_posterior(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
     """Of log p(score | odd) - log p(score | not odd) (n,): the probability (n,) that each is odd, and that any is.
 
@@ -58,6 +108,10 @@ def folder_posterior(log_ratios: np.ndarray) -> tuple[np.ndarray, float]:
     weight /= weight.sum()
     each = np.exp(_log(SHARES)[:, None] + log_ratios - mixed)
     return np.clip(weight @ each, 0.0, 1.0), float(1 - weight[0])
+
+
+def _log_odds(p: np.ndarray) -> np.ndarray:
+    return np.clip(_log(p) - _log(1 - p), -LARGEST, LARGEST)
 
 
 def _log(x: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.machine import fast_bfloat16
-from find.gaussian import ClassSpace, Normaliser
 from train.config import Config, HeadConfig, TrainingConfig
+from train.gaussian import ClassSpace, Normaliser
 from train.loop import learning_rate_factor
 from train.methods import build_method
 from train.methods.base import Method

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from find.gaussian import Normaliser
+from train.gaussian import Normaliser
 
 NEAR = 0.95  # cosine of standardised features: the same scene, saved, cut or lit a little differently
 SKETCH = 96  # dimensions of the first look

@@ -10,10 +10,10 @@ from find.calibration import folder_posterior
 from find.duplicates import find_pairs
 from find.evidence import Evidence, guarded
 from find.findings import Finding, Findings, Group
-from find.gaussian import ClassSpace
 from find.groups import find_groups
 from find.listing import TYPICAL, Images, make_findings, require_features
 from find.scorers import Scorer, folder_alone, from_head, from_reference
+from train.gaussian import ClassSpace
 from train.methods.base import Method
 
 FEWEST = 3

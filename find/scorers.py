@@ -7,9 +7,10 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from find.gaussian import ClassSpace, compress
+from train.gaussian import ClassSpace, compress
 from train.methods.base import Method
 from train.methods.deep_plda import DeepPLDA
+from train.methods.normalised_plda import NormalisedPLDA
 from train.methods.posterior import ClassPosterior, log_complement
 from train.methods.posterior_transformer import PosteriorTransformer
 
@@ -58,8 +59,8 @@ def from_head(head: Method) -> Scorer:
     name = type(head).__name__
     if isinstance(head, ClassPosterior | PosteriorTransformer):
         return Scorer(name, lambda features: _encode(head, features), another_class, head.input_dim)
-    if isinstance(head, DeepPLDA):
-        ratio = head.log_ratio.detach().exp().numpy().astype(np.float64)
+    if isinstance(head, DeepPLDA | NormalisedPLDA):
+        ratio = head.ratio.detach().numpy().astype(np.float64)
         return _beside_folder(
             name, lambda features: _encode(head, features), lambda x: _alone(x, ratio), head.input_dim
         )

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from scipy.special import expit, logit
 
 import find
 from common.errors import UserError
 from common.synthetic import make_store
+from find.calibration import reliability, share_at_most, tempered
 from find.classes import train_network, weigh
 from find.cli import main
 from find.scorers import from_head
+from train.checkpoint import load_head
 from train.config import Config
 from train.fit import fit
 from train.methods import build_method
@@ -57,7 +60,7 @@ def test_images_of_no_class_are_told_from_wrong_labels_and_from_hard_images():
     assert {first.row, second.row, third.row} == set(strange)
     assert {(each.kind, each.suggested) for each in (first, second, third)} == {("no class", None)}
     assert first.flagged and second.flagged and not fourth.flagged
-    assert third.probability > 0.5 > fourth.probability
+    assert third.probability > 0.3 > fourth.probability
 
 
 def test_hard_images_are_not_taken_for_images_of_no_class():
@@ -65,6 +68,20 @@ def test_hard_images_are_not_taken_for_images_of_no_class():
     hard = np.random.default_rng(3).choice(len(labels), 120, replace=False)
     features[hard] += np.random.default_rng(4).normal(size=(120, 32)).astype(np.float32)
     assert not any(each.flagged for each in find.audit(features, labels).findings)
+
+
+def test_probabilities_that_promise_too_much_are_tempered_and_others_are_left():
+    generator, share = np.random.default_rng(0), 0.1
+    wrong = generator.random(20_000) < share
+    x = generator.normal(size=20_000) + np.where(wrong, 1, -1)  # whose log-odds are 2 x and the prior's
+    known = generator.normal(size=5_000) + 1
+    true, boasted, timid = (lambda x, k=k: expit(k * 2 * x + logit(share)) for k in (1, 2, 0.5))
+    assert max(abs(bar.mean - bar.observed) for bar in reliability(boasted(x), wrong)) > 0.15
+    tamed = tempered(boasted(x), boasted(known), share)(boasted(x))
+    assert max(abs(bar.mean - bar.observed) for bar in reliability(tamed, wrong) if bar.n > 100) < 0.05
+    for given in (true, timid):
+        np.testing.assert_allclose(tempered(given(x), given(known), share)(given(x)), given(x), atol=0.04)
+    assert share_at_most(boasted(x), boasted(known)) == pytest.approx(share, rel=0.15)
 
 
 def test_a_stranger_is_odd_and_a_clean_folder_has_nothing_odd():
@@ -131,6 +148,16 @@ def test_a_stranger_is_found_by_a_head(method):
     assert found.findings[0].row == 79
     assert found.findings[0].flagged
     assert found.settings["scores"] == type(head).__name__
+
+
+def test_a_stranger_is_found_by_a_head_that_has_a_closed_form(tmp_path):
+    store = make_store(tmp_path / "s.h5", classes=6, train=40, test=20, feature_dim=24)
+    fit(Config.load(None, ["method=normalised_plda"]), store, tmp_path / "run", lambda _: None)
+    features, labels = store.features[0].astype(np.float32), np.array(store.labels)
+    folder = features[store.rows_of("test")][labels[store.rows_of("test")] == 0]
+    folder[-1] = features[labels == 3][0]
+    found = find.odd(folder, head=load_head(tmp_path / "run" / "checkpoint.pt"), held_out=(features, labels))
+    assert (found.findings[0].row, found.settings["scores"]) == (len(folder) - 1, "NormalisedPLDA")
 
 
 class Logits(torch.nn.Module):

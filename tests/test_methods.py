@@ -15,6 +15,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from common.synthetic import make_store
 from train.config import Config
+from train.gaussian import ClassSpace
 from train.loop import evaluate
 from train.methods import METHODS, build_method, depends_on_seed, method_class, parameters_of
 from train.methods.base import Standardise
@@ -62,6 +63,7 @@ CLOSED_FORM = {
     "mahalanobis l2": ["method=mahalanobis", "distance.metric=l2"],
     "mahalanobis cosine": ["method=mahalanobis"],
     "plda": ["method=plda"],
+    "normalised_plda": ["method=normalised_plda"],
 }
 
 
@@ -94,7 +96,7 @@ def fitted(task):
 def test_a_method_is_made_of_what_the_config_and_the_task_have(name):
     known = {"input_dim", "classes", "set_size", "seed", *vars(getattr(Config(), method_class(name).settings))}
     assert set(parameters_of(name)) <= known
-    assert depends_on_seed(name) == (name not in ("centroid", "knn", "mahalanobis", "plda"))
+    assert depends_on_seed(name) == (name not in ("centroid", "knn", "mahalanobis", "plda", "normalised_plda"))
     assert build(name).learns == (name in LEARNED)
 
 
@@ -299,6 +301,19 @@ def test_plda_is_the_density_of_an_item_alone_and_the_others_together(task, fitt
     np.testing.assert_allclose(
         scores - scores.mean(1, keepdims=True), expected - expected.mean(1, keepdims=True), rtol=1e-3, atol=1e-2
     )
+
+
+def test_normalised_plda_has_the_coordinates_of_a_class_space(task, fitted):
+    method, index = fitted["normalised_plda"], task.train
+    images = task.gather(index.rows[None])[0]
+    space = ClassSpace.fit(images.numpy(), np.repeat(np.arange(len(index.classes)), index.counts))
+    kept = len(space.ratio)
+    assert 1 < kept <= min(DIM, len(index.classes) - 1)
+    encoded = method.encode(images).numpy()
+    np.testing.assert_allclose(encoded[:, :kept], space.embed(images.numpy()), atol=1e-3)
+    np.testing.assert_allclose(method.ratio[:kept], space.ratio, rtol=1e-5)
+    assert not encoded[:, kept:].any()
+    assert evaluate(method, task, task.test, 100)["top1"] > 0.9
 
 
 def test_plda_needs_no_more_classes_than_there_are_dimensions(tmp_path):

@@ -18,6 +18,7 @@ METHODS = {
     "knn": "train.methods.knn:NearestNeighbours",
     "mahalanobis": "train.methods.mahalanobis:Mahalanobis",
     "plda": "train.methods.plda:PLDA",
+    "normalised_plda": "train.methods.normalised_plda:NormalisedPLDA",
     "mlp": "train.methods.mlp:FlatMLP",
     "shared_mlp": "train.methods.shared_mlp:SharedMLP",
     "deepsets": "train.methods.deepsets:DeepSets",

@@ -30,4 +30,9 @@ class DeepPLDA(Method):
         return self.classifier(encoded)
 
     def compare(self, encoded: Tensor) -> Tensor:
-        return log_density_ratio(encoded, self.log_ratio.exp())
+        return log_density_ratio(encoded, self.ratio)
+
+    @property
+    def ratio(self) -> Tensor:
+        """The between-class variances (width,)."""
+        return self.log_ratio.exp()

@@ -7,7 +7,7 @@ import numpy as np
 from common.errors import UserError
 
 POWER = 0.5  # features behind a ReLU are skewed; their square roots are much nearer to Gaussians
-SHRINKAGE = 0.02
+SHRINKAGE = 0.3
 SMALLEST = 1e-6
 ROWS_AT_A_TIME = 1 << 13
 
@@ -56,36 +56,9 @@ class ClassSpace:
 
     @classmethod
     def fit(cls, features: np.ndarray, labels: np.ndarray, normaliser: Normaliser | None = None) -> "ClassSpace":
-        """Learn it from features (n, D) and labels (n,) in 0 … C - 1. Raises UserError where classes are too few.
-
-        The within-class covariance is drawn a little towards its diagonal mean.
-        """
-        from scipy.linalg import eigh  # here: it is slow to start
-
+        """Learn it from features (n, D) and labels (n,) in 0 … C - 1. Raises UserError where classes are too few."""
         normaliser = normaliser or Normaliser.fit(features)
-        x = normaliser(features)
-        classes, counts = int(labels.max()) + 1, np.bincount(labels)
-        used = counts > 0
-        if used.sum() < 2 or len(x) <= used.sum():
-            raise UserError("reference statistics need at least 2 classes of at least 2 images: give a larger store")
-        sums = np.zeros((classes, x.shape[1]))
-        order = np.argsort(labels, kind="stable")
-        starts = np.searchsorted(labels[order], np.flatnonzero(used))
-        sums[used] = np.add.reduceat(x[order].astype(np.float64), starts)
-        means = sums / np.maximum(counts, 1)[:, None]
-        residuals = x - means[labels].astype(np.float32)
-        within = (residuals.T @ residuals).astype(np.float64) / (len(x) - used.sum())
-        scale = np.trace(within) / len(within)
-        within = (1 - SHRINKAGE) * within + (SHRINKAGE * scale + SMALLEST) * np.eye(len(within))
-        between = np.cov(means[used].T) - within * np.mean(1 / counts[used])
-        ratio, projection = eigh(between, within)
-        kept = ratio > SMALLEST  # the others tell no classes apart
-        if not kept.any():
-            raise UserError("the classes of the reference do not differ in these features: give another store")
-        mean = means[used].mean(0)
-        projection = projection[:, kept]
-        sums = (sums - counts[:, None] * mean) @ projection
-        return cls(normaliser, mean, projection.astype(np.float32), ratio[kept], sums, counts)
+        return cls(normaliser, *two_covariances(normaliser(features), labels))
 
     def embed(self, features: np.ndarray) -> np.ndarray:
         """Features (n, D) → coordinates (n, K) float32."""
@@ -96,6 +69,38 @@ class ClassSpace:
     def log_likelihood_ratios(self, embedded: np.ndarray) -> np.ndarray:
         """log p(image | class) - log p(image | a class never seen), of coordinates (n, K) → (n, C)."""
         return log_likelihood_ratio(embedded, self.sums, self.counts, self.ratio)
+
+
+def two_covariances(
+    x: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of normalised features x (n, D) and labels (n,) in 0 … C - 1: what `ClassSpace` holds besides its normaliser.
+
+    The within-class covariance is drawn towards its diagonal mean. There are at most C - 1 coordinates: others tell no
+    classes apart. Raises UserError where classes are too few, or do not differ.
+    """
+    from scipy.linalg import eigh  # here: it is slow to start
+
+    classes, counts = int(labels.max()) + 1, np.bincount(labels)
+    used = counts > 0
+    if used.sum() < 2 or len(x) <= used.sum():
+        raise UserError("reference statistics need at least 2 classes of at least 2 images: give a larger store")
+    sums = np.zeros((classes, x.shape[1]))
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], np.flatnonzero(used))
+    sums[used] = np.add.reduceat(x[order].astype(np.float64), starts)
+    means = sums / np.maximum(counts, 1)[:, None]
+    residuals = x - means[labels].astype(np.float32)
+    within = (residuals.T @ residuals).astype(np.float64) / (len(x) - used.sum())
+    scale = np.trace(within) / len(within)
+    within = (1 - SHRINKAGE) * within + (SHRINKAGE * scale + SMALLEST) * np.eye(len(within))
+    between = np.cov(means[used].T) - within * np.mean(1 / counts[used])
+    ratio, projection = eigh(between, within)
+    kept = ratio > SMALLEST
+    if not kept.any():
+        raise UserError("the classes of the reference do not differ in these features: give another store")
+    mean, projection = means[used].mean(0), projection[:, kept]
+    return mean, projection.astype(np.float32), ratio[kept], (sums - counts[:, None] * mean) @ projection, counts
 
 
 def log_likelihood_ratio(x: np.ndarray, sums: np.ndarray, counts: np.ndarray, ratio: np.ndarray) -> np.ndarray:
