@@ -182,8 +182,8 @@ def _odd_table(found: dict[str, Any]) -> str:
         rows.append([each["way"], str(each["classes"]), *scores, *shares])
     about = (
         "A folder is the 100 test images of a class and the foreign ones; foreign ones drawn "
-        f"{found['draws']} times. Alarms and finds: folders with a flagged image, at a false-discovery rate of {RATE}. "
-        "Right: the share of foreign images among the flagged ones, where half of the folders are clean."
+        f"{found['draws']} times. Alarms and finds: folders in which something is said to be odd. Right: the share of "
+        f"foreign images among the flagged ones, half of the folders being clean; the rate asked for is {RATE}."
     )
     return f"{markdown_table(rows)}\n\n{about}"
 

@@ -19,9 +19,9 @@ RATE = 0.1  # the false-discovery rate that is asked for
 SEED = 100  # of the first draw: smaller ones were looked at while the methods were made
 
 Arrays = tuple[np.ndarray, np.ndarray]  # features (n, D) float32, labels (n,)
-# Features of a folder (n, D) → scores (n,), and which images are flagged (n,) bool; None for what flags none, as it
-# tells no score's meaning. Where nothing is said to be odd, none is flagged.
-Way = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+Said = tuple[bool, np.ndarray]  # whether anything is odd, and which images are flagged (n,) bool
+# Features of a folder (n, D) → scores (n,), and what is said of them; None where they are all that there is
+Way = Callable[[np.ndarray], tuple[np.ndarray, Said | None]]
 
 
 def oddities(store: FeatureStore, runs: Sequence[Path], draws: int) -> dict[str, Any]:
@@ -71,19 +71,19 @@ def features_of(store: FeatureStore, rows: np.ndarray) -> np.ndarray:
 
 
 def asked(head: Any, reference: Arrays | None, held_out: Arrays | None) -> Way:
-    """What `find.odd` thinks of a folder, and what it flags."""
+    """What `find.odd` thinks of a folder, says and flags."""
     kept: list[Any] = []
 
-    def way(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def way(x: np.ndarray) -> tuple[np.ndarray, Said]:
         if not kept:  # what a score says is learnt once, for all folders of this size
             kept.append(judge(head, reference, held_out, len(x), x.shape[1], 0))
         scorer, evidence = kept[0]
         scores = scorer(x)
         each, anything = folder_posterior(guarded(scores) if evidence is None else evidence(scores))
-        flagged = np.zeros(len(x), bool)
-        if anything > (SURE if evidence is None else evidence.limit):
+        said, flagged = bool(anything > (SURE if evidence is None else evidence.limit)), np.zeros(len(x), bool)
+        if said:
             flagged[np.argsort(-each, kind="stable")[: choose_threshold(each, RATE).flagged]] = True
-        return each, flagged
+        return each, (said, flagged)
 
     return way
 
@@ -130,29 +130,30 @@ def folders(labels: np.ndarray, classes: np.ndarray, foreign: int, seed: int) ->
 
 
 def measured(images: Arrays, classes: np.ndarray, way: Way, draws: int) -> dict[str, Any]:
-    """For each number of foreign images: the mean average precision of a folder, draw by draw, and what is flagged.
+    """For each number of foreign images: the mean average precision of a folder, draw by draw, and what is said.
 
     `right` is the share of foreign images among the flagged ones, and `reliability` its diagram, as `find.odd` expects
     folders to be: half of them without a foreign image.
     """
     x, labels = images
     found: dict[str, Any] = {}
-    seen: list[tuple[np.ndarray, np.ndarray, np.ndarray, float]] = []
+    seen: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     for foreign in (0, *FOREIGN):
         seeds = range(SEED, SEED + (draws if foreign else 1))
-        judged = [[(*way(x[rows]), odd) for rows, odd in folders(labels, classes, foreign, seed)] for seed in seeds]
-        precisions = [
-            float(np.mean([average_precision_score(odd, scores) for scores, _, odd in draw])) for draw in judged
-        ]
-        found[str(foreign)] = {"average_precision": precisions} if foreign else {}
-        every = [(each, flagged, odd) for draw in judged for each, flagged, odd in draw if flagged is not None]
+        judged = [[(odd, *way(x[rows])) for rows, odd in folders(labels, classes, foreign, seed)] for seed in seeds]
+        of_number: dict[str, Any] = {}
+        if foreign:
+            of_number["average_precision"] = [
+                float(np.mean([average_precision_score(odd, scores) for odd, scores, _ in draw])) for draw in judged
+            ]
+        every = [(odd, each, *said) for draw in judged for odd, each, said in draw if said is not None]
         if every:
-            found[str(foreign)]["said_odd"] = float(np.mean([flagged.any() for _, flagged, _ in every]))
+            of_number["said_odd"] = float(np.mean([said for _, _, said, _ in every]))
             share = 0.5 / len(FOREIGN) if foreign else 0.5
-            seen += [(*one, share / len(every)) for one in every]
+            seen += [(odd, each, flagged, np.full(len(odd), share / len(every))) for odd, each, _, flagged in every]
+        found[str(foreign)] = of_number
     if seen:
-        each, flagged, odd = (np.concatenate(parts) for parts in list(zip(*seen, strict=True))[:3])
-        weights = np.concatenate([np.full(len(one[0]), one[3]) for one in seen])
+        odd, each, flagged, weights = (np.concatenate(parts) for parts in zip(*seen, strict=True))
         found["right"] = float(weights[flagged & odd].sum() / max(weights[flagged].sum(), 1e-12))
         bars = reliability(each, odd, weights)
         found["reliability"] = [[bar.n, bar.mean, bar.observed] for bar in bars]

@@ -57,7 +57,8 @@ def make_findings(
 ) -> Findings:
     """The result of a run on n images, of a candidate for each image that may be in the list.
 
-    clean: nothing is flagged, whatever the probabilities are.
+    clean: nothing is flagged, whatever the probabilities are. Otherwise something is odd in mode "odd", even where no
+    image is flagged.
     """
     ranked = sorted(candidates, key=lambda each: (-each.probability, each.row))
     shown = [number < AT_LEAST or each.probability >= LISTED for number, each in enumerate(ranked)]
@@ -71,7 +72,7 @@ def make_findings(
     return Findings(
         mode,
         tuple(listed),
-        conclude(mode, n, threshold.flagged, threshold.expected_true, groups),
+        conclude(mode, n, threshold.flagged, threshold.expected_true, groups, mode == "odd" and not clean),
         tuple(class_names),
         typical,
         counts,
@@ -93,10 +94,17 @@ def require_features(features: np.ndarray) -> None:
         raise UserError(f"all {len(features)} images have the same features: there is nothing to tell them apart by")
 
 
-def conclude(mode: str, n: int, flagged: int, true: float | None, groups: tuple[Group, ...]) -> str:
-    """What was found in n images, in one sentence. true: the expected share of true finds among the flagged ones."""
+def conclude(
+    mode: str, n: int, flagged: int, true: float | None, groups: tuple[Group, ...], suspected: bool = False
+) -> str:
+    """What was found in n images, in one sentence.
+
+    true: the expected share of true finds among the flagged ones. suspected: something is odd, flagged or not.
+    """
     images, what = f"{n:,} images", "odd" if mode == "odd" else "wrong"
     first = f"{len(groups)} groups of images that do not belong together; " if groups else ""
+    if suspected and not flagged:
+        return f"{first}something is probably odd here ({images}), but no image for certain: look at the first ones"
     if not flagged:
         return f"{first}nothing {what} here ({images})"
     return f"{first}{flagged:,} of {images} flagged as {what}, about {100 * (true or 0):.0f} % of them rightly"

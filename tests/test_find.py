@@ -14,6 +14,7 @@ from common.synthetic import make_store
 from find.calibration import reliability, share_at_most, tempered
 from find.classes import train_network, weigh
 from find.cli import main
+from find.listing import conclude
 from find.scorers import from_head
 from train.checkpoint import load_head
 from train.config import Config
@@ -158,6 +159,14 @@ def test_a_stranger_is_found_by_a_head_that_has_a_closed_form(tmp_path):
     folder[-1] = features[labels == 3][0]
     found = find.odd(folder, head=load_head(tmp_path / "run" / "checkpoint.pt"), held_out=(features, labels))
     assert (found.findings[0].row, found.settings["scores"]) == (len(folder) - 1, "NormalisedPLDA")
+
+
+def test_what_is_odd_but_for_no_image_for_certain_is_said_to_be_so():
+    assert conclude("odd", 9, 0, None, (), suspected=True) == (
+        "something is probably odd here (9 images), but no image for certain: look at the first ones"
+    )
+    assert conclude("odd", 9, 0, None, ()) == "nothing odd here (9 images)"
+    assert conclude("odd", 9, 2, 0.9, (), suspected=True).startswith("2 of 9 images flagged as odd")
 
 
 class Logits(torch.nn.Module):

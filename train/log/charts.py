@@ -66,15 +66,9 @@ def pace(groups: Sequence[Group], path: Path) -> None:
             label = f"{group.name}, {machine_of(group)}" if run is group.runs[0] else None
             axes.plot(seconds, top1, LINES[number // 10 % 4], color=colour, label=label, linewidth=1.2)
     for name, (anchor, taken) in ANCHORS.items():
-        axes.plot(taken, anchor, "*", color="black", ms=11)
-        axes.annotate(
-            f"tutorial, ResNet34,\n{name}, RTX 3090 (test)",
-            (taken, anchor),
-            (0, -28),
-            textcoords="offset points",
-            fontsize=8,
-            ha="center",
-        )
+        (star,) = axes.plot(taken, anchor, "*", color="black", ms=11)
+        axes.annotate(name, (taken, anchor), (0, 8), textcoords="offset points", fontsize=8, ha="center")
+    star.set_label("tutorial, ResNet34,\nRTX 3090 (test)")
     axes.set(xlabel="seconds of training", ylabel="validation top-1 (%)", xscale="log", ylim=(80, 100))
     axes.xaxis.set_major_formatter("{x:g}")
     _finish(figure, axes, path)
