@@ -9,8 +9,7 @@ from sklearn.metrics import average_precision_score
 
 from common.store import FeatureStore
 from find.calibration import choose_threshold, folder_posterior, reliability
-from find.evidence import guarded
-from find.oddities import SURE, judge
+from find.oddities import judge
 from train.checkpoint import config_of, load_checkpoint, load_head
 from train.sets import split_validation
 
@@ -77,10 +76,10 @@ def asked(head: Any, reference: Arrays | None, held_out: Arrays | None) -> Way:
     def way(x: np.ndarray) -> tuple[np.ndarray, Said]:
         if not kept:  # what a score says is learnt once, for all folders of this size
             kept.append(judge(head, reference, held_out, len(x), x.shape[1], 0))
-        scorer, evidence = kept[0]
-        scores = scorer(x)
-        each, anything = folder_posterior(guarded(scores) if evidence is None else evidence(scores))
-        said, flagged = bool(anything > (SURE if evidence is None else evidence.limit)), np.zeros(len(x), bool)
+        scorer, evidence_of = kept[0]
+        evidence = evidence_of(len(x))
+        each, anything = folder_posterior(evidence(scorer(x)))
+        said, flagged = bool(anything > evidence.limit), np.zeros(len(x), bool)
         if said:
             flagged[np.argsort(-each, kind="stable")[: choose_threshold(each, RATE).flagged]] = True
         return each, (said, flagged)

@@ -11,9 +11,10 @@ from common.errors import UserError
 from find.calibration import BINS, folder_posterior, share_at_most, tempered
 from find.classes import FOLDS, LEAST_NOISE, Posterior, posterior
 from find.duplicates import Pairs, find_pairs
-from find.evidence import guarded
+from find.evidence import Evidence
 from find.findings import Bin, Finding, Findings
 from find.listing import AT_LEAST, TYPICAL, Images, make_findings, require_features
+from find.scorers import folder_alone
 
 LARGE = 20_000  # images, from which on one round with one network has to do
 
@@ -91,7 +92,7 @@ def judge(
     most = share_at_most(judged.wrong(labels), with_wrong_labels(judged, labels, seed))
     judged = replace(judged, noise=max(LEAST_NOISE, min(judged.noise, most)))
     wrong, known = judged.wrong(labels), with_wrong_labels(judged, labels, seed)
-    return judged, tempered(wrong, known, judged.noise)(wrong), no_class(judged, labels)
+    return judged, tempered(wrong, known, judged.noise)(wrong), no_class(features, judged, labels)
 
 
 def with_wrong_labels(judged: Posterior, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -104,16 +105,21 @@ def with_wrong_labels(judged: Posterior, labels: np.ndarray, seed: int) -> np.nd
     return judged.wrong(drawn)
 
 
-def no_class(judged: Posterior, labels: np.ndarray) -> np.ndarray:
-    """The probability (n,) that an image with a label is of no class.
+def no_class(features: np.ndarray, judged: Posterior, labels: np.ndarray) -> np.ndarray:
+    """The probability (n,) that an image of features (n, D) with a label (n,) is of no class.
 
-    Hard images of a class look like images of none, so how far an image is from its nearest class says little. What
-    counts is how far beyond the other images it is, as in a folder without a reference. An image of no class would have
-    any label, so one that suits it speaks against.
+    Hard images of a class look like images of none, so what counts is how far beyond the others an image is from the
+    mean of its most likely class, as in a folder that is all there is. An image of no class would have any label, so
+    one that suits it speaks against.
     """
-    own = judged.log[np.arange(len(labels)), labels]
-    any_label = -np.log(judged.log.shape[1])
-    return folder_posterior(guarded(-judged.ratios.max(1)) + np.minimum(any_label - own, 0.0))[0]
+    scorer, likely = folder_alone(), judged.log.argmax(1)
+    x = scorer.embed(features)
+    means = np.zeros((judged.log.shape[1], x.shape[1]), np.float32)
+    np.add.at(means, likely, x)
+    means /= np.maximum(np.bincount(likely, minlength=len(means)), 1)[:, None]
+    own, any_label = judged.log[np.arange(len(labels)), labels], -np.log(len(means))
+    evidence = Evidence.alone(*x.shape)(scorer.score(x - means[likely]))
+    return folder_posterior(evidence + np.minimum(any_label - own, 0.0))[0]
 
 
 def check_calibration(judged: Posterior, labels: np.ndarray, seed: int) -> tuple[Bin, ...]:

@@ -1,9 +1,10 @@
-"""What a score says: log p(score | odd) - log p(score | not odd), learnt on folders made of a store, or guarded."""
+"""What a score says: log p(score | odd) - log p(score | not odd), learnt on folders, now or once before."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from find.alone import ALONE
 from find.calibration import folder_posterior, reliability
 from find.findings import Bin
 from find.scorers import Scorer
@@ -13,47 +14,70 @@ FOLDERS = 400
 STRANGERS = 1, 2, 5  # in those simulated folders that have odd images
 SMALLEST, LARGEST = 3, 200  # images of a simulated folder
 FALSE_ALARMS = 0.05
+FEW = 30
 TAIL = 0.7, 0.9
 TYPICAL_SCORE = -0.5  # what a score in the lower two thirds says for "not odd"
+SURE = 0.7  # the limit of what nothing was learnt for
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """weights (3,): of a score, of its robust deviation within the folder, and of 1.
+    """weights (3,): of a score, of its robust deviation within the folder, and of 1; None: see `guarded`.
 
-    limit: the probability that anything is odd which `FALSE_ALARMS` of clean folders exceed. calibration: on folders
-    that were held out.
+    typical: see `reckoned`. limit: the probability that anything is odd which `FALSE_ALARMS` of clean folders exceed.
+    calibration: on folders that were held out.
     """
 
-    weights: np.ndarray
-    limit: float
-    calibration: tuple[Bin, ...]
+    weights: np.ndarray | None = None
+    typical: float = np.inf
+    limit: float = SURE
+    calibration: tuple[Bin, ...] = ()
 
     @classmethod
-    def learn(cls, scorer: Scorer, features: np.ndarray, labels: np.ndarray, size: int, seed: int) -> "Evidence":
+    def learn(
+        cls, scorer: Scorer, features: np.ndarray, labels: np.ndarray, size: int, seed: int, number: int = FOLDERS
+    ) -> "Evidence":
         """Of folders of about `size` images, drawn from features (n, D) with labels (n,) that the scorer never saw.
 
-        Half of the folders are clean, the others have some images of other classes. Half of all are held out.
+        There are `number` of them. Half are clean, the others have some images of other classes. Half of all are held
+        out.
         """
         index = ClassIndex.build(np.arange(len(labels)), labels)
         embedded = scorer.embed(features)
         generator = np.random.default_rng(seed)
-        folders = [_draw(index, size, number, generator) for number in range(FOLDERS)]
+        folders = [_draw(index, size, each, generator) for each in range(number)]
         scored = [(described(scorer.score(embedded[rows])), odd) for rows, odd in folders]
         fitted, held_out = scored[::2], scored[1::2]
         weights = _fit(np.concatenate([x for x, _ in fitted]), np.concatenate([odd for _, odd in fitted]))
         clean = [folder_posterior(x @ weights)[1] for x, odd in scored if not odd.any()]
         limit = float(np.quantile(clean, 1 - FALSE_ALARMS))
         probabilities = np.concatenate([folder_posterior(x @ weights)[0] for x, _ in held_out])
-        return cls(weights, limit, reliability(probabilities, np.concatenate([odd for _, odd in held_out])))
+        return cls(weights, np.inf, limit, reliability(probabilities, np.concatenate([odd for _, odd in held_out])))
+
+    @classmethod
+    def alone(cls, size: int, dim: int) -> "Evidence":
+        """Of the scores of `find.scorers.folder_alone` in a folder of `size` images, if the folder is all there is.
+
+        What was learnt holds for fewer images than half of their features' dimensions D. Where it does not, it is still
+        better than a guess from few images.
+        """
+        if size > max(FEW, min(dim // 2, ALONE[-1][0])):
+            return cls()
+        known = np.array(ALONE)
+        *weights, typical, limit = (
+            float(np.interp(np.log(size), np.log(known[:, 0]), column)) for column in known.T[1:]
+        )
+        return cls(np.array(weights), typical, limit)
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Scores of a folder (n,) → evidence (n,)."""
-        return described(scores) @ self.weights
+        if self.weights is None:
+            return guarded(scores)
+        return described(reckoned(scores, self.typical)) @ self.weights
 
 
 def guarded(scores: np.ndarray) -> np.ndarray:
-    """The same without anything to learn from: of the scores (n,) of one folder.
+    """The same without anything to learn from: of the scores (n,) of one folder, which had better be a large one.
 
     Where nothing is odd, the upper scores of a folder fall off about exponentially; how fast is seen between their 70th
     and 90th percentile, where a few odd images do not reach. That gives each score a p-value, and the most that p can
@@ -64,6 +88,14 @@ def guarded(scores: np.ndarray) -> np.ndarray:
     log_p = np.minimum(np.log(1 - TAIL[0]) - (scores - low) / fall, -1.0)
     bound = np.maximum(-1.0 - log_p - np.log(-log_p), 0.0)
     return np.where(log_p < -1.0, bound, TYPICAL_SCORE)
+
+
+def reckoned(scores: np.ndarray, typical: float) -> np.ndarray:
+    """Scores (n,) from where their median is at most `typical`.
+
+    In a folder whose images differ more than those of one class, that all are far from the others says nothing.
+    """
+    return scores - max(0.0, float(np.median(scores)) - typical)
 
 
 def described(scores: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Which images of a folder do not belong, if any."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from common.errors import UserError
 from find.calibration import folder_posterior
 from find.duplicates import find_pairs
-from find.evidence import Evidence, guarded
+from find.evidence import Evidence
 from find.findings import Finding, Findings, Group
 from find.groups import find_groups
 from find.listing import TYPICAL, Images, make_findings, require_features
@@ -18,7 +18,6 @@ from train.methods.base import Method
 
 FEWEST = 3
 FOLDER = "the folder"
-SURE = 0.7  # without a reference: the probability from which on something is said to be odd
 Reference = tuple[np.ndarray, np.ndarray]
 
 
@@ -49,7 +48,7 @@ def odd(
     if len(features) < FEWEST:
         raise UserError(f"there are {len(features)} images: at least {FEWEST} are needed to tell which one is odd")
     require_features(features)
-    scorer, evidence = judge(head, reference, held_out, len(features), features.shape[1], seed)
+    scorer, evidence_of = judge(head, reference, held_out, len(features), features.shape[1], seed)
     member = find_groups(features)
     parts = (
         [np.arange(len(features))] if member is None else [np.flatnonzero(member == k) for k in range(member.max() + 1)]
@@ -59,9 +58,9 @@ def odd(
     embedded = scorer.embed(features)
     for part in parts:
         scores[part] = scorer.score(embedded[part])
-        log_ratios[part] = guarded(scores[part]) if evidence is None else evidence(scores[part])
+        log_ratios[part] = evidence_of(len(part))(scores[part])
     probability, anything = folder_posterior(log_ratios)
-    limit = SURE if evidence is None else evidence.limit
+    limit = max(evidence_of(len(part)).limit for part in parts)
     images = Images.numbered(len(features), paths, splits)
     groups = () if member is None else tuple(_group(k, part, scores, images) for k, part in enumerate(parts))
     candidates = _candidates(features, digests, probability, scores, member, images)
@@ -73,7 +72,7 @@ def odd(
         rate,
         {FOLDER: images.shown(np.argsort(scores, kind="stable")[:TYPICAL])},
         clean=anything <= limit,
-        calibration=() if evidence is None else evidence.calibration,
+        calibration=evidence_of(len(features)).calibration,
         groups=groups,
         settings=dict(settings or {}) | said,
     )
@@ -81,8 +80,8 @@ def odd(
 
 def judge(
     head: Method | None, reference: Reference | None, held_out: Reference | None, size: int, dim: int, seed: int
-) -> tuple[Scorer, Evidence | None]:
-    """What scores the images of a folder of `size` images, and what tells how much a score says."""
+) -> tuple[Scorer, Callable[[int], Evidence]]:
+    """What scores the images of a folder of `size` images, and for each number of images what a score says."""
     if reference and not held_out and not head:
         reference, held_out = halves(*reference, seed)
     if head:
@@ -97,7 +96,10 @@ def judge(
             f"the folder's features have {dim} dimensions, {scorer.name} is made for {scorer.dim}: "
             "extract the folder with the same backbone, layers and image size"
         )
-    return scorer, Evidence.learn(scorer, *held_out, size, seed) if held_out else None
+    if held_out:
+        learnt = Evidence.learn(scorer, *held_out, size, seed)
+        return scorer, lambda _: learnt
+    return scorer, lambda images: Evidence() if head else Evidence.alone(images, dim)
 
 
 def halves(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Reference, Reference]:

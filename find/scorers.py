@@ -46,7 +46,7 @@ class Scorer:
 
 def folder_alone() -> Scorer:
     """Nothing but the folder: Mahalanobis distances from the others' mean, the covariance strongly shrunk."""
-    return Scorer("the folder alone", lambda features: _unit(compress(features, FOLDER_POWER)), leverage)
+    return Scorer("the folder alone", _shape, leverage)
 
 
 def from_reference(space: ClassSpace) -> Scorer:
@@ -77,11 +77,10 @@ def _beside_folder(name: str, embed: Embed, score: Score, dim: int) -> Scorer:
 
     The more images it has, the more it can say.
     """
-    alone = folder_alone()
     return Scorer(
         name,
-        lambda features: np.concatenate([embed(features), alone.embed(features)], 1),
-        lambda x: score(x[:, :-dim]) + FOLDER_WEIGHT * len(x) / (len(x) + HALF_WEIGHT) * alone.score(x[:, -dim:]),
+        lambda features: np.concatenate([embed(features), _shape(features)], 1),
+        lambda x: score(x[:, :-dim]) + FOLDER_WEIGHT * len(x) / (len(x) + HALF_WEIGHT) * leverage(x[:, -dim:]),
         dim,
     )
 
@@ -176,6 +175,10 @@ def _encode(head: Method, features: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         parts = torch.from_numpy(np.asarray(features, np.float32)).split(ENCODED_AT_ONCE)
         return torch.cat([head.encode(part) for part in parts]).numpy()
+
+
+def _shape(features: np.ndarray) -> np.ndarray:
+    return _unit(compress(features, FOLDER_POWER))
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
