@@ -9,37 +9,35 @@ import numpy as np
 from bench.folders import split_of
 from common.store import FeatureStore
 from find.evidence import Evidence, reckoned
-from find.scorers import Scorer, folder_alone
+from find.scorers import folder_alone
 
-SIZES = (*range(3, 21), 25, 30, 40, 70, 100, 200)
+SIZES = (*range(3, 31), 40, 70, 100, 200)
 FOLDERS = 4_000
+DRAWS = 5  # of a clean folder of each class, for the median
 
 
 @click.command()
 @click.argument("store_path", type=click.Path(path_type=Path), metavar="STORE")
 def main(store_path: Path) -> None:
     """Learn what the score of a folder alone says in folders of each size, and print it."""
-    images = split_of(FeatureStore.open(store_path), "train")
+    features, labels = split_of(FeatureStore.open(store_path), "train")
     for size in SIZES:
-        medians: list[float] = []
-        Evidence.learn(_from_typical(np.inf, medians), *images, size, 0, FOLDERS)
-        typical = float(np.median(medians))
-        learnt = Evidence.learn(_from_typical(typical, []), *images, size, 0, FOLDERS)
+        learnt = learn(features, labels, size)
         assert learnt.weights is not None
-        numbers = (*learnt.weights, typical, learnt.limit)
+        numbers = (*learnt.weights, learnt.typical, learnt.limit)
         click.echo(f"    ({size}, {', '.join(f'{number:.3f}' for number in numbers)}),")
 
 
-def _from_typical(typical: float, medians: list[float]) -> Scorer:
-    """The score of a folder alone as `Evidence` reckons it; the median of each folder is added to `medians`."""
-    alone = folder_alone()
-
-    def score(x: np.ndarray) -> np.ndarray:
-        scores = alone.score(x)
-        medians.append(float(np.median(scores)))
-        return reckoned(scores, typical)
-
-    return replace(alone, score=score)
+def learn(features: np.ndarray, labels: np.ndarray, size: int) -> Evidence:
+    """The evidence of folders of `size` images, of features (n, D) with labels (n,)."""
+    alone, generator = folder_alone(), np.random.default_rng(0)
+    clean = [
+        generator.choice(np.flatnonzero(labels == label), size, replace=False)
+        for label in np.unique(labels).repeat(DRAWS)
+    ]
+    typical = float(np.median([np.median(alone(features[rows])) for rows in clean]))
+    lowered = replace(alone, score=lambda x: reckoned(alone.score(x), typical))
+    return replace(Evidence.learn(lowered, features, labels, size, 0, FOLDERS), typical=typical)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from common.machine import hardware, versions
 from common.markdown import markdown_table
 from common.store import FeatureStore
 
-PARTS = ("audit", "odd", "all")
+TITLES = {"audit": "Audits of 10,000 images", "odd": "Folders", "all": "All images"}
+PARTS = tuple(TITLES)
 PEERS = ("cleanlab", "scikit-learn")
 
 
@@ -135,11 +136,18 @@ def tables(report: dict[str, Any]) -> str:
             f"{each['n']:,} images audited in {each['seconds']:.0f} s ({each['cpu_seconds']:.0f} s of processor time); "
             f"{each['conflicts']} pairs of equal pictures with different labels."
         )
-    if parts:
-        measured = next(report[part] for part in PARTS if part in report)
-        versions = ", ".join(f"{name} {measured['versions'][name]}" for name in (*PEERS, "torch", "numpy"))
-        parts.append(f"{measured['hardware']['cpu']}, {measured['hardware']['threads']} threads; {versions}.")
+    where: dict[str, list[str]] = {}
+    for part in PARTS:
+        if part in report:
+            where.setdefault(_where(report[part]), []).append(TITLES[part])
+    parts += [f"{' and '.join(names) if len(where) > 1 else 'Measured'} on {place}." for place, names in where.items()]
     return "\n\n".join(parts)
+
+
+def _where(measured: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {measured['versions'][name]}" for name in (*PEERS, "torch", "numpy"))
+    threads = measured["hardware"]["threads"]
+    return f"{measured['hardware']['cpu']}, {threads} thread{'s' * (threads > 1)}; {versions}"
 
 
 def _audit_table(found: dict[str, Any]) -> str:

@@ -153,7 +153,8 @@ def measured(images: Arrays, classes: np.ndarray, way: Way, draws: int) -> dict[
         found[str(foreign)] = of_number
     if seen:
         odd, each, flagged, weights = (np.concatenate(parts) for parts in zip(*seen, strict=True))
-        found["right"] = float(weights[flagged & odd].sum() / max(weights[flagged].sum(), 1e-12))
+        if flagged.any():
+            found["right"] = float(weights[flagged & odd].sum() / weights[flagged].sum())
         bars = reliability(each, odd, weights)
         found["reliability"] = [[bar.n, bar.mean, bar.observed] for bar in bars]
     return found

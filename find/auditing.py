@@ -38,7 +38,7 @@ def audit(
 
     An image is wrong if its label is (`find.classes`: class posteriors, a noise rate that is estimated, Bayes' rule),
     or if it belongs to no class. Of pictures that are there more than once with different labels, something is wrong
-    for certain. Raises UserError where there are fewer than 2 classes, or a class has a single image.
+    for certain. Raises UserError where there are fewer than 2 classes, a class has a single image, or all have two.
     """
     features, labels = np.asarray(features, np.float32), np.asarray(labels, np.int64)
     require_features(features)
@@ -84,15 +84,16 @@ def judge(
     """The class posteriors, and the probabilities (n,) that the label is wrong and that the image is of no class.
 
     Wrong labels that are like hard images are easily overrated. So there are no more of them than the most suspicious
-    labels allow, if all of these are wrong; and what a probability means is learnt from labels that are wrong for sure.
+    labels allow. What a probability means is learnt from labels that are wrong for certain.
     """
     folds = min(FOLDS, int(np.bincount(labels).min()))
     effort = {"networks": 1, "rounds": 1} if len(labels) > LARGE else {"networks": 3, "rounds": 2}
     judged = posterior(features, labels, pairs.groups(len(labels)), folds=folds, **effort, seed=seed)
     most = share_at_most(judged.wrong(labels), with_wrong_labels(judged, labels, seed))
     judged = replace(judged, noise=max(LEAST_NOISE, min(judged.noise, most)))
-    wrong, known = judged.wrong(labels), with_wrong_labels(judged, labels, seed)
-    return judged, tempered(wrong, known, judged.noise)(wrong), no_class(features, judged, labels)
+    temper = tempered(judged.wrong(labels), with_wrong_labels(judged, labels, seed), judged.noise)
+    judged = replace(judged, temper=temper)
+    return judged, judged.wrong(labels), no_class(features, judged, labels)
 
 
 def with_wrong_labels(judged: Posterior, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -108,29 +109,32 @@ def with_wrong_labels(judged: Posterior, labels: np.ndarray, seed: int) -> np.nd
 def no_class(features: np.ndarray, judged: Posterior, labels: np.ndarray) -> np.ndarray:
     """The probability (n,) that an image of features (n, D) with a label (n,) is of no class.
 
-    Hard images of a class look like images of none, so what counts is how far beyond the others an image is from the
-    mean of its most likely class, as in a folder that is all there is. An image of no class would have any label, so
-    one that suits it speaks against.
+    Hard images of a class look like images of none. So what counts is how far beyond the others an image is from the
+    mean of the others of its most likely class, as in a folder that is all there is. An image of no class has a label
+    by chance, so a label that suits the image speaks against. Classes of fewer than ten images hide what is odd in
+    them, and where there are fewer than three nothing is said.
     """
     scorer, likely = folder_alone(), judged.log.argmax(1)
     x = scorer.embed(features)
-    means = np.zeros((judged.log.shape[1], x.shape[1]), np.float32)
+    counts = np.bincount(likely, minlength=judged.log.shape[1])
+    means = np.zeros((len(counts), x.shape[1]), np.float32)
     np.add.at(means, likely, x)
-    means /= np.maximum(np.bincount(likely, minlength=len(means)), 1)[:, None]
-    own, any_label = judged.log[np.arange(len(labels)), labels], -np.log(len(means))
-    evidence = Evidence.alone(*x.shape)(scorer.score(x - means[likely]))
+    means /= np.maximum(counts, 1)[:, None]
+    others = np.maximum(counts[likely] - 1, 1)[:, None]
+    residuals = (x - means[likely]) * np.sqrt((others + 1) / others)  # of one variance in classes of any size
+    evidence = Evidence.alone(*x.shape)(scorer.score(residuals))
+    own, any_label = judged.log[np.arange(len(labels)), labels], -np.log(len(counts))
+    evidence = np.where(counts[likely] < 3, np.minimum(evidence, 0.0), evidence)
     return folder_posterior(evidence + np.minimum(any_label - own, 0.0))[0]
 
 
 def check_calibration(judged: Posterior, labels: np.ndarray, seed: int) -> tuple[Bin, ...]:
     """How often a label of each probability is wrong, if labels are as often wrong as estimated.
 
-    `with_wrong_labels` shows which part of all wrong labels gets which probability: once to learn what probabilities
-    mean, and once to see whether they do.
+    `with_wrong_labels` shows which part of all wrong labels gets which probability, with other labels than those from
+    which it was learnt what probabilities mean.
     """
-    raw = judged.wrong(labels)
-    temper = tempered(raw, with_wrong_labels(judged, labels, seed), judged.noise)
-    found, simulated = temper(raw), temper(with_wrong_labels(judged, labels, seed + 1))
+    found, simulated = judged.wrong(labels), with_wrong_labels(judged, labels, seed + 1)
     bars = []
     for bar in range(BINS):
         low, high = bar / BINS, (bar + 1) / BINS
@@ -229,3 +233,5 @@ def _require_classes(labels: np.ndarray, names: Sequence[str]) -> None:
         raise UserError(
             f'class "{names[int(counts.argmin())]}" has a single image: each image is judged by others of its class'
         )
+    if counts.max() < 3:
+        raise UserError("no class has more than 2 images: too few to know a class by; add images")

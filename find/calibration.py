@@ -53,9 +53,9 @@ def reliability(probabilities: np.ndarray, truth: np.ndarray, weights: np.ndarra
 def share_at_most(found: np.ndarray, known: np.ndarray) -> float:
     """The largest share of wrong labels that the probabilities found (n,) allow.
 
-    known (m,): the probabilities of labels that are wrong for certain. If the √n most suspicious labels are all wrong,
-    they are the part of the wrong ones that is as suspicious among the known (Storey, *A direct approach to false
-    discovery rates*, 2002, from the other end).
+    known (m,): the probabilities of labels that are wrong for certain. Say the √n most suspicious labels are all wrong.
+    Among the known ones a part p is as suspicious. Then √n / p labels are wrong, and no more (the argument of Storey,
+    *A direct approach to false discovery rates*, 2002, turned around).
 
     >>> found = np.array([0.9, 0.8] + 14 * [0.1])
     >>> share_at_most(found, np.array([0.9, 0.1]))
@@ -88,7 +88,7 @@ def tempered(found: np.ndarray, known: np.ndarray, share: float) -> Callable[[np
         pull = RIDGE * (weights - start)  # where wrong and right labels lie far apart, any weights would do
         return float(value + pull @ (weights - start) / 2), slope + pull
 
-    shift, stretch = minimize(loss, start, jac=True).x
+    shift, stretch = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(None, None), (0, None)]).x
 
     def temper(probabilities: np.ndarray) -> np.ndarray:
         return np.minimum(probabilities, expit(shift + stretch * _log_odds(probabilities)))

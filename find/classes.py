@@ -1,6 +1,6 @@
 """Class posteriors of every image by classifiers that never saw it, where some of the labels are wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -35,7 +35,8 @@ class Posterior:
 
     noise: the share of wrong labels. near: the share of those that went to a class which is like the true one; the
     others went to any. similar (C, C): how probable each class is for an image of another one (rows sum to 1). ratios
-    (n, C): log p(image | class) - log p(image | another class than those), of the Gaussian model alone.
+    (n, C): log p(image | class) - log p(image | another class than those), of the Gaussian model alone. temper: what
+    probabilities of wrong labels are corrected by.
     """
 
     log: np.ndarray
@@ -43,13 +44,14 @@ class Posterior:
     near: float
     similar: np.ndarray
     ratios: np.ndarray
+    temper: Callable[[np.ndarray], np.ndarray] = np.asarray  # which changes nothing
 
     def wrong(self, labels: np.ndarray) -> np.ndarray:
         """p(the label is wrong | image, label) (n,), by Bayes' rule with the noise as prior."""
         q = np.exp(self.log)
         own = q[np.arange(len(labels)), labels]
-        others = self.noise * (q @ self.given_wrong())[np.arange(len(labels)), labels]
-        return others / np.maximum(others + (1 - self.noise) * own, 1e-300)
+        others = self.noise * (q * self.given_wrong().T[labels]).sum(1)
+        return self.temper(others / np.maximum(others + (1 - self.noise) * own, 1e-300))
 
     def given_wrong(self) -> np.ndarray:
         """p(label | true class, the label is wrong) (C, C)."""

@@ -14,7 +14,7 @@ FOLDERS = 400
 STRANGERS = 1, 2, 5  # in those simulated folders that have odd images
 SMALLEST, LARGEST = 3, 200  # images of a simulated folder
 FALSE_ALARMS = 0.05
-FEW = 30
+FEW = 30  # images: too few to see a tail
 TAIL = 0.7, 0.9
 TYPICAL_SCORE = -0.5  # what a score in the lower two thirds says for "not odd"
 SURE = 0.7  # the limit of what nothing was learnt for
@@ -58,8 +58,7 @@ class Evidence:
     def alone(cls, size: int, dim: int) -> "Evidence":
         """Of the scores of `find.scorers.folder_alone` in a folder of `size` images, if the folder is all there is.
 
-        What was learnt holds for fewer images than half of their features' dimensions D. Where it does not, it is still
-        better than a guess from few images.
+        It holds for fewer than D / 2 images. For up to `FEW` it is used all the same: a tail cannot be seen there.
         """
         if size > max(FEW, min(dim // 2, ALONE[-1][0])):
             return cls()
@@ -77,7 +76,7 @@ class Evidence:
 
 
 def guarded(scores: np.ndarray) -> np.ndarray:
-    """The same without anything to learn from: of the scores (n,) of one folder, which had better be a large one.
+    """Evidence (n,) of the scores (n,) of a folder, with nothing learnt. The folder should be large.
 
     Where nothing is odd, the upper scores of a folder fall off about exponentially; how fast is seen between their 70th
     and 90th percentile, where a few odd images do not reach. That gives each score a p-value, and the most that p can
@@ -91,7 +90,7 @@ def guarded(scores: np.ndarray) -> np.ndarray:
 
 
 def reckoned(scores: np.ndarray, typical: float) -> np.ndarray:
-    """Scores (n,) from where their median is at most `typical`.
+    """Scores (n,), lowered so that their median is at most `typical`.
 
     In a folder whose images differ more than those of one class, that all are far from the others says nothing.
     """
@@ -109,9 +108,7 @@ def _draw(index: ClassIndex, size: int, number: int, generator: np.random.Genera
     own = number // 4 % len(index.classes)  # each class as often, with strangers and without, in both halves
     n = int(np.clip(size, SMALLEST, min(LARGEST, index.counts[own])))
     start = int(index.starts[own])
-    rows = generator.choice(
-        index.rows[start : start + index.counts[own]], min(n, int(index.counts[own])), replace=False
-    )
+    rows = generator.choice(index.rows[start : start + index.counts[own]], n, replace=False)
     if number // 2 % 2:  # so that both halves have clean folders
         return rows, np.zeros(len(rows), bool)
     others = np.concatenate([index.rows[:start], index.rows[start + index.counts[own] :]])

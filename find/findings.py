@@ -126,6 +126,11 @@ class Findings:
         """The findings that keep the asked false-discovery rate."""
         return tuple(finding for finding in self.findings if finding.flagged)
 
+    @property
+    def suspected(self) -> bool:
+        """Whether something is odd, flagged or not; of mode "odd"."""
+        return bool(self.settings.get("anything_odd", 0.0) > self.settings.get("limit", 1.0))
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and texts; `from_json` gives back an equal object."""
         return {"format": FORMAT, **_plain(dataclasses.asdict(self))}

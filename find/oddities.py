@@ -48,6 +48,9 @@ def odd(
     if len(features) < FEWEST:
         raise UserError(f"there are {len(features)} images: at least {FEWEST} are needed to tell which one is odd")
     require_features(features)
+    for name, given in (("images of the reference", reference), ("held-out images", held_out)):
+        if given and not np.isfinite(given[0]).all():
+            raise UserError(f"the {name} have values that are not finite: extract them again")
     scorer, evidence_of = judge(head, reference, held_out, len(features), features.shape[1], seed)
     member = find_groups(features)
     parts = (

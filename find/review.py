@@ -51,12 +51,14 @@ def apply(findings: Findings, reviews: Mapping[str, str]) -> Findings:
         sum(flagged) / len(flagged) if flagged else None,
     )
     n = findings.counts["images"]
+    # Who keeps an image has looked at what was suspected
+    suspected = findings.suspected and not any(finding.review == "keep" for finding in reviewed)
     return dataclasses.replace(
         findings,
         findings=tuple(reviewed),
         threshold=threshold,
         counts={**findings.counts, "flagged": len(flagged)},
-        conclusion=conclude(findings.mode, n, len(flagged), threshold.expected_true, findings.groups),
+        conclusion=conclude(findings.mode, n, len(flagged), threshold.expected_true, findings.groups, suspected),
     )
 
 

@@ -17,6 +17,7 @@ from train.methods.posterior_transformer import PosteriorTransformer
 FOLDER_POWER = 0.7
 RIDGE = 0.3  # times the variance of the folder, spread evenly over as many directions as it has images
 FOLDER_WEIGHT, HALF_WEIGHT = 15.0, 10  # of the folder's own score beside another; half of it for so many images
+LOOKS_TWICE = 20  # images, of which enough can be left out
 ODD_BEFORE = 0.1  # the share of odd images that a robust estimate reckons with
 ROUNDS = 8  # random sets that each image is judged in, by a head that knows sets alone
 SETS_AT_ONCE = 512
@@ -92,7 +93,7 @@ def leverage(x: np.ndarray) -> np.ndarray:
     are left out of mean and scatter at a second, so that several of a kind do not hide each other.
     """
     score = _leverage(x, np.ones(len(x), bool))
-    if len(x) < 10:
+    if len(x) < LOOKS_TWICE:
         return score
     return _leverage(x, score <= np.quantile(score, 1 - ODD_BEFORE))
 

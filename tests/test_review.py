@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import os
 
 import pytest
@@ -93,3 +94,13 @@ def test_files_that_are_no_reviews(tmp_path, content, rule):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="check the path"):
         review.read(tmp_path / "x.csv")
+
+
+def test_what_is_probably_odd_stays_so_until_an_image_is_kept():
+    findings = make_findings(["a.png", "b.png"])
+    unsure = [dataclasses.replace(each, flagged=False) for each in findings.findings]
+    findings = dataclasses.replace(
+        findings, mode="odd", findings=tuple(unsure), settings={"anything_odd": 0.9, "limit": 0.7}
+    )
+    assert "something is probably odd" in review.apply(findings, {"a.png": "unsure"}).conclusion
+    assert review.apply(findings, {"a.png": "keep"}).conclusion.startswith("nothing odd")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.gaussian import ROWS_AT_A_TIME, Normaliser, two_covariances
+from train.gaussian import ROWS_AT_A_TIME, SMALLEST, Normaliser, two_covariances
 from train.methods.base import Method
 from train.methods.plda import log_density_ratio
 from train.task import Task
@@ -58,5 +58,6 @@ class NormalisedPLDA(Method):
         return log_density_ratio(encoded, self.ratio)
 
     def _normalised(self, features: Tensor) -> Tensor:
+        """As `train.gaussian.Normaliser`, on any device."""
         x = (features.sign() * features.abs().sqrt() - self.mean) / self.std
-        return x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=1e-6))
+        return x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=SMALLEST))
