@@ -12,12 +12,13 @@ import torch
 
 from common.cluster import AGAIN, Cluster, Node, connected, nodes_of, reason_of
 from common.errors import UserError
+from common.images import UnreadableImage
 from common.machine import versions
-from extract.decoding import Files, UnreadableImage
-from extract.fidelity import PER_CLASS
-from extract.network import Extraction, sample_groups
+from common.progress import say
+from extract.fidelity import SAMPLE
+from extract.network import Extraction
 from extract.orders import Orders, digests_seen
-from extract.progress import Stopwatch, say
+from extract.progress import Stopwatch
 from extract.reading import AllImages, Unreadable, read_sample
 from extract.sources import ImageSource
 from extract.worker import Made, Terms, Worker, code_digest
@@ -141,7 +142,7 @@ class Pool:
 
     def _create_worker(self) -> None:
         job = replace(self._job, source=ImageSource("", [], {}), request={})  # workers need neither
-        files = None if self._files is None else Files(self._files.folder.absolute(), self._files.max_pixels)
+        files = None if self._files is None else replace(self._files, folder=self._files.folder.absolute())
         options = {"num_cpus": self._cluster.cpus, "num_gpus": self._cluster.gpus, "max_concurrency": OPEN}
         self._worker = self._ray.remote(**options)(Worker)
         self._arguments = self._ray.put(job), files
@@ -163,8 +164,7 @@ class Pool:
 
     def _choose(self) -> dict[str, Any]:
         """The environment that the first worker to answer chooses, of those that are like this process."""
-        groups = sample_groups(self._job.source)
-        sample = read_sample(self._job.source, groups, self._job.preprocessing, PER_CLASS)
+        sample = read_sample(self._job.source, self._job.preprocessing, SAMPLE)
         n, shipped = len(AllImages(self._job.source)), self._ray.put(None if sample is None else sample.numpy())
         greetings: dict[Any, Member] = {}
         while True:
@@ -177,7 +177,7 @@ class Pool:
                     if difference := self._get(greeting):
                         self._refuse(member.node, difference)
                         continue
-                    environment, lines = self._get(member.actor.choose.remote(n, len(groups), shipped))
+                    environment, lines = self._get(member.actor.choose.remote(n, shipped))
                 except UserError as error:
                     raise UserError(f"node {member.node.name}: {error.message}") from error
                 except self._ray.exceptions.RayError as error:

@@ -4,12 +4,11 @@ import importlib.util
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.optimization import fuse
 
 from common.machine import fast_bfloat16
 from extract.backbones import Backbone
@@ -183,20 +182,6 @@ def build_engine(
 def float32(backbone: Backbone) -> Arithmetic:
     """The arithmetic of the reference."""
     return Arithmetic("float32", ((backbone.module, False),))
-
-
-def folded(backbone: Backbone) -> Arithmetic | None:
-    """float32 with each batch normalisation folded into the convolution before it; None where there is none to fold.
-
-    One pass over the activations less for each: torch gains a fifth. OpenVINO does this, and more, by itself.
-    """
-    traced = _traced(backbone.module)
-    if traced is None:
-        return None
-    module = cast(fx.GraphModule, fuse(traced, no_trace=True)).eval()
-    if len(module.graph.nodes) == len(traced.graph.nodes):
-        return None
-    return Arithmetic("float32 with folded norms", ((module, False),))
 
 
 def bfloat16(backbone: Backbone) -> Iterator[Arithmetic]:

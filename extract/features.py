@@ -6,21 +6,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from common.cluster import Cluster
 from common.errors import UserError
 from common.files import exclusive
+from common.images import printable
 from common.machine import choose_device
+from common.progress import Progress, say
 from common.store import DamagedStore, FeatureStore
 from common.store_partial import partial_folder
 from common.store_writer import name_arrays, write_store
 from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
-from extract.decoding import printable
 from extract.network import Extraction
 from extract.pipeline import as_rows, as_text, busy, extract, identity, without_unreadable
 from extract.preprocessing import parse_views
-from extract.progress import bar_of, say
 from extract.reading import AllImages, Unreadable, digests_of, names_of
 from extract.request import Request, has_what_is_asked, request, require_identity, store_at
 from extract.sources import ImageSource, left_out_line, load_source
@@ -64,8 +63,9 @@ def make_features(
     views, layers = parse_views(request.views), parse_layers(request.layers)
     chosen, cluster = on_nodes(device, cluster) if cluster else (choose_device(device), None)
     backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size, layers)
-    source = load_source(request.dataset, request.root, request.reading)
     preprocessing = preprocessing_of(request.backbone, request.image_size, views)
+    reading = replace(request.reading, least_side=preprocessing.least_side())
+    source = load_source(request.dataset, request.root, reading)
     _tell(source, backbone, list_left_out)
     # A data set that was downloaded a moment ago has its fingerprint only now
     wanted = request.as_json()
@@ -104,15 +104,15 @@ def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
     Raises UserError, which names them, where they must not be skipped.
     """
     images, unreadable = AllImages(job.source), Unreadable(names_of(job.source), say)
-    digests = as_rows(list(tqdm(digests_of(images, unreadable), total=len(images), **bar_of("comparing images"))))
+    digests = []
+    with Progress(len(images), "comparing", "images") as progress:
+        for digest in digests_of(images, unreadable):
+            digests.append(digest)
+            progress.update()
+    image_sha256 = as_rows(digests)
     if unreadable.reasons and job.on_error == "fail":
         raise unreadable.error()
-    return without_unreadable(job, digests)
-
-
-def identity_of_pixels(job: Extraction) -> dict[str, Any]:
-    """The identity that the features would have, from the decoded images alone."""
-    return identity(*readable(job))
+    return without_unreadable(job, image_sha256)
 
 
 def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:

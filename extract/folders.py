@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import canonical_json, sha256_text
-from extract.decoding import Files, printable, why_no_image
+from common.images import printable, why_no_image
 from extract.sources import UNLABELLED, ImageSource, Reading, make_splits, split_by_class
 
 VALIDATION = ("val", "valid", "validation")
@@ -62,7 +62,7 @@ class ImageFolder:
         else:
             is_test, note = split_by_class(labels, class_names, reading.test_fraction)
             notes.append(note)
-        files = Files(root, reading.max_pixels)
+        files = reading.files(root)
         splits = make_splits(labels, is_test, lambda i: files.read(names[i]), names)
         return ImageSource(str(root), class_names, splits, left_out, notes, files)
 
@@ -83,7 +83,7 @@ class Folder:
         names = sorted((item.name for item in listing if not item.reason), key=os.path.split)
         if not names:
             raise UserError(f"there is no image at or below {root}: give --root a folder with images")
-        files = Files(root, reading.max_pixels)
+        files = reading.files(root)
         splits = make_splits([0] * len(names), np.zeros(len(names), bool), lambda i: files.read(names[i]), names)
         left_out = [(item.name, item.reason) for item in listing if item.reason]
         return ImageSource(str(root), [UNLABELLED], splits, left_out, files=files)

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from common.machine import versions
+from common.progress import say
 from common.store import check_features
 from common.store_schema import STORED_AS
 from extract.backbones import Backbone
 from extract.engines import Engine
-from extract.fidelity import PER_CLASS, EngineChoice
+from extract.fidelity import SAMPLE, EngineChoice
 from extract.preprocessing import Preprocessing
-from extract.progress import Stopwatch, ahead, say
-from extract.reading import AllImages, Image, Unreadable, names_of, read_batch, read_sample, sample_rows
+from extract.progress import Stopwatch, ahead
+from extract.reading import AllImages, Image, Unreadable, names_of, read_batch, read_sample
 from extract.sources import ImageSource
 
 MIN_GAIN = 20  # choosing an engine takes as long as a few passes of its sample: fewer images are not worth it
@@ -83,12 +84,11 @@ class Here:
 
     def __init__(self, job: Extraction, begun: dict[str, Any]):
         self._images = AllImages(job.source)
-        groups = sample_groups(job.source)
 
         def sample() -> Tensor | None:
-            return read_sample(job.source, groups, job.preprocessing, PER_CLASS)
+            return read_sample(job.source, job.preprocessing, SAMPLE)
 
-        self._engine, self.environment = choose_engine(job, begun, len(self._images), len(groups), sample, say)
+        self._engine, self.environment = choose_engine(job, begun, len(self._images), sample, say)
         self.precision = self._engine.precision
         self._job = replace(job, precision=self.precision)
 
@@ -160,37 +160,23 @@ def features_of(job: Extraction, engine: Engine, views: list, start: int) -> np.
     return features
 
 
-def sample_groups(source: ImageSource) -> list[np.ndarray]:
-    """The rows, class by class, that an engine is tried on."""
-    return sample_rows(source.splits["train"].labels, PER_CLASS)
-
-
 def choose_engine(
-    job: Extraction,
-    begun: dict[str, Any],
-    n: int,
-    groups: int,
-    sample: Callable[[], Tensor | None],
-    say: Callable[[str], object],
+    job: Extraction, begun: dict[str, Any], n: int, sample: Callable[[], Tensor | None], say: Callable[[str], object]
 ) -> tuple[Engine, dict[str, Any]]:
-    """The engine for N = `n` images, and the environment that it makes up.
+    """The engine for `n` images, and the environment that it makes up.
 
-    begun: the environment of what is gone on with, whose engine is taken if it can be had here. sample: some images of
-    each of so many groups, read where a choice is worth it. say: gets what was decided, in a line each.
+    begun: the environment of what is gone on with, whose engine is taken if it can be had here. sample: reads some
+    images, where a choice is worth it. say: gets what was decided, in a line each.
     """
     environment: dict[str, Any] = {"device": job.device.type, "versions": versions()}
     choice = job.choice
     if begun and {**begun, **environment} == begun and (engine := choice.named(begun["engine"])):
         return engine, begun  # another measurement might choose another one
     if job.precision != "float32" and not choice.low_kinds:
-        say("bfloat16 is not faster than float32 on this machine: computing in float32")
-    worth_it = n >= MIN_GAIN * PER_CLASS * groups or not choice.reference_will_do()
-    images = sample() if worth_it else None
-    if images is not None:
-        engine, fidelity = choice.fastest(images)
-        if choice.low_kinds and engine.precision == "float32":
-            say("no engine is true enough, and faster, in bfloat16: computing in float32")
-    else:
-        engine, fidelity = choice.reference(), {}
+        say("using float32: bfloat16 is not faster on this machine")
+    images = sample() if n >= MIN_GAIN * SAMPLE or not choice.reference_will_do() else None
+    engine, fidelity = (choice.reference(), {}) if images is None else choice.choose(images)
+    if choice.low_kinds and engine.precision == "float32":
+        say("using float32: no bfloat16 engine was both faster and accurate")
     say(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()))
     return engine, {"engine": engine.name, "fidelity": fidelity, **environment}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from extract.decoding import UnreadableImage
+from common.images import UnreadableImage
 from extract.network import Extraction
 from extract.reading import AllImages, names_of
 from extract.sources import ImageSource, pixel_digest

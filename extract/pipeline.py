@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from common.cluster import Cluster
 from common.command_line import keeping
 from common.files import exclusive
+from common.images import UnreadableImage, printable
+from common.progress import Progress, say
 from common.store import SPLITS, FeatureStore
 from common.store_partial import StoreWriter, partial_folder, read_plan
 from common.store_schema import STORED_AS
 from common.store_writer import name_arrays
 from extract.cluster import on_cluster
-from extract.decoding import UnreadableImage, printable
 from extract.identity import identity_of
 from extract.network import Extraction, Here, Network
-from extract.progress import Stopwatch, bar_of, say
+from extract.progress import Stopwatch
 from extract.reading import THUMBNAIL, AllImages, Unreadable, digests_of, names_of, without
 from extract.sources import ImageSource
 
@@ -77,14 +77,14 @@ def _keep_what_is_sound(writer: StoreWriter, images: AllImages) -> None:
     """Where files have changed since their batch was written, an image was repaired, say, the pixels decide."""
     begun = len(writer.done)
     if writer.moved:
-        bar = tqdm(total=sum(b - a for a, b in writer.done.items()), **bar_of("comparing images"))
+        progress = Progress(sum(b - a for a, b in writer.done.items()), "comparing", "images")
 
         def same(start: int, digests: np.ndarray) -> bool:
-            bar.update(len(digests))
+            progress.update(len(digests))
             chosen = images[start : start + len(digests)]
             return bool((as_rows(list(digests_of(chosen))) == digests).all())
 
-        with bar:
+        with progress:
             writer.keep(same)
     if begun:
         done = sum(b - a for a, b in writer.done.items())
@@ -98,11 +98,11 @@ def _keep_what_is_sound(writer: StoreWriter, images: AllImages) -> None:
 def _fill(writer: StoreWriter, network: Network, unreadable: Unreadable) -> None:
     watch, starts, n = Stopwatch(), writer.missing(), len(unreadable.names)
     done = sum(stop - start for start, stop in writer.done.items())
-    with tqdm(total=n, initial=done, **bar_of("extracting")) as bar:
+    with Progress(n, "extracting", "images", done) as progress:
         for start, batch in network.batches(starts, unreadable, watch):
             with watch.time("writing"):
                 writer.write(start, batch)
-            bar.update(len(batch["thumbnails"]))
+            progress.update(len(batch["thumbnails"]))
     if starts:
         say(watch.line(n - done) + network.closing())
 

@@ -1,24 +1,25 @@
 """Preprocessing as data: what happens to a decoded image before the network sees it, done on batches."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from common.errors import UserError, unknown_name
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SQUASH = "squash"
-MAX_RUN_PIXELS = 1 << 24  # images stacked at once: 16 Mpixel, so that photographs do not fill the memory
-LARGE = 512  # an image with a longer side is resized a block at a time, from the pixels that its crop needs
-BLOCK = 32  # rows and columns of the output
-BLOCK_VALUES = 1 << 24  # input values of a block at most: 64 MB
+SMALL = 64  # pixels a side up to which images of one shape are resized side by side, by a product of matrices
+STRIP_PIXELS = 1 << 17  # of a larger image, that are resized at a time: 1.5 MB, which stay in the cache
+MAX_RATIO = 16  # of the sides; what is longer is cut first
 
 
 @dataclass(frozen=True)
@@ -51,119 +52,79 @@ class Preprocessing:
         batch = torch.empty(len(self.views), len(images), 3, size, size)
         start = 0
         while start < len(images):
-            stop = _run_of_one_shape(images, start)
+            stop = _end_of_run(images, start)
             pixels = torch.from_numpy(np.stack(images[start:stop])).permute(0, 3, 1, 2)
             for number, view in enumerate(self.views):
-                batch[number, start:stop] = self._resized(VIEWS[view](pixels))
+                batch[number, start:stop] = self._resize_and_crop(VIEWS[view](pixels))
             start = stop
         return batch
 
-    def _resized(self, pixels: Tensor) -> Tensor:
+    def least_side(self) -> int:
+        """Pixels that the shorter side of a decoded image needs: then every view is at least halved by the resize.
+
+        A JPEG that has more may be decoded at a part of its size.
+        """
+        return math.ceil(2 * (self.resize or self.image_size) * 8 / 7)  # a view may be a crop of seven eighths
+
+    def _resize_and_crop(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 of one shape → (B, 3, image_size, image_size)."""
-        rows, columns = (self._window(length, min(pixels.shape[-2:])) for length in pixels.shape[-2:])
         mean, std = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (self.mean, self.std))
+        mode = self.interpolation.partition(",")[0]
+        if self.crop != SQUASH:
+            pixels = _without_far_ends(pixels)
+        rows, columns = (self._axis(length, min(pixels.shape[-2:])) for length in pixels.shape[-2:])
         # All is linear, so the order is free: normalising the fewer pixels is cheaper
-        if max(pixels.shape[-2:]) <= LARGE:
-            resized = rows.matrix() @ ((pixels - mean) / std) @ columns.matrix().T
+        if max(pixels.shape[-2:]) <= SMALL:
+            resized = _matrix(*rows, mode) @ ((pixels - mean) / std) @ _matrix(*columns, mode).T
         else:
-            resized = (torch.stack([_in_blocks(image, rows, columns) for image in pixels]) - mean) / std
-        if rows.kernel == "bicubic":  # which overshoots
+            resized = (_interpolate(pixels, rows, columns, mode) - mean) / std
+        if mode == "bicubic":  # which overshoots
             resized = torch.minimum(torch.maximum(resized, -mean / std), (255 - mean) / std)
         return resized
 
-    def _window(self, length: int, shorter: int) -> "Window":
-        """How an axis of an image is resized and cropped."""
+    def _axis(self, length: int, shorter: int) -> "Axis":
         resize = self.resize or self.image_size
         resized = resize if self.crop == SQUASH else resize * length // shorter
-        start = round((resized - self.image_size) / 2)
-        return window(length, resized, start, self.image_size, self.interpolation.partition(",")[0])
+        return Axis(length, resized, round((resized - self.image_size) / 2), self.image_size)
 
 
-@dataclass(frozen=True)
-class Window:
-    """The part of a resized axis that is kept: each of its pixels is a weighted sum of neighbours in the input.
+class Axis(NamedTuple):
+    """An axis of `length` pixels is resized to `resized`; of these, `size` from `start` on are kept."""
 
-    first: (size,) int64, the first of the neighbours; weights: (size, K) float32; length of the input's axis.
-    """
-
-    first: np.ndarray
-    weights: np.ndarray
     length: int
-    kernel: str
-
-    def matrix(self) -> Tensor:
-        """The matrix (size, length) that makes the window."""
-        return self._matrix(0, len(self.first), 0, self.length)
-
-    def blocks(self, step: int) -> list[tuple[int, int, Tensor]]:
-        """For each `step` pixels: the range of the input that they are made of, and the matrix that makes them."""
-        if step not in self._made:
-            self._made[step] = []
-            for start in range(0, len(self.first), step):
-                first = self.first[start : start + step]
-                low, high = int(first[0]), min(int(first[-1]) + self.weights.shape[1], self.length)
-                self._made[step].append((low, high, self._matrix(start, start + step, low, high)))
-        return self._made[step]
-
-    @functools.cached_property
-    def _made(self) -> dict[int, list[tuple[int, int, Tensor]]]:
-        return {}
-
-    def _matrix(self, start: int, stop: int, low: int, high: int) -> Tensor:
-        first, weights = self.first[start:stop], self.weights[start:stop]
-        matrix = np.zeros((len(first), high - low + weights.shape[1]), np.float32)
-        np.put_along_axis(matrix, first[:, None] - low + np.arange(weights.shape[1]), weights, 1)
-        return torch.from_numpy(matrix[:, : high - low].copy())
+    resized: int
+    start: int
+    size: int
 
 
 @functools.lru_cache(maxsize=256)
-def window(length: int, resized: int, start: int, size: int, kernel: str) -> Window:
-    """The pixels from `start` to `start + size` of an axis of `length` that is resized to `resized`, antialiased.
+def _matrix(length: int, resized: int, start: int, size: int, mode: str) -> Tensor:
+    """The matrix (size, length) that resizes and crops an axis: what torch's `interpolate` makes of an identity."""
+    identity = torch.eye(length)[None, None]
+    return functional.interpolate(identity, (resized, length), mode=mode, antialias=True)[0, 0, start : start + size]
 
-    The arithmetic is that of torch's `interpolate`, so with kernel "bilinear" the weights are the same to the bit; but
-    only those of the window are made. Raises ValueError for a window beyond the axis.
+
+def _interpolate(pixels: Tensor, rows: Axis, columns: Axis, mode: str) -> Tensor:
+    """(B, 3, H, W) uint8 → (B, 3, size, size) float32: torch's `interpolate` of the whole, to the bit, then the crop.
+
+    It, too, resizes along the rows first. A strip at a time, the memory does not grow with the image.
     """
-    if start < 0 or start + size > resized:
-        raise ValueError(f"pixels {start} to {start + size} are not on an axis of {resized}")
-    one = np.float32(1)
-    scale = np.float32(length) / np.float32(resized)
-    reach = np.float32({"bilinear": 1.0, "bicubic": 2.0}[kernel]) * max(scale, one)
-    centre = (np.float64(scale) * (np.arange(start, start + size) + 0.5)).astype(np.float32)
-    first = np.maximum((np.float64(centre - reach) + 0.5).astype(np.int64), 0)
-    stop = np.minimum((np.float64(centre + reach) + 0.5).astype(np.int64), length)
-    neighbour = first[:, None] + np.arange((stop - first).max())
-    distance = (np.float64(neighbour.astype(np.float32) - centre[:, None]) + 0.5) * np.float64(one / max(scale, one))
-    weights = np.where(neighbour < stop[:, None], _kernel(kernel, np.abs(distance.astype(np.float32))), np.float32(0))
-    total = np.zeros(size, np.float32)
-    for column in weights.T:  # one after the other, as torch does
-        total += column
-    return Window(first, weights / total[:, None], length, kernel)
+    narrow = torch.empty(*pixels.shape[:2], rows.length, columns.size)
+    step = max(1, STRIP_PIXELS // columns.length)
+    for top in range(0, rows.length, step):
+        strip = pixels[:, :, top : top + step].float()
+        resized = functional.interpolate(strip, (strip.shape[2], columns.resized), mode=mode, antialias=True)
+        narrow[:, :, top : top + step] = resized[..., columns.start : columns.start + columns.size]
+    resized = functional.interpolate(narrow, (rows.resized, columns.size), mode=mode, antialias=True)
+    return resized[:, :, rows.start : rows.start + rows.size]
 
 
-def _kernel(name: str, x: np.ndarray) -> np.ndarray:
-    if name == "bilinear":
-        return np.maximum(np.float32(1) - x, np.float32(0))
-    # Keys' cubic with a = -0.5
-    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return np.where(x < 1, near, np.where(x < 2, far, 0)).astype(np.float32)
-
-
-def _in_blocks(pixels: Tensor, rows: Window, columns: Window) -> Tensor:
-    """(3, H, W) uint8 → (3, size, size) float32, a block of the output at a time: the matrices are mostly zeros."""
-    size = len(rows.first)
-    across = columns.blocks(BLOCK)
-    left, right = across[0][0], across[-1][1]
-    fitting = BLOCK_VALUES // (3 * (right - left)) - rows.weights.shape[1]  # rows of the input
-    step = min(BLOCK, max(1, fitting * size // rows.length))
-    resized = torch.empty(3, size, size)
-    for number, (above, below, matrix) in enumerate(rows.blocks(step)):
-        part = pixels[:, above:below, left:right].permute(1, 2, 0).float().reshape(below - above, -1)
-        some = (matrix @ part).reshape(-1, right - left, 3).permute(2, 0, 1)
-        top = number * step
-        for place, (first, last, weights) in enumerate(across):
-            target = resized[:, top : top + len(matrix), place * BLOCK : place * BLOCK + len(weights)]
-            target.copy_(some[:, :, first - left : last - left] @ weights.T)
-    return resized
+def _without_far_ends(pixels: Tensor) -> Tensor:
+    """The middle of an image that is more than `MAX_RATIO` times as long as wide: its ends are far outside the crop."""
+    height, width = pixels.shape[-2:]
+    longest = MAX_RATIO * min(height, width)
+    top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
+    return pixels[..., top : top + longest, left : left + longest]
 
 
 # Where a crop of seven eighths of height and width lies: the part of the margin that is above it, and left of it
@@ -203,10 +164,9 @@ def parse_views(text: str) -> tuple[str, ...]:
     return views
 
 
-def _run_of_one_shape(images: list[np.ndarray], start: int) -> int:
-    shape = images[start].shape
-    longest = max(1, MAX_RUN_PIXELS // (shape[0] * shape[1])) if max(shape) <= LARGE else 1
-    stop = start + 1
-    while stop < len(images) and stop - start < longest and images[stop].shape == shape:
+def _end_of_run(images: list[np.ndarray], start: int) -> int:
+    """Where the run of small images of one shape ends that begins at `start`; a larger image is a run by itself."""
+    shape, stop = images[start].shape, start + 1
+    while max(shape) <= SMALL and stop < len(images) and images[stop].shape == shape:
         stop += 1
     return stop

@@ -1,29 +1,16 @@
-"""How far the work is: lines and bars on stderr, seconds by stage, and working ahead in a thread."""
+"""Working ahead in a thread, and the seconds that each stage takes."""
 
 import contextlib
-import sys
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
-
-from tqdm import tqdm
+from typing import TypeVar
 
 PREFETCHED = 2  # batches
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def say(line: str) -> None:
-    """Print a line beside a bar that may be there."""
-    tqdm.write(line, file=sys.stderr)
-
-
-def bar_of(what: str) -> dict[str, Any]:
-    """Arguments of a bar that shows itself on a terminal only."""
-    return {"desc": what, "unit": "img", "disable": None, "smoothing": 0.05}
 
 
 def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image as Pillow
 from torch import Tensor
 
 from common.errors import UserError
+from common.images import UnreadableImage, printable
 from common.store import SPLITS
-from extract.decoding import UnreadableImage, printable
-from extract.preprocessing import LARGE, Preprocessing
+from extract.preprocessing import Preprocessing
 from extract.sources import ImageSource, Split, pixel_digest
 
-THUMBNAIL = 32  # pixels
+THUMBNAIL, THUMBNAIL_FROM = 32, 256  # pixels a side, of as many or more
 LISTED = 10  # unreadable images in one sentence; each was told when it was met
 NO_IMAGE = bytes(32)  # in the place of the digest of an image that cannot be read
 GROUP = 4  # images that a thread takes at a time
-SAMPLED_CLASSES = 16
 AT_ONCE = 256  # images that are compared while others wait
 
 Image = tuple[Callable[[int], np.ndarray], int]
@@ -107,36 +107,16 @@ def digests_of(images: Sequence[Image], unreadable: Unreadable | None = None) ->
                 yield digest
 
 
-def sample_rows(labels: np.ndarray, per_class: int) -> list[np.ndarray]:
-    """The rows of some classes, spread over all, each of `per_class` rows or more, out of which a sample is read.
+def read_sample(source: ImageSource, preprocessing: Preprocessing, size: int) -> Tensor | None:
+    """What the network sees (n, 3, H, W), n ≤ `size`, of training images that are evenly spaced, in the first view.
 
-    Where fewer than two classes are so large, of groups of any images, which may share some.
+    What cannot be read is left out; None where nothing can.
     """
-    classes = [rows for label in np.unique(labels) if len(rows := np.flatnonzero(labels == label)) >= per_class]
-    if len(classes) < 2:
-        groups = min(max(len(labels) // per_class, 2), SAMPLED_CLASSES)
-        classes = np.array_split(np.resize(np.arange(len(labels)), max(groups * per_class, len(labels))), groups)
-    chosen = np.linspace(0, len(classes) - 1, min(SAMPLED_CLASSES, len(classes))).astype(int)
-    return [classes[i] for i in chosen]
-
-
-def read_sample(
-    source: ImageSource, groups: list[np.ndarray], preprocessing: Preprocessing, per_class: int
-) -> Tensor | None:
-    """What the network sees (G · per_class, 3, size, size) of training images of each group, in the first view.
-
-    None where no group, or only one, has an image that can be read; where a group has too few of them, they return.
-    """
-    image, found = source.splits["train"].image, []
-    for rows in groups:
-        seen: list[Tensor] = []
-        for row in rows.tolist():
-            with contextlib.suppress(UnreadableImage):
-                seen.append(preprocessing([image(row)])[0])
-            if len(seen) == per_class:
-                break
-        found += [seen[i % len(seen)] for i in range(per_class)] if seen else []
-    return torch.cat(found) if len(found) >= 2 * per_class else None
+    split, seen = source.splits["train"], []
+    for row in np.unique(np.linspace(0, len(split.labels) - 1, size).astype(int)).tolist():
+        with contextlib.suppress(UnreadableImage):
+            seen.append(preprocessing([split.image(row)])[0])
+    return torch.cat(seen) if seen else None
 
 
 def read_batch(
@@ -144,55 +124,30 @@ def read_batch(
 ) -> dict[str, Any]:
     """Images from row `start` on: preprocessed (V, B, 3, size, size), image_sha256 (B, 32), thumbnails (B, 32, 32, 3).
 
-    What is no image is black, has `NO_IMAGE` for a digest, and is noted.
+    What is no image is black, has `NO_IMAGE` for a digest, and is noted. A thread takes `GROUP` images at a time.
     """
+    n, size = len(images), preprocessing.image_size
+    preprocessed = torch.empty(len(preprocessing.views), n, 3, size, size)
+    image_sha256 = np.zeros((n, 32), np.uint8)
+    thumbnails = np.zeros((n, THUMBNAIL, THUMBNAIL, 3), np.uint8)
 
-    def read(first: int) -> list[_One]:
-        return [_read(image, preprocessing) for image in images[first : first + GROUP]]
+    def read(first: int) -> dict[int, UnreadableImage]:
+        decoded, errors = [], {}
+        for i, (image, index) in enumerate(images[first : first + GROUP], first):
+            try:
+                pixels = image(index)
+                image_sha256[i] = np.frombuffer(pixel_digest(pixels), np.uint8)
+                thumbnails[i] = thumbnail(pixels)
+            except UnreadableImage as error:
+                pixels, errors[start + i] = np.zeros((1, 1, 3), np.uint8), error
+            decoded.append(pixels)
+        preprocessed[:, first : first + GROUP] = preprocessing(decoded)
+        return errors
 
-    found = [one for group in pool.map(read, range(0, len(images), GROUP)) for one in group]
-    for row, one in enumerate(found, start):
-        if one.error:
-            unreadable.note(row, one.error)
-    return {
-        "images": _together([one.pixels for one in found], preprocessing),
-        "image_sha256": np.frombuffer(b"".join(one.digest for one in found), np.uint8).reshape(-1, 32),
-        "thumbnails": np.stack([one.thumbnail for one in found]),
-    }
-
-
-@dataclass(frozen=True)
-class _One:
-    """What is kept of an image: its pixels, or what the network sees (V, 1, 3, size, size) where they are many."""
-
-    pixels: np.ndarray | Tensor
-    digest: bytes
-    thumbnail: np.ndarray
-    error: UnreadableImage | None = None
-
-
-def _read(image: Image, preprocessing: Preprocessing) -> _One:
-    try:
-        pixels = image[0](image[1])
-    except UnreadableImage as error:
-        black = np.zeros((1, 1, 3), np.uint8)
-        return _One(black, NO_IMAGE, np.zeros((THUMBNAIL, THUMBNAIL, 3), np.uint8), error)
-    large = max(pixels.shape[:2]) > LARGE
-    return _One(preprocessing([pixels]) if large else pixels, pixel_digest(pixels), thumbnail(pixels))
-
-
-def _together(pixels: list[np.ndarray | Tensor], preprocessing: Preprocessing) -> Tensor:
-    """One batch of what the network sees; images that are not large are preprocessed side by side."""
-    small = [i for i, one in enumerate(pixels) if isinstance(one, np.ndarray)]
-    side_by_side = preprocessing([pixels[i] for i in small])  # type: ignore[misc]
-    if len(small) == len(pixels):
-        return side_by_side
-    batch = torch.empty(side_by_side.shape[0], len(pixels), *side_by_side.shape[2:])
-    batch[:, small] = side_by_side
-    for i, one in enumerate(pixels):
-        if isinstance(one, Tensor):
-            batch[:, i] = one[:, 0]
-    return batch
+    for errors in pool.map(read, range(0, n, GROUP)):
+        for row, error in errors.items():
+            unreadable.note(row, error)
+    return {"images": preprocessed, "image_sha256": image_sha256, "thumbnails": thumbnails}
 
 
 def _digest(image: Image) -> tuple[bytes, UnreadableImage | None]:
@@ -206,14 +161,13 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     """The centre square of an image in 32 × 32 pixels."""
     if image.shape[:2] == (THUMBNAIL, THUMBNAIL):
         return image
-    from PIL import Image as Pillow
-
     height, width = image.shape[:2]
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    size, kind = (THUMBNAIL, THUMBNAIL), Pillow.Resampling.BILINEAR
-    return np.asarray(Pillow.fromarray(image).resize(size, kind, box, reducing_gap=3.0 if side > LARGE else None))
+    step = max(1, side // THUMBNAIL_FROM)  # what is larger is only sampled: it is a picture for people
+    box = tuple(edge / step for edge in (left, top, left + side, top + side))
+    sampled = Pillow.fromarray(image[::step, ::step])
+    return np.asarray(sampled.resize((THUMBNAIL, THUMBNAIL), Pillow.Resampling.BILINEAR, box))
 
 
 def _rows_of(split: Split, rows: np.ndarray) -> Split:

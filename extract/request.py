@@ -61,6 +61,8 @@ class Request:
             parts.append(self.views.replace(",", "+"))
         if self.layers != "last":
             parts.append(self.layers.replace(",", "+"))
+        if self.reading.decode != Reading.decode:
+            parts.append(self.reading.decode)
         if self.precision != "float32":
             parts.append(self.precision)
         return Path("data/features") / ("-".join(parts) + ".h5")
@@ -92,6 +94,7 @@ def request(
     on_error: str = Reading.on_error,
     test_fraction: float | None = None,
     max_pixels: int = Reading.max_pixels,
+    decode: str = Reading.decode,
     weights: str = "torchvision",
     weights_seed: int = 0,
     precision: str = "float32",
@@ -109,7 +112,7 @@ def request(
         views.replace(" ", ""),
         layers.replace(" ", ""),
         precision,
-        Reading(on_error, test_fraction, max_pixels),
+        Reading(on_error, test_fraction, max_pixels, decode),
     )
 
 

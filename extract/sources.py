@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from common.errors import UserError, unknown_name
+from common.images import MAX_PIXELS, RULE, Files, printable
 from common.store import SPLITS
-from extract.decoding import MAX_PIXELS, RULE, Files, printable
 
 # name: where its kind lives; nothing is imported before it is asked for
 SOURCES = {
@@ -32,13 +32,22 @@ SPLIT_SEED = 0
 class Reading:
     """How people's own files are read.
 
-    on_error: "fail" or "skip" what cannot be read. test_fraction: of each class, where the data have no test split of
-    their own; None for `TEST_FRACTION`. max_pixels: of one image.
+    on_error: "fail" or "skip" what cannot be read.
+    test_fraction: of each class, where the data have no test split of their own; None for `TEST_FRACTION`.
+    max_pixels: of one image.
+    decode: "scaled", large JPEGs at a part of their size, or "full".
+    least_side: pixels that the shorter side keeps then, as the preprocessing decides; None where that is not known.
     """
 
     on_error: str = "fail"
     test_fraction: float | None = None
     max_pixels: int = MAX_PIXELS
+    decode: str = "scaled"
+    least_side: int | None = None
+
+    def files(self, folder: Path) -> Files:
+        """What reads the files below a folder."""
+        return Files(folder, self.max_pixels, self.least_side if self.decode == "scaled" else None)
 
 
 @dataclass(frozen=True)
@@ -130,8 +139,8 @@ def reading_request(name: str, reading: Reading) -> dict[str, Any]:
     if not source_kind(name).own_files:
         if reading != Reading():
             raise UserError(
-                f"--on-error, --test-fraction and --max-pixels do nothing for {name}: leave them out, or give your "
-                "own images with --dataset imagefolder, folder or csv"
+                f"--on-error, --test-fraction, --max-pixels and --decode do nothing for {name}: leave them out, or "
+                "give your own images with --dataset imagefolder, folder or csv"
             )
         return {}
     said: dict[str, Any] = {"decoding": RULE}
@@ -139,6 +148,8 @@ def reading_request(name: str, reading: Reading) -> dict[str, Any]:
         said["test_fraction"] = reading.test_fraction
     if reading.on_error != Reading.on_error:
         said["on_error"] = reading.on_error
+    if reading.decode != Reading.decode:
+        said["decode"] = reading.decode
     return said
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import canonical_json, sha256_text
-from extract.decoding import Files
 from extract.folders import VALIDATION, unique_class_names
 from extract.sources import ImageSource, Reading, make_splits, split_by_class
 
@@ -54,7 +53,7 @@ class Csv:
             rows, labels = [rows[i] for i in used], labels[used]
             is_test = np.array([row.split == test for row in rows], bool)
         names = [row.path for row in rows]
-        files = Files(root.parent, reading.max_pixels)
+        files = reading.files(root.parent)
         splits_ = make_splits(labels, is_test, lambda i: files.read(names[i]), names)
         return ImageSource(str(root), class_names, splits_, left_out, notes, files)
 

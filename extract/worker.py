@@ -10,8 +10,8 @@ import torch
 
 from common.errors import UserError
 from common.files import sha256_text
+from common.images import Files, UnreadableImage
 from common.machine import choose_device, versions
-from extract.decoding import Files, UnreadableImage
 from extract.network import BatchMaker, Extraction, choose_engine
 from extract.orders import Brought, Order
 from extract.progress import Stopwatch
@@ -52,12 +52,12 @@ class Worker:
         differing = [f"{name} {version}" for name, version in versions().items() if pinned.get(name) != version]
         return f"it has {', '.join(differing)}, and other versions are pinned" if differing else ""
 
-    def choose(self, n: int, groups: int, sample: np.ndarray | None) -> tuple[dict[str, Any], list[str]]:
-        """The environment that the fastest true engine here makes up, as `choose_engine`; and what is to be said."""
+    def choose(self, n: int, sample: np.ndarray | None) -> tuple[dict[str, Any], list[str]]:
+        """The environment that the engine chosen here makes up, as `choose_engine`; and what is to be said."""
         lines: list[str] = []
         choose_device(str(self._job.device))
         images = None if sample is None else torch.from_numpy(np.array(sample))
-        return choose_engine(self._job, {}, n, groups, lambda: images, lines.append)[1], lines
+        return choose_engine(self._job, {}, n, lambda: images, lines.append)[1], lines
 
     def prepare(self, terms: Terms) -> tuple[str, str]:
         """Make ready to compute on these terms; returns ("", ""), or what it cannot fulfil, and why.

@@ -85,9 +85,9 @@ def ceiling(rows: int, batch_size: int, cpus_per_worker: int) -> None:
 
     from common import store_partial
     from common.cluster import Cluster, connected
+    from common.images import Files
     from extract import cluster, pipeline
     from extract.backbones import Backbone
-    from extract.decoding import Files
     from extract.network import Extraction
     from extract.preprocessing import Preprocessing
     from extract.reading import Unreadable, names_of
@@ -154,7 +154,7 @@ def costs() -> None:
     import torch
     from PIL import Image
 
-    from extract.decoding import read_image
+    from common.images import read_image
     from extract.preprocessing import Preprocessing
 
     torch.set_num_threads(1)

@@ -13,7 +13,6 @@ from extract.engines import (
     bfloat16,
     build_engine,
     float32,
-    folded,
     gains_from_bfloat16,
 )
 
@@ -101,20 +100,6 @@ def test_torch_does_not_offer_what_it_only_emulates(resnet, monkeypatch):
     assert build_engine("torch", float32(resnet), CPU, 32).precision == "float32"
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: True)
     assert build_engine("torch", next(bfloat16(resnet)), CPU, 32).precision == "bfloat16"
-
-
-def test_folded_norms_leave_the_features_as_they_are(resnet, images):
-    arithmetic = folded(resnet)
-    assert arithmetic.precision == "float32"
-    norms = [module for module in resnet.module.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    assert len(norms) == 20
-    assert not any(node.op == "call_module" and "bn" in str(node.target) for node in arithmetic.parts[0][0].graph.nodes)
-    assert relative_error(run(TorchEngine(arithmetic, CPU), images), resnet.features(images).numpy()) < 1e-5
-
-
-def test_where_there_are_no_norms_nothing_is_folded():
-    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
-    assert folded(Backbone("plain", plain, {"last": 4}, "", "")) is None
 
 
 def test_a_resnet_is_cut_between_its_blocks(resnet):

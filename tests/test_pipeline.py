@@ -12,10 +12,10 @@ from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images
 from extract import engines, network
 from extract.backbones import load_backbone
-from extract.features import identity_of_pixels
+from extract.features import readable
 from extract.fidelity import EngineChoice
 from extract.network import Extraction
-from extract.pipeline import extract
+from extract.pipeline import extract, identity
 from extract.preprocessing import Preprocessing
 from extract.progress import ahead
 from extract.sources import load_source, pixel_digest
@@ -93,12 +93,12 @@ def in_bfloat16(monkeypatch):
     """Whatever this processor has, torch in bfloat16 is chosen where it is allowed."""
     name, chosen = "torch bfloat16 after 3 layers in float32", []
 
-    def fastest(self, sample):
+    def choose(self, sample):
         chosen.append(sample.shape)
-        return self.named(name), {"cosine": 1.0, "error": 0.0, "top1": 1.0, "reference_top1": 1.0, "sets": 6}
+        return self.named(name), {"cosine": 1.0, "error": 0.0}
 
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: True)
-    monkeypatch.setattr(EngineChoice, "fastest", fastest)
+    monkeypatch.setattr(EngineChoice, "choose", choose)
     return name, chosen
 
 
@@ -119,7 +119,7 @@ def test_where_bfloat16_gains_nothing_it_is_not_tried_and_the_store_says_float32
     job = dataclasses.replace(extraction, precision="bfloat16", request={"precision": "bfloat16"})
     monkeypatch.setattr(engines, "bfloat16", lambda backbone: pytest.fail("tried"))
     store = extract(job, tmp_path / "s.h5")
-    assert capsys.readouterr().err.count("float32 on this machine") == 1
+    assert capsys.readouterr().err.count("using float32: bfloat16 is not faster on this machine") == 1
     assert store.identity == extract(extraction, tmp_path / "full.h5").identity
     assert store.identity["precision"] == "float32"
     assert store.features.dtype == np.float32
@@ -130,9 +130,9 @@ def test_where_bfloat16_gains_nothing_it_is_not_tried_and_the_store_says_float32
 def test_the_identity_follows_pixels_and_weights_not_paths(extraction, tmp_path):
     first = extract(extraction, tmp_path / "a.h5")
     moved = dataclasses.replace(extraction, source=load_source("imagefolder", make_images(tmp_path / "copy")))
-    assert extract(moved, tmp_path / "b.h5").identity == first.identity == identity_of_pixels(moved)
+    assert extract(moved, tmp_path / "b.h5").identity == first.identity == identity(*readable(moved))
     other = load_source("imagefolder", make_images(tmp_path / "other", seed=1))
-    assert identity_of_pixels(dataclasses.replace(extraction, source=other)) != first.identity
+    assert identity(*readable(dataclasses.replace(extraction, source=other))) != first.identity
 
 
 def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_path, monkeypatch):
@@ -177,7 +177,7 @@ def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(
     monkeypatch.setattr(network, "features_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         extract(half, tmp_path / "s.h5")
-    assert chosen == [(30, 3, 32, 32)] * 2
+    assert chosen == [(36, 3, 32, 32)] * 2
     assert extract(half, tmp_path / "s.h5").path.read_bytes() == whole.path.read_bytes()
     assert len(chosen) == 2  # the resumed run did not choose again
 

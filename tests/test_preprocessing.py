@@ -5,7 +5,7 @@ from torch.nn import functional
 from torchvision import transforms
 
 from common.errors import UserError
-from extract.preprocessing import IMAGENET_MEAN, IMAGENET_STD, VIEWS, Preprocessing, parse_views, window
+from extract.preprocessing import IMAGENET_MEAN, IMAGENET_STD, VIEWS, Preprocessing, parse_views
 
 
 def image(height, width, seed=0):
@@ -71,13 +71,6 @@ def test_the_views_are_the_crops_and_the_mirror_images_of_all():
         assert torch.equal(VIEWS[mirrored](pixels), VIEWS[name](pixels).flip(-1))
 
 
-def test_large_images_are_stacked_a_few_at_a_time(monkeypatch):
-    pictures = [image(20, 20, seed) for seed in range(5)]
-    whole = Preprocessing(16)(pictures)
-    monkeypatch.setattr("extract.preprocessing.MAX_RUN_PIXELS", 900)
-    torch.testing.assert_close(Preprocessing(16)(pictures), whole)
-
-
 def test_views_are_named_once_plain_first():
     assert parse_views("plain,mirror") == ("plain", "mirror")
     assert parse_views("plain, lower-right-mirror") == ("plain", "lower-right-mirror")
@@ -88,30 +81,31 @@ def test_views_are_named_once_plain_first():
             parse_views(text)
 
 
-@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
-def test_the_weights_of_a_window_are_those_of_torch(mode):
-    generator = np.random.default_rng(0)
-    for _ in range(50):
-        length, resized = (int(n) for n in generator.integers(1, 500, 2))
-        size = int(generator.integers(1, resized + 1))
-        start = round((resized - size) / 2)
-        identity = torch.eye(length)[None, None]
-        expected = functional.interpolate(identity, (resized, length), mode=mode, antialias=True)[0, 0]
-        found = window(length, resized, start, size, mode).matrix()
-        error = (found - expected[start : start + size]).abs().max()
-        assert error == 0 if mode == "bilinear" else error < 2e-6
-
-
-@pytest.mark.parametrize(("height", "width"), [(513, 300), (600, 900), (40, 1300), (2000, 30)])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (30, 50), (65, 64), (400, 300), (200, 1300), (1900, 150)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_a_large_image_is_resized_in_blocks_to_the_same(height, width, interpolation, monkeypatch):
+def test_images_of_any_size_are_resized_as_torch_does_it(height, width, interpolation):
     picture = image(height, width)
-    preprocessing = Preprocessing(48, ("plain", "mirror"), f"{interpolation}, antialiased", resize=56)
-    found = preprocessing([picture])
-    monkeypatch.setattr("extract.preprocessing.BLOCK_VALUES", 10_000)
-    torch.testing.assert_close(preprocessing([picture]), found, rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("extract.preprocessing.LARGE", 10_000)
-    torch.testing.assert_close(preprocessing([picture]), found, rtol=1e-5, atol=1e-5)
+    resize = (56 * height // min(height, width), 56 * width // min(height, width))
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    whole = functional.interpolate(pixels, resize, mode=interpolation, antialias=True).clamp(0, 255)
+    expected = transforms.functional.center_crop(whole, [48, 48])
+    views = ("plain", "mirror")
+    found = Preprocessing(48, views, f"{interpolation}, antialiased", mean=(0,) * 3, std=(1,) * 3, resize=56)([picture])
+    torch.testing.assert_close(found[0] * 255, expected, rtol=1e-5, atol=1e-3)
+
+
+def test_a_large_image_is_resized_in_strips_to_the_same_bits(monkeypatch):
+    picture = image(300, 200)
+    expected = Preprocessing(48)([picture])
+    for pixels in (1, 7_000, 1 << 30):
+        monkeypatch.setattr("extract.preprocessing.STRIP_PIXELS", pixels)
+        assert torch.equal(Preprocessing(48)([picture]), expected)
+
+
+@pytest.mark.parametrize("size", [48, 224, 260])
+def test_the_least_side_is_halved_at_least_in_every_view(size):
+    side = Preprocessing(size).least_side()
+    assert min(side - side // 8, side) >= 2 * size > 2 * (side - 2 - side // 8) - 2 * size
 
 
 @pytest.mark.parametrize("shape", [(2, 20_000), (20_000, 2), (1, 5_000), (1, 5_000_000)])

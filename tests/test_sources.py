@@ -49,9 +49,9 @@ def test_a_toy_source_is_one_file_and_one_line(tmp_path, monkeypatch):
 
 def test_a_request_names_the_rule_only_where_files_are_decoded_by_it():
     assert reading_request("digits", Reading()) == reading_request("cifar100", Reading()) == {}
-    assert reading_request("imagefolder", Reading()) == {"decoding": 2}
+    assert reading_request("imagefolder", Reading()) == {"decoding": 3}
     said = reading_request("csv", Reading(on_error="skip", test_fraction=0.5, max_pixels=10))
-    assert said == {"decoding": 2, "on_error": "skip", "test_fraction": 0.5}
+    assert said == {"decoding": 3, "on_error": "skip", "test_fraction": 0.5}
     with pytest.raises(UserError, match="do nothing for digits"):
         reading_request("digits", Reading(test_fraction=0.5))
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
-from extract.decoding import UnreadableImage, image_suffixes, printable, read_image, why_no_image
+from common.images import IMAGE_SUFFIXES, UnreadableImage, printable, read_image, why_no_image
 
 GENERATOR = np.random.default_rng(0)
 GREY = np.add.outer(np.arange(24) * 5, np.arange(32) * 4).astype(np.uint8)
@@ -56,16 +56,29 @@ def tiff(path, values, tags=None, **options):
 SHORT, DOUBLE = 3, 12
 
 
-@pytest.mark.parametrize("high", [255, 30000, 65535])
-def test_grey_of_16_bits_is_scaled_by_the_range_of_the_type(tmp_path, high):
-    wide = (GREY.astype(np.int64) * high // 255).astype(np.uint16)
-    expected = grey3((wide.astype(np.int64) * 255 + 32767) // 65535)
+@pytest.mark.parametrize(("high", "white"), [(255, 255), (1000, 1023), (4095, 4095), (30000, 65535), (65535, 65535)])
+def test_grey_of_16_bits_is_scaled_by_the_bits_that_its_values_need(tmp_path, high, white, capsys, monkeypatch):
+    monkeypatch.setattr("common.images._told", set())
+    wide = (GREY.astype(np.int64) * high // GREY.max()).astype(np.uint16)
+    expected = grey3((wide.astype(np.int64) * 255 + white // 2) // white)
     Image.fromarray(wide).save(tmp_path / "a.png")
     Image.fromarray(wide).save(tmp_path / "a.tif")
     Image.fromarray(wide.astype(">u2")).save(tmp_path / "big.tif")
     (tmp_path / "a.pgm").write_bytes(b"P5 32 24 65535\n" + wide.astype(">u2").tobytes())
     for name in ("a.png", "a.tif", "big.tif", "a.pgm"):
         assert (read_image(tmp_path / name) == expected).all(), name
+    said = capsys.readouterr().err
+    assert said.count("scaled by these, such as a.png") == said.count("\n") == (white < 65535)
+
+
+@pytest.mark.parametrize("colour", [2, 6])
+def test_colour_of_16_bits_that_uses_12_of_them_is_refused(tmp_path, colour):
+    pixels = np.dstack([RGB, np.full(GREY.shape, 255, np.uint8)])[..., : 3 if colour == 2 else 4].astype(np.uint16)
+    whole = png(tmp_path / "a.png", pixels * 257, depth=16, colour=colour)
+    assert (read_image(whole) == RGB).all()
+    pixels[..., :3] *= 16
+    with pytest.raises(UnreadableImage, match="need no more than 12; convert it to 8 bits"):
+        read_image(png(tmp_path / "b.png", pixels, depth=16, colour=colour))
 
 
 def test_twelve_bits_in_words_of_sixteen_are_scaled_as_the_file_declares(tmp_path):
@@ -75,7 +88,7 @@ def test_twelve_bits_in_words_of_sixteen_are_scaled_as_the_file_declares(tmp_pat
     (tmp_path / "a.pgm").write_bytes(b"P5 32 24 4095\n" + twelve.astype(">u2").tobytes())
     assert np.abs(read_image(tmp_path / "a.pgm").astype(int) - grey3(GREY)).max() <= 1
     statistic = tiff(tmp_path / "b.tif", twelve, {281: (SHORT, int(twelve.max()))})
-    assert read_image(statistic).max() == round(twelve.max() / 257)
+    assert (read_image(statistic) == read_image(declared)).all()
 
 
 def test_ink_on_white_paper_is_turned_round_in_every_depth(tmp_path):
@@ -239,6 +252,56 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
         assert np.abs(found - RGB).mean() < 4
 
 
+def smooth(height, width, seed=0):
+    small = np.random.default_rng(seed).integers(256, size=(6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("size", "least_side", "decoded"),
+    [
+        ((800, 1000), None, (800, 1000)),
+        ((800, 1000), 401, (800, 1000)),
+        ((800, 1000), 400, (400, 500)),
+        ((799, 1001), 100, (200, 251)),
+        ((2000, 1600), 100, (250, 200)),
+        ((300, 200), 512, (300, 200)),
+    ],
+)
+def test_a_jpeg_is_decoded_at_the_part_of_its_size_that_keeps_its_shorter_side(tmp_path, size, least_side, decoded):
+    smooth(*size).save(tmp_path / "a.jpg", quality=95)
+    smooth(*size).save(tmp_path / "a.png")
+    found = read_image(tmp_path / "a.jpg", least_side=least_side)
+    assert found.shape == (*decoded, 3)
+    assert (
+        read_image(tmp_path / "a.jpg", least_side=least_side, data=(tmp_path / "a.jpg").read_bytes()) == found
+    ).all()
+    assert read_image(tmp_path / "a.png", least_side=least_side).shape == (*size, 3)
+    expected = smooth(*size).resize(decoded[::-1], Image.Resampling.BOX)
+    assert np.abs(found.astype(int) - np.asarray(expected)).mean() < 3
+
+
+def test_a_scaled_jpeg_stands_upright_and_may_be_grey_or_cmyk_or_hold_several_pictures(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    picture = smooth(800, 1200)
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    picture.convert("L").save(tmp_path / "grey.jpg")
+    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    picture.save(tmp_path / "two.mpo", save_all=True, append_images=[smooth(800, 1200, 1)])
+    small = np.asarray(picture.resize((300, 200), Image.Resampling.BOX)).astype(int)
+    for name, expected in (("turned.jpg", np.rot90(small, -1)), ("cmyk.jpg", small), ("two.mpo", small)):
+        found = read_image(tmp_path / name, least_side=200)
+        assert found.shape == expected.shape, name
+        assert np.abs(found - expected).mean() < 6, name
+    assert read_image(tmp_path / "grey.jpg", least_side=200).shape == (200, 300, 3)
+
+
+def test_a_tall_image_is_copied_whole(tmp_path):
+    Image.fromarray(np.tile(RGB, (30, 1, 1))).save(tmp_path / "a.png")
+    assert (read_image(tmp_path / "a.png") == np.tile(RGB, (30, 1, 1))).all()
+
+
 def test_an_image_of_too_many_pixels_is_refused_until_the_limit_is_raised(tmp_path, monkeypatch):
     Image.fromarray(RGB).save(tmp_path / "a.png")
     with pytest.raises(UnreadableImage, match=r"a\.png .*more than 700 pixels; --max-pixels raises"):
@@ -265,12 +328,12 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path):
 
 
 def test_what_is_an_image_goes_by_what_can_be_decoded():
-    assert {".jfif", ".jp2", ".tga", ".pgm", ".png", ".jpg", ".tif", ".webp"} <= image_suffixes()
-    assert not {".pdf", ".h5", ".mpg", ".eps", ".txt", ""} & image_suffixes()
+    assert {".jfif", ".jp2", ".tga", ".pgm", ".png", ".jpg", ".tif", ".webp"} <= IMAGE_SUFFIXES
+    assert not {".pdf", ".h5", ".mpg", ".eps", ".txt", ""} & IMAGE_SUFFIXES
     assert why_no_image("a.JPG") == ""
     assert why_no_image("a.txt") == ".txt (no image format)"
     assert why_no_image("README") == "without a suffix"
-    if ".heic" not in image_suffixes():
+    if ".heic" not in IMAGE_SUFFIXES:
         assert why_no_image("a.HEIC") == ".heic (install pillow-heif)"
 
 

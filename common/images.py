@@ -1,25 +1,35 @@
-"""Decoding an image file to RGB by one stated rule (docs/images-and-weights.md), and which files are images at all."""
+"""Decoding an image file to RGB by one stated rule (docs/images-and-weights.md), and which files are images at all.
+
+Many threads decode at a time. What they share is made when this module is imported, and does not change.
+"""
 
 import contextlib
 import functools
 import importlib
 import io
 import os
+import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageCms, ImageOps
 
 from common.errors import UserError
+from common.progress import say
 
-RULE = 2  # goes up when the rule gives other pixels for some file; a store's request names it
+RULE = 3  # goes up when the rule gives other pixels for some file; a store's request names it
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes a file for a decompression bomb
+HUGE = 1 << 25  # pixels from which on an image is decoded alone, so that the memory holds one of them at a time
+ROWS_AT_ONCE = 256  # copied from Pillow
 # What Pillow gives a suffix to, but shows no picture of, or only with a program outside it
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".avif": "a newer Pillow"}
+SCALABLE = {"JPEG", "MPO"}
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_RANGES = 258, 262, ((340, 341), (280, 281))
+CAMERA_DEPTHS = (8, 10, 12, 14)  # bits, in words of 16
 INK_ON_WHITE = 0  # TIFF's MinIsWhite
 SRGB_TOLERANCE = 2  # levels of 255 by which the many profiles that are called sRGB differ
 
@@ -41,11 +51,7 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-@functools.cache
-def image_suffixes() -> frozenset[str]:
-    """The suffixes, in lower case, of what can be decoded here."""
-    from PIL import Image
-
+def _registered_suffixes() -> frozenset[str]:
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
     # `max_pixels` is the limit of Pillow's bombs; what else it warns of, broken EXIF say, does no harm
@@ -55,10 +61,14 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(s for s, kind in known.items() if kind in Image.OPEN and kind not in NO_PICTURES)
 
 
+IMAGE_SUFFIXES = _registered_suffixes()  # in lower case, of what can be decoded here
+_huge_turn = threading.Lock()
+
+
 def why_no_image(name: str) -> str:
     """Why a file is left out, by its name, in few words; "" for an image."""
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million files)
-    if suffix in image_suffixes():
+    if suffix in IMAGE_SUFFIXES:
         return ""
     if suffix in PLUGINS:
         return f"{suffix} (install {PLUGINS[suffix]})"
@@ -67,70 +77,81 @@ def why_no_image(name: str) -> str:
 
 @dataclass(frozen=True)
 class Files:
-    """Image files, by their names below a folder."""
+    """Image files, by their names below a folder. max_pixels, least_side: as `read_image` takes them."""
 
     folder: Path
     max_pixels: int = MAX_PIXELS
+    least_side: int | None = None
 
     def read(self, name: str, data: bytes | None = None) -> np.ndarray:
         """Decode one, as `read_image`."""
-        return read_image(self.folder / name, self.max_pixels, data)
+        return read_image(self.folder / name, self.max_pixels, self.least_side, data)
 
 
-def read_image(path: Path, max_pixels: int = MAX_PIXELS, data: bytes | None = None) -> np.ndarray:
+def read_image(
+    path: Path, max_pixels: int = MAX_PIXELS, least_side: int | None = None, data: bytes | None = None
+) -> np.ndarray:
     """Decode one file to RGB (H, W, 3) uint8 by the rule. Raises UnreadableImage, which names the file.
 
+    max_pixels: of the file, at most.
+    least_side: pixels. A JPEG is decoded at 1/2, 1/4 or 1/8 where its shorter side keeps so many; None: at full size.
     data: the bytes of the file, where they are at hand.
     """
-    from PIL import Image
-
     content: Any = path if data is None else io.BytesIO(data)
-    image_suffixes()  # registers the plugins
+    too_large = f"more than {max_pixels:,} pixels; --max-pixels raises this limit"
     if max_pixels > 2 * (Image.MAX_IMAGE_PIXELS or max_pixels):  # Pillow's own limit is twice this number
-        Image.MAX_IMAGE_PIXELS = max_pixels
+        Image.MAX_IMAGE_PIXELS = max_pixels  # only ever raised, so that no other thread fails by it
     try:
         with Image.open(content) as image:
             if image.width * image.height > max_pixels:
-                raise UnreadableImage(path, too_large(max_pixels))
-            return decode(image)
+                raise UnreadableImage(path, too_large)
+            if least_side and image.format in SCALABLE:
+                image.draft(None, (least_side, least_side))
+            with _huge_turn if image.width * image.height >= HUGE else contextlib.nullcontext():
+                return decode(image, path.name)
     except UnreadableImage:
         raise
     except Image.DecompressionBombError as error:
-        raise UnreadableImage(path, too_large(max_pixels)) from error
+        raise UnreadableImage(path, too_large) from error
     except Exception as error:  # decoders raise errors of any kind on a damaged file
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         shown = repr(str(path) if data is None else content)  # Pillow names what it was given
         raise UnreadableImage(path, reason.split("\n", 1)[0].replace(f" {shown}", "")) from error
 
 
-def too_large(max_pixels: int) -> str:
-    """The reason to refuse an image of more pixels."""
-    return f"more than {max_pixels:,} pixels; --max-pixels raises this limit"
-
-
-def decode(image: Any) -> np.ndarray:
+def decode(image: Any, name: str = "") -> np.ndarray:
     """The first frame of an open PIL image → RGB (H, W, 3) uint8.
 
     Upright as its EXIF says, grey of more than 8 bits scaled by its range, in sRGB as its profile says, on white.
-    Raises ValueError where the range of the values is not known.
+    name: of the file, for messages. Raises ValueError where the range of the values is not known.
     """
-    from PIL import Image, ImageOps
-
     raw_mode = _raw_mode(image)
     image.load()
     tags = dict(getattr(image, "tag_v2", {}))
     with contextlib.suppress(Exception):  # broken EXIF says nothing
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):
-        colour, alpha = _narrow(image, tags)
+        colour, alpha = _narrow(image, tags, name)
     else:
+        if ";16" in raw_mode:
+            _require_full_range(image)
         colour, alpha = _without_alpha(image, raw_mode)
     colour = _to_srgb(colour, image.info.get("icc_profile"))
     if alpha is not None:
         background = Image.new("RGB", colour.size, "white")
         background.paste(colour, mask=alpha)
         colour = background
-    return np.asarray(colour)
+    return _pixels_of(colour)
+
+
+def _pixels_of(image: Any) -> np.ndarray:
+    """A PIL image in RGB → (H, W, 3) uint8. Some rows at a time, since Pillow copies what it gives out twice."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, ROWS_AT_ONCE):
+        bottom = min(top + ROWS_AT_ONCE, image.height)
+        whole = image.height <= ROWS_AT_ONCE
+        pixels[top:bottom] = np.asarray(image if whole else image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def _raw_mode(image: Any) -> str:
@@ -141,12 +162,10 @@ def _raw_mode(image: Any) -> str:
     return first if isinstance(first, str) else ""
 
 
-def _narrow(image: Any, tags: dict[int, Any]) -> tuple[Any, Any]:
+def _narrow(image: Any, tags: dict[int, Any], name: str) -> tuple[Any, Any]:
     """A grey image of more than 8 bits → (mode L, its mask or None)."""
-    from PIL import Image
-
     values = np.asarray(image)
-    low, high = _range(image, tags, values)
+    low, high = _range(image, tags, values, name)
     clipped = np.clip(values.astype(np.float64), low, high)
     grey = np.floor((clipped - low) * 255 / (high - low) + 0.5).astype(np.uint8)
     if tags.get(TIFF_PHOTOMETRIC) == INK_ON_WHITE:
@@ -156,15 +175,19 @@ def _narrow(image: Any, tags: dict[int, Any]) -> tuple[Any, Any]:
     return Image.fromarray(grey), alpha
 
 
-def _range(image: Any, tags: dict[int, Any], values: np.ndarray) -> tuple[float, float]:
+def _range(image: Any, tags: dict[int, Any], values: np.ndarray, name: str) -> tuple[float, float]:
     """The values of black and white: of the type where that says it, or as declared in the file."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         bits = _single(tags.get(TIFF_BITS)) or 16
         declared = _single(tags.get(281)) or 0
+        highest = int(values.max(initial=0))
         # 10, 12 or 14 bits in words of 16: TIFF's MaxSampleValue says so, if it is no mere statistic of the image
-        if values.max(initial=0) <= declared < 2**bits and declared > 255 and (declared + 1).bit_count() == 1:
+        if highest <= declared < 2**bits and declared > 255 and (declared + 1).bit_count() == 1:
             return 0, declared
-        return 0, 2**bits - 1
+        needed = next((depth for depth in CAMERA_DEPTHS if highest < 2**depth), bits)
+        if needed < bits:
+            _tell_depth(bits, needed, name)
+        return 0, 2 ** min(needed, bits) - 1
     if not np.isfinite(values).all():
         raise ValueError("values that are not finite")
     for low_tag, high_tag in TIFF_RANGES:
@@ -173,6 +196,23 @@ def _range(image: Any, tags: dict[int, Any], values: np.ndarray) -> tuple[float,
             return low, high
     kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
     raise ValueError(f"{kind} values whose black and white are not declared; convert it to 8 or 16 bits")
+
+
+_told: set[tuple[int, int]] = set()
+
+
+def _tell_depth(bits: int, needed: int, name: str) -> None:
+    """Say so at the first image of such a depth."""
+    if (bits, needed) not in _told:
+        _told.add((bits, needed))
+        say(f"grey images of {bits} bits whose values need no more than {needed} are scaled by these, such as {name}")
+
+
+def _require_full_range(image: Any) -> None:
+    """Raise ValueError for colour of 16 bits that uses less than a sixteenth of them: Pillow keeps the upper 8 only."""
+    extrema = [image.getchannel(band).getextrema()[1] for band in image.getbands() if band not in "Aa"]
+    if max(extrema) < 16:
+        raise ValueError("colour of 16 bits whose values need no more than 12; convert it to 8 bits")
 
 
 def _single(value: Any) -> Any:
@@ -209,23 +249,17 @@ def _to_srgb(image: Any, profile: bytes | None) -> Any:
         image = image.convert("RGB")
     transform = _transform(profile, image.mode) if profile else None
     if transform is not None:
-        from PIL import ImageCms
-
         image = ImageCms.applyTransform(image, transform)
     return image.convert("RGB")
 
 
 def _lab_profile() -> bytes:
-    from PIL import ImageCms
-
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
 
 @functools.lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> Any:
     """The transform from a profile to sRGB; None where the profile is sRGB itself, or cannot be used."""
-    from PIL import Image, ImageCms
-
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         transform = ImageCms.buildTransform(
