@@ -14,7 +14,7 @@ from bench.tables import in_readme, table
 from common.files import write_text
 from common.machine import cpu_flags, fast_bfloat16, hardware, versions
 
-SECTIONS = ("extraction", "training", "sampling", "rows", "growth", "start_up", "memory")
+SECTIONS = ("extraction", "photographs", "training", "sampling", "rows", "growth", "start_up", "memory")
 
 
 @click.command()

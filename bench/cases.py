@@ -13,6 +13,7 @@ import torch
 
 from bench.extraction import extraction
 from bench.peers import TutorialSets
+from bench.photographs import photographs
 from bench.timing import Work, measured
 from bench.training import BATCH, growth, task_of, training
 from common.store import FeatureStore
@@ -123,5 +124,6 @@ def memory(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 SECTIONS: dict[str, Callable[..., dict[str, Any]]] = {
-    function.__name__: function for function in (extraction, training, sampling, rows, growth, start_up, memory)
+    function.__name__: function
+    for function in (extraction, photographs, training, sampling, rows, growth, start_up, memory)
 }

@@ -11,7 +11,7 @@ from bench.products import CPU, flops_of, roofs
 from bench.timing import Work, measured
 from common.synthetic import make_images
 from extract.backbones import Backbone, load_backbone
-from extract.engines import Engine, NotHere, available, bfloat16, build_engine, float32, folded
+from extract.engines import Engine, NotHere, available, bfloat16, build_engine, float32
 from extract.network import Extraction, computed
 from extract.preprocessing import Preprocessing
 from extract.reading import AllImages
@@ -54,12 +54,10 @@ def extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any]:
 def _engines(backbone: Backbone) -> tuple[dict[str, Engine], dict[str, str]]:
     """The engines that this machine has, by name, and why it has not the others."""
     low = list(zip(range(3), bfloat16(backbone), strict=False))
-    arithmetics = [float32(backbone), folded(backbone), low[0][1], low[2][1]]
+    arithmetics = [float32(backbone), low[0][1], low[2][1]]
     engines, left_out = {}, {}
     for kind in sorted(available(CPU), reverse=True):  # torch first
         for arithmetic in arithmetics:
-            if arithmetic is None or (kind == "openvino" and arithmetic is arithmetics[1]):
-                continue  # OpenVINO folds by itself
             try:
                 engines[f"{kind} {arithmetic.name}"] = build_engine(kind, arithmetic, CPU, 224)
             except NotHere as error:

@@ -14,7 +14,7 @@ from bench.cases import SECTIONS
 def main(name: str, rounds: int, weights: str) -> None:
     """Measure a section of `bench.cases` and print what was found."""
     section = SECTIONS[name]
-    extra = {"weights": weights} if name == "extraction" else {}
+    extra = {"weights": weights} if name in ("extraction", "photographs") else {}
     with tempfile.TemporaryDirectory() as folder:
         found = section(Path(folder), rounds, **extra)
     print(json.dumps({"about": " ".join((section.__doc__ or "").split()), **found}))

@@ -2,6 +2,7 @@
 
 import hashlib
 import pkgutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ DEFAULT_KIND = "torchvision"
 PRETRAINED = ("torchvision", "pretrained")
 LAST = "last"
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16}
+_generator_turn = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,9 @@ def load_backbone(
         digest = sha256_file(path)
         kind.remove_classifier(module)
     else:
-        with torch.random.fork_rng(devices=[]):  # the global generator is lent, and given back as it was
-            torch.manual_seed(seed)
+        # The global generator is lent, to one thread at a time, and given back as it was
+        with _generator_turn, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             module = kind.build(model, image_size)
         if weights == "random":
             digest, random_seed = _state_digest(module.state_dict()), seed

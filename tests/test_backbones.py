@@ -1,5 +1,6 @@
 import hashlib
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -219,3 +220,10 @@ def test_without_a_network_the_weights_can_be_put_there_by_hand(server, tmp_path
     assert str(place) in caught.value.message
     server.rename(place)
     assert load_backbone("resnet18", "torchvision", 0, 32).feature_dim == 512
+
+
+def test_random_weights_are_those_of_the_seed_in_any_number_of_threads():
+    expected = load_backbone("resnet18", "random", 3, 32).weights_sha256
+    with ThreadPoolExecutor(4) as pool:
+        made = pool.map(lambda _: load_backbone("resnet18", "random", 3, 32).weights_sha256, range(8))
+        assert set(made) == {expected}
