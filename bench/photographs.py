@@ -25,7 +25,7 @@ from extract.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from extract.reading import AllImages, read_sample
 from extract.sources import Reading, load_source
 
-SIZES = {"12 megapixels": (3024, 4032, 64), "500 × 375": (375, 500, 128), "32 × 32": (32, 32, 256)}  # H, W, images
+SIZES = {"12 megapixels": (3024, 4032, 48), "500 × 375": (375, 500, 128), "32 × 32": (32, 32, 256)}  # H, W, images
 DISTINCT = 8
 BATCH = 32
 
@@ -93,7 +93,7 @@ def decoders(height: int) -> dict[str, Callable[[Path], Any]]:
         import simplejpeg
 
         ways["simplejpeg, scaled"] = lambda path: _channels_first(
-            simplejpeg.decode_jpeg(path.read_bytes(), min_height=512, min_width=512, min_factor=1)
+            simplejpeg.decode_jpeg(path.read_bytes(), min_height=700, min_width=700, min_factor=1)
         )
     if importlib.util.find_spec("cv2"):
         import cv2

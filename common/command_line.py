@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import click
 
+from common.progress import be_quiet
+
 AGAIN = "the same command goes on"
 
 
@@ -23,12 +25,27 @@ class Stopped(KeyboardInterrupt):
 
 
 class CommandLine(click.Group):
-    """A group of commands that ends with one sentence and exit code 130 on SIGINT, 143 on SIGTERM."""
+    """A group of commands that end with one sentence and exit code 130 on SIGINT, 143 on SIGTERM.
+
+    Each of them takes --quiet.
+    """
+
+    def add_command(self, command: click.Command, name: str | None = None) -> None:
+        """Add a command, with the option --quiet."""
+        command.params.append(
+            click.Option(["--quiet"], is_flag=True, expose_value=False, callback=_quiet, help="Show no progress.")
+        )
+        super().add_command(command, name)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         with stoppable():
             return super().invoke(ctx)
+
+
+def _quiet(context: click.Context, option: click.Parameter, given: bool) -> None:
+    if given:
+        be_quiet()
 
 
 @contextlib.contextmanager

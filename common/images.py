@@ -1,6 +1,6 @@
 """Decoding an image file to RGB by one stated rule (docs/images-and-weights.md), and which files are images at all.
 
-Many threads decode at a time. What they share is made when this module is imported, and does not change.
+Many threads decode at a time. What they share is complete before a second one sees it, and does not change.
 """
 
 import contextlib
@@ -30,6 +30,7 @@ PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif"
 SCALABLE = {"JPEG", "MPO"}
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_RANGES = 258, 262, ((340, 341), (280, 281))
 CAMERA_DEPTHS = (8, 10, 12, 14)  # bits, in words of 16
+_registering, _huge_turn = threading.Lock(), threading.Lock()
 INK_ON_WHITE = 0  # TIFF's MinIsWhite
 SRGB_TOLERANCE = 2  # levels of 255 by which the many profiles that are called sRGB differ
 
@@ -51,7 +52,8 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def _registered_suffixes() -> frozenset[str]:
+@functools.cache
+def _register_plugins() -> frozenset[str]:
     with contextlib.suppress(ImportError):
         importlib.import_module("pillow_heif").register_heif_opener()
     # `max_pixels` is the limit of Pillow's bombs; what else it warns of, broken EXIF say, does no harm
@@ -61,14 +63,16 @@ def _registered_suffixes() -> frozenset[str]:
     return frozenset(s for s, kind in known.items() if kind in Image.OPEN and kind not in NO_PICTURES)
 
 
-IMAGE_SUFFIXES = _registered_suffixes()  # in lower case, of what can be decoded here
-_huge_turn = threading.Lock()
+def image_suffixes() -> frozenset[str]:
+    """The suffixes, in lower case, of what can be decoded here."""
+    with _registering:  # once, and complete before another thread goes on
+        return _register_plugins()
 
 
 def why_no_image(name: str) -> str:
     """Why a file is left out, by its name, in few words; "" for an image."""
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a million files)
-    if suffix in IMAGE_SUFFIXES:
+    if suffix in image_suffixes():
         return ""
     if suffix in PLUGINS:
         return f"{suffix} (install {PLUGINS[suffix]})"
@@ -94,11 +98,12 @@ def read_image(
     """Decode one file to RGB (H, W, 3) uint8 by the rule. Raises UnreadableImage, which names the file.
 
     max_pixels: of the file, at most.
-    least_side: pixels. A JPEG is decoded at 1/2, 1/4 or 1/8 where its shorter side keeps so many; None: at full size.
+    least_side: pixels of the shorter side that a JPEG keeps which is decoded at a part of its size; None: at full size.
     data: the bytes of the file, where they are at hand.
     """
     content: Any = path if data is None else io.BytesIO(data)
     too_large = f"more than {max_pixels:,} pixels; --max-pixels raises this limit"
+    image_suffixes()  # registers the plugins
     if max_pixels > 2 * (Image.MAX_IMAGE_PIXELS or max_pixels):  # Pillow's own limit is twice this number
         Image.MAX_IMAGE_PIXELS = max_pixels  # only ever raised, so that no other thread fails by it
     try:
@@ -106,7 +111,7 @@ def read_image(
             if image.width * image.height > max_pixels:
                 raise UnreadableImage(path, too_large)
             if least_side and image.format in SCALABLE:
-                image.draft(None, (least_side, least_side))
+                _leave_out_pixels(image, least_side)
             with _huge_turn if image.width * image.height >= HUGE else contextlib.nullcontext():
                 return decode(image, path.name)
     except UnreadableImage:
@@ -117,6 +122,18 @@ def read_image(
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         shown = repr(str(path) if data is None else content)  # Pillow names what it was given
         raise UnreadableImage(path, reason.split("\n", 1)[0].replace(f" {shown}", "")) from error
+
+
+def _leave_out_pixels(image: Any, least_side: int) -> None:
+    """Let libjpeg decode at 1/8, 1/4 or 1/2: the least that keeps `least_side`, and divides both sides.
+
+    Else the last pixels would be parts of one, and all others would be moved by as much.
+    """
+    width, height = image.size
+    for part in (8, 4, 2):
+        if width % part == 0 and height % part == 0 and min(width, height) // part >= least_side:
+            image.draft(None, (width // part, height // part))
+            return
 
 
 def decode(image: Any, name: str = "") -> np.ndarray:

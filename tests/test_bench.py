@@ -75,7 +75,7 @@ def test_the_engines_that_are_measured_are_those_that_are_here(monkeypatch):
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
     monkeypatch.setattr(extraction_section, "available", lambda device: ["torch"])
     here, left_out = extraction_section._engines(load_backbone("resnet18", "random", 0, 32))
-    assert list(here) == ["torch float32", "torch float32 with folded norms"]
+    assert list(here) == ["torch float32"]
     assert list(left_out) == ["torch bfloat16", "torch bfloat16 after 3 layers in float32"]
 
 

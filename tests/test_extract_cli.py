@@ -519,7 +519,7 @@ def test_what_weights_were_wrapped_in_is_said(root, tmp_path):
 
 def test_help_answers_without_torch():
     code = "import sys; from extract.cli import main; main(['features', '--help'], standalone_mode=False)"
-    code += "; print([name for name in ('torch', 'PIL', 'h5py', 'sklearn') if name in sys.modules])"
+    code += "; print([name for name in ('torch', 'torchvision', 'h5py', 'sklearn') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
     assert "imagefolder, folder, csv" in result.stdout

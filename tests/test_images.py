@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
-from common.images import IMAGE_SUFFIXES, UnreadableImage, printable, read_image, why_no_image
+from common.images import UnreadableImage, image_suffixes, printable, read_image, why_no_image
 
 GENERATOR = np.random.default_rng(0)
 GREY = np.add.outer(np.arange(24) * 5, np.arange(32) * 4).astype(np.uint8)
@@ -263,12 +263,16 @@ def smooth(height, width, seed=0):
         ((800, 1000), None, (800, 1000)),
         ((800, 1000), 401, (800, 1000)),
         ((800, 1000), 400, (400, 500)),
-        ((799, 1001), 100, (200, 251)),
         ((2000, 1600), 100, (250, 200)),
+        ((2004, 1600), 100, (501, 400)),
+        ((2002, 1600), 100, (1001, 800)),
+        ((1001, 800), 100, (1001, 800)),
         ((300, 200), 512, (300, 200)),
     ],
 )
-def test_a_jpeg_is_decoded_at_the_part_of_its_size_that_keeps_its_shorter_side(tmp_path, size, least_side, decoded):
+def test_a_jpeg_is_decoded_at_a_part_of_its_size_that_divides_it_and_keeps_its_shorter_side(
+    tmp_path, size, least_side, decoded
+):
     smooth(*size).save(tmp_path / "a.jpg", quality=95)
     smooth(*size).save(tmp_path / "a.png")
     found = read_image(tmp_path / "a.jpg", least_side=least_side)
@@ -328,12 +332,12 @@ def test_a_link_that_leads_nowhere_is_an_unreadable_image(tmp_path):
 
 
 def test_what_is_an_image_goes_by_what_can_be_decoded():
-    assert {".jfif", ".jp2", ".tga", ".pgm", ".png", ".jpg", ".tif", ".webp"} <= IMAGE_SUFFIXES
-    assert not {".pdf", ".h5", ".mpg", ".eps", ".txt", ""} & IMAGE_SUFFIXES
+    assert {".jfif", ".jp2", ".tga", ".pgm", ".png", ".jpg", ".tif", ".webp"} <= image_suffixes()
+    assert not {".pdf", ".h5", ".mpg", ".eps", ".txt", ""} & image_suffixes()
     assert why_no_image("a.JPG") == ""
     assert why_no_image("a.txt") == ".txt (no image format)"
     assert why_no_image("README") == "without a suffix"
-    if ".heic" not in IMAGE_SUFFIXES:
+    if ".heic" not in image_suffixes():
         assert why_no_image("a.HEIC") == ".heic (install pillow-heif)"
 
 

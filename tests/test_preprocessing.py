@@ -102,10 +102,10 @@ def test_a_large_image_is_resized_in_strips_to_the_same_bits(monkeypatch):
         assert torch.equal(Preprocessing(48)([picture]), expected)
 
 
-@pytest.mark.parametrize("size", [48, 224, 260])
-def test_the_least_side_is_halved_at_least_in_every_view(size):
-    side = Preprocessing(size).least_side()
-    assert min(side - side // 8, side) >= 2 * size > 2 * (side - 2 - side // 8) - 2 * size
+def test_the_least_side_is_three_times_what_is_resized_in_every_view():
+    assert Preprocessing(224).least_side() == 700
+    assert Preprocessing(224, ("plain", "mirror"), resize=256).least_side() == 800
+    assert Preprocessing(224, ("plain", "zoom")).least_side() * 7 / 8 >= 700
 
 
 @pytest.mark.parametrize("shape", [(2, 20_000), (20_000, 2), (1, 5_000), (1, 5_000_000)])

@@ -1,0 +1,52 @@
+"""`python -m bench.scaled FOLDER`: how near features of JPEGs decoded at a part of their size come to full decoding."""
+
+import io
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+
+from common.images import image_suffixes, read_image
+from common.markdown import markdown_table
+from extract.backbones import load_backbone, preprocessing_of
+
+QUALITY = 90
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@click.option("--backbone", default="resnet18", show_default=True)
+@click.option("--weights", default="torchvision", show_default=True)
+@click.option("--images", default=100, show_default=True, help="Photographs, evenly spaced.")
+@click.option("--side", "sides", multiple=True, type=int, default=(1104, 2208, 4416), help="Shorter side, enlarged to.")
+def main(folder: Path, backbone: str, weights: str, images: int, sides: tuple[int, ...]) -> None:
+    """Enlarge photographs of FOLDER, save them as JPEG, and compare the features of both ways to decode them."""
+    network, preprocessing = load_backbone(backbone, weights, 0), preprocessing_of(backbone)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in image_suffixes())
+    chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, images).astype(int))]
+    table = [["shorter side", "decoded at", "n", "lowest cosine", "median"]]
+    for side in sides:
+        cosines, parts = [], set()
+        for path in chosen:
+            data = _enlarged(path, side)
+            full = read_image(path, data=data)
+            scaled = read_image(path, data=data, least_side=preprocessing.least_side())
+            parts.add(f"1/{round(min(full.shape[:2]) / min(scaled.shape[:2]))}")
+            a, b = (network.features(preprocessing([pixels])[0])[0].double() for pixels in (full, scaled))
+            cosines.append(float(a @ b / (a.norm() * b.norm())))
+        found = [f"{min(cosines):.6f}", f"{np.median(cosines):.6f}"]
+        table.append([str(side), ", ".join(sorted(parts)), str(len(cosines)), *found])
+    click.echo(markdown_table(table))
+
+
+def _enlarged(path: Path, side: int) -> bytes:
+    picture, file = Image.fromarray(read_image(path)), io.BytesIO()
+    scale = side / min(picture.size)
+    size = 8 * round(picture.width * scale / 8), 8 * round(picture.height * scale / 8)  # as cameras have them
+    picture.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    main()
