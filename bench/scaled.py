@@ -1,4 +1,4 @@
-"""`python -m bench.scaled FOLDER`: how near features of JPEGs decoded at a part of their size come to full decoding."""
+"""`python -m bench.scaled FOLDER`: how near features of pictures read at a part of their size come to full decoding."""
 
 import io
 from pathlib import Path
@@ -18,10 +18,11 @@ QUALITY = 90
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
 @click.option("--backbone", default="resnet18", show_default=True)
 @click.option("--weights", default="torchvision", show_default=True)
+@click.option("--format", "kind", default="JPEG", show_default=True, help="Of the enlarged files: JPEG or PNG.")
 @click.option("--images", default=100, show_default=True, help="Photographs, evenly spaced.")
 @click.option("--side", "sides", multiple=True, type=int, default=(1104, 2208, 4416), help="Shorter side, enlarged to.")
-def main(folder: Path, backbone: str, weights: str, images: int, sides: tuple[int, ...]) -> None:
-    """Enlarge photographs of FOLDER, save them as JPEG, and compare the features of both ways to decode them."""
+def main(folder: Path, backbone: str, weights: str, kind: str, images: int, sides: tuple[int, ...]) -> None:
+    """Enlarge photographs of FOLDER, save them, and compare the features of both ways to decode them."""
     network, preprocessing = load_backbone(backbone, weights, 0), preprocessing_of(backbone)
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in image_suffixes())
     chosen = [files[i] for i in np.unique(np.linspace(0, len(files) - 1, images).astype(int))]
@@ -29,7 +30,7 @@ def main(folder: Path, backbone: str, weights: str, images: int, sides: tuple[in
     for side in sides:
         cosines, parts = [], set()
         for path in chosen:
-            data = _enlarged(path, side)
+            data = _enlarged(path, side, kind)
             full = read_image(path, data=data)
             scaled = read_image(path, data=data, least_side=preprocessing.least_side())
             parts.add(f"1/{round(min(full.shape[:2]) / min(scaled.shape[:2]))}")
@@ -40,11 +41,11 @@ def main(folder: Path, backbone: str, weights: str, images: int, sides: tuple[in
     click.echo(markdown_table(table))
 
 
-def _enlarged(path: Path, side: int) -> bytes:
+def _enlarged(path: Path, side: int, kind: str) -> bytes:
     picture, file = Image.fromarray(read_image(path)), io.BytesIO()
     scale = side / min(picture.size)
     size = 8 * round(picture.width * scale / 8), 8 * round(picture.height * scale / 8)  # as cameras have them
-    picture.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=QUALITY)
+    picture.resize(size, Image.Resampling.BICUBIC).save(file, kind, quality=QUALITY)
     return file.getvalue()
 
 

@@ -98,7 +98,7 @@ def read_image(
     """Decode one file to RGB (H, W, 3) uint8 by the rule. Raises UnreadableImage, which names the file.
 
     max_pixels: of the file, at most.
-    least_side: pixels of the shorter side that a JPEG keeps which is decoded at a part of its size; None: at full size.
+    least_side: pixels that the shorter side keeps where the image is read at a part of its size; None: at full size.
     data: the bytes of the file, where they are at hand.
     """
     content: Any = path if data is None else io.BytesIO(data)
@@ -110,10 +110,12 @@ def read_image(
         with Image.open(content) as image:
             if image.width * image.height > max_pixels:
                 raise UnreadableImage(path, too_large)
-            if least_side and image.format in SCALABLE:
-                _leave_out_pixels(image, least_side)
+            part = part_of_size(image.size, least_side) if least_side else 1
+            if image.format in SCALABLE and part > 1:
+                image.draft(None, (image.width // part, image.height // part))
+                part = 1
             with _huge_turn if image.width * image.height >= HUGE else contextlib.nullcontext():
-                return decode(image, path.name)
+                return decode(image, part, path.name)
     except UnreadableImage:
         raise
     except Image.DecompressionBombError as error:
@@ -124,23 +126,22 @@ def read_image(
         raise UnreadableImage(path, reason.split("\n", 1)[0].replace(f" {shown}", "")) from error
 
 
-def _leave_out_pixels(image: Any, least_side: int) -> None:
-    """Let libjpeg decode at 1/8, 1/4 or 1/2: the least that keeps `least_side`, and divides both sides.
+def part_of_size(size: tuple[int, int], least_side: int) -> int:
+    """8, 4 or 2 where an image may be read at 1/8, 1/4 or 1/2 of its size, else 1.
 
-    Else the last pixels would be parts of one, and all others would be moved by as much.
+    The shorter side must keep `least_side` pixels, and both sides be divisible: else the last pixels would be parts of
+    one, and all others would be moved by as much.
     """
-    width, height = image.size
-    for part in (8, 4, 2):
-        if width % part == 0 and height % part == 0 and min(width, height) // part >= least_side:
-            image.draft(None, (width // part, height // part))
-            return
+    width, height = size
+    return next((n for n in (8, 4, 2) if width % n == height % n == 0 and min(size) // n >= least_side), 1)
 
 
-def decode(image: Any, name: str = "") -> np.ndarray:
+def decode(image: Any, part: int = 1, name: str = "") -> np.ndarray:
     """The first frame of an open PIL image → RGB (H, W, 3) uint8.
 
     Upright as its EXIF says, grey of more than 8 bits scaled by its range, in sRGB as its profile says, on white.
-    name: of the file, for messages. Raises ValueError where the range of the values is not known.
+    part: n, for 1/n of the size, by the means of squares. name: of the file, for messages.
+    Raises ValueError where the range of the values is not known.
     """
     raw_mode = _raw_mode(image)
     image.load()
@@ -158,7 +159,7 @@ def decode(image: Any, name: str = "") -> np.ndarray:
         background = Image.new("RGB", colour.size, "white")
         background.paste(colour, mask=alpha)
         colour = background
-    return _pixels_of(colour)
+    return _pixels_of(colour.reduce(part) if part > 1 else colour)
 
 
 def _pixels_of(image: Any) -> np.ndarray:
@@ -262,12 +263,12 @@ def _to_srgb(image: Any, profile: bytes | None) -> Any:
         profile = _lab_profile()
     elif image.mode == "1":
         image = image.convert("L")
-    elif image.mode not in ("L", "CMYK"):
+    elif image.mode not in ("L", "CMYK", "RGB"):
         image = image.convert("RGB")
     transform = _transform(profile, image.mode) if profile else None
     if transform is not None:
         image = ImageCms.applyTransform(image, transform)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _lab_profile() -> bytes:

@@ -54,7 +54,7 @@ def main() -> None:
     type=click.Choice(["scaled", "full"]),
     default="scaled",
     show_default=True,
-    help="Large JPEGs: scaled, at 1/2, 1/4 or 1/8 of their size, several times as fast; or full.",
+    help="Large pictures: scaled, at 1/2, 1/4 or 1/8 of their size, JPEGs several times as fast; or full.",
 )
 @click.option("--list-left-out", is_flag=True, help="Name every file that is left out, and why.")
 @click.option(

@@ -16,7 +16,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.images import UnreadableImage, printable
 from common.store import SPLITS
-from extract.preprocessing import Preprocessing
+from extract.preprocessing import SMALL, Preprocessing
 from extract.sources import ImageSource, Split, pixel_digest
 
 THUMBNAIL, THUMBNAIL_FROM = 32, 256  # pixels a side, of as many or more
@@ -132,7 +132,7 @@ def read_batch(
     thumbnails = np.zeros((n, THUMBNAIL, THUMBNAIL, 3), np.uint8)
 
     def read(first: int) -> dict[int, UnreadableImage]:
-        decoded, errors = [], {}
+        decoded, errors, begin = [], {}, first
         for i, (image, index) in enumerate(images[first : first + GROUP], first):
             try:
                 pixels = image(index)
@@ -141,7 +141,10 @@ def read_batch(
             except UnreadableImage as error:
                 pixels, errors[start + i] = np.zeros((1, 1, 3), np.uint8), error
             decoded.append(pixels)
-        preprocessed[:, first : first + GROUP] = preprocessing(decoded)
+            if max(pixels.shape) > SMALL or i + 1 == min(first + GROUP, n):
+                preprocessed[:, begin : i + 1] = preprocessing(decoded)
+                begin, pixels = i + 1, None  # a thread holds no more than one large image
+                decoded.clear()
         return errors
 
     for errors in pool.map(read, range(0, n, GROUP)):

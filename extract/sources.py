@@ -35,7 +35,7 @@ class Reading:
     on_error: "fail" or "skip" what cannot be read.
     test_fraction: of each class, where the data have no test split of their own; None for `TEST_FRACTION`.
     max_pixels: of one image.
-    decode: "scaled", large JPEGs at a part of their size, or "full".
+    decode: "scaled", large pictures at a part of their size, or "full".
     least_side: pixels that the shorter side keeps then, as the preprocessing decides; None where that is not known.
     """
 
