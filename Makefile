@@ -14,6 +14,7 @@ ENGINE ?= auto
 DEVICE ?= auto
 RAY ?=
 ON_ERROR ?=
+DECODE ?=
 CPUS_PER_WORKER ?=
 GPUS_PER_WORKER ?=
 SHIP_IMAGES ?=
@@ -32,7 +33,7 @@ CLUSTER = $(if $(RAY),--ray "$(RAY)") $(if $(CPUS_PER_WORKER),--cpus-per-worker 
 	$(if $(GPUS_PER_WORKER),--gpus-per-worker "$(GPUS_PER_WORKER)")
 FEATURES = $(PY) -m extract features --dataset "$(DATASET)" $(if $(ROOT),--root "$(ROOT)") --weights "$(WEIGHTS)" \
 	--backbone "$(BACKBONE)" $(if $(IMAGE_SIZE),--image-size "$(IMAGE_SIZE)") --views "$(VIEWS)" --layers "$(LAYERS)" \
-	--precision "$(PRECISION)" --engine "$(ENGINE)" --device "$(DEVICE)" $(if $(ON_ERROR),--on-error "$(ON_ERROR)") $(CLUSTER) $(if $(SHIP_IMAGES),--ship-images)
+	--precision "$(PRECISION)" --engine "$(ENGINE)" --device "$(DEVICE)" $(if $(ON_ERROR),--on-error "$(ON_ERROR)") $(if $(DECODE),--decode "$(DECODE)") $(CLUSTER) $(if $(SHIP_IMAGES),--ship-images)
 FIT = $(PY) -m train fit $(if $(CONFIG),--config "$(CONFIG)") $(if $(SEED),--seed "$(SEED)") \
 	$(foreach pair,$(SET),--set "$(pair)") $(if $(RUN),--run "$(RUN)") --device "$(DEVICE)"
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 
 import click
 
+LISTED = 100  # names in one sentence, at most
+
 
 class UserError(click.ClickException):
     """A mistake that the user can mend: one sentence that says what, where, and what to do.
@@ -16,12 +18,18 @@ class UserError(click.ClickException):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a misspelt name: says the nearest known one, or all of them when none is near.
+    """The error for a misspelt name: says the nearest known one; when none is near, all of them if they are few.
 
     >>> unknown_name("view", "miror", ["plain", "mirror"]).message
     'unknown view "miror": did you mean "mirror"?'
     """
     known = sorted(known)
     nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f'did you mean "{nearest[0]}"?' if nearest else f"choose from {', '.join(known)}"
+    if nearest:
+        hint = f'did you mean "{nearest[0]}"?'
+    elif len(known) <= LISTED:
+        hint = f"choose from {', '.join(known)}"
+    else:
+        similar = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
+        hint = f"choose one of {len(known):,}, such as {', '.join(similar)}"
     return UserError(f'unknown {kind} "{name}": {hint}')

@@ -111,7 +111,7 @@ def _rows(path: Path, file) -> Iterator[Row]:
         split = "val" if split in VALIDATION else split
         if "split" in named and split not in ("train", "test", "val"):
             raise UserError(f'{where}: unknown split "{named["split"]}": write train, test or val')
-        yield Row(table.line_num + 1, named["path"], named["label"], split)
+        yield Row(table.line_num + 1, os.path.normpath(named["path"]), named["label"], split)
 
 
 def _without_missing(root: Path, rows: list[Row], reading: Reading) -> tuple[list[Row], list[tuple[str, str]]]:
