@@ -23,6 +23,7 @@ from extract.network import Extraction, Here, Network
 from extract.progress import Stopwatch
 from extract.reading import THUMBNAIL, AllImages, Unreadable, digests_of, names_of, without
 from extract.sources import ImageSource
+from extract.superclasses import superclasses_of
 
 
 def extract(job: Extraction, target: Path, cluster: Cluster | None = None, ship_images: bool = False) -> FeatureStore:
@@ -144,7 +145,7 @@ def _account(source: ImageSource) -> dict[str, Any]:
 
 
 def _header(job: Extraction, image_sha256: np.ndarray, environment: dict[str, Any]) -> dict[str, Any]:
-    superclass_names, class_superclass = job.source.superclasses()
+    superclass_names, class_superclass = superclasses_of(job.source.class_names)
     return {
         "identity": identity(job, image_sha256),
         "class_names": job.source.class_names,

@@ -64,7 +64,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSource:
-    """A data set of images: a `Split` for each of `SPLITS`, the class names, and super-classes where they are known.
+    """A data set of images: a `Split` for each of `SPLITS`, the class names.
 
     left_out: the files that are no images of it, as (name, reason). notes: what was decided about its layout.
     files: where its images are files, what reads them by the names of the splits: another machine may do that, too.
@@ -97,12 +97,6 @@ class ImageSource:
                     + (f" ({left_out_line(beside)})" if beside else "")
                     + ": every class needs images in both; add some or remove the class"
                 )
-
-    def superclasses(self) -> tuple[list[str], list[int]]:
-        """The super-class names and the super-class of each class; both empty where unknown."""
-        from extract.cifar import superclasses_of  # here, because its sources are made of this module
-
-        return superclasses_of(self.class_names)
 
 
 class SourceKind(Protocol):

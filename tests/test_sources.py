@@ -10,8 +10,8 @@ import pytest
 import torchvision
 
 from common.errors import UserError
-from extract.cifar import CIFAR100_SUPERCLASSES, superclasses_of
 from extract.sources import SOURCES, Reading, load_source, pixel_digest, reading_request, source_kind, split_by_class
+from extract.superclasses import CIFAR100_SUPERCLASSES, superclasses_of
 
 
 def test_digits_are_whole_and_in_two_disjoint_splits():
@@ -175,4 +175,4 @@ def test_both_routes_to_cifar100_know_its_superclasses(tmp_path):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(10):
                 (tmp_path / split / name / f"{i}.png").touch()
-    assert load_source("imagefolder", tmp_path).superclasses() == superclasses_of(fine)
+    assert superclasses_of(load_source("imagefolder", tmp_path).class_names) == superclasses_of(fine)
