@@ -1,6 +1,8 @@
 """The store of what is asked for: the one that is there, the same with the file names of today, or one made now."""
 
+import pkgutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from common.store import DamagedStore, FeatureStore
 from common.store_partial import partial_folder
 from common.store_writer import name_arrays, write_store
 from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
-from extract.network import Extraction
+from extract.network import Connect, Extraction, local_network
 from extract.pipeline import as_rows, as_text, busy, extract, identity, without_unreadable
 from extract.preprocessing import parse_views
 from extract.reading import AllImages, Unreadable, digests_of, names_of
@@ -72,7 +74,7 @@ def make_features(
     on_error = request.reading.on_error
     job = Extraction(source, backbone, preprocessing, request.precision, wanted, batch_size, chosen, engine, on_error)
     if found is None:
-        return extract(job, target, cluster, ship_images), ""
+        return extract(job, target, _connect(cluster, ship_images)), ""
     if found.identity["precision"] == "float32":  # as true as bfloat16 may be
         job = replace(job, precision="float32")
     job, image_sha256 = readable(job)
@@ -85,6 +87,13 @@ def make_features(
     except UserError as error:  # such as a full disk: the store is what it was
         note = f"; this is not noted in it: {error.message}"
     return found, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
+
+
+def _connect(cluster: Cluster | None, ship_images: bool) -> Connect:
+    if cluster is None:
+        return local_network
+    # By name, so that one machine's path does without Ray's part
+    return partial(pkgutil.resolve_name("extract.cluster:on_cluster"), cluster=cluster, ship_images=ship_images)
 
 
 def on_nodes(device: str, cluster: Cluster) -> tuple[torch.device, Cluster]:

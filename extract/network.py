@@ -1,9 +1,11 @@
-"""What computes features, chosen once and then fixed: here in this process; `extract.cluster` is the same on many."""
+"""Compute features in this process. `extract.cluster` implements the same interface, `Network`, on a Ray cluster."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -79,8 +81,18 @@ class Network(Protocol):
         """What is to be said of it in the end, where there is anything."""
 
 
-class Here:
-    """The network in this process. `begun` is the environment of an extraction that is gone on with, {} for none."""
+Connect = Callable[[Extraction, dict[str, Any]], AbstractContextManager[Network]]
+"""A job and the environment of an extraction that is resumed, {} for none → a network at work."""
+
+
+@contextlib.contextmanager
+def local_network(job: Extraction, resumed: dict[str, Any]) -> Iterator[Network]:
+    """The network in this process."""
+    yield LocalNetwork(job, resumed)
+
+
+class LocalNetwork:
+    """The network in this process. `begun` is the environment of an extraction that is resumed, {} for none."""
 
     def __init__(self, job: Extraction, begun: dict[str, Any]):
         self._images = AllImages(job.source)

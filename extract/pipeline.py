@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from common.cluster import Cluster
 from common.command_line import keeping
 from common.files import exclusive
 from common.images import UnreadableImage, printable
@@ -17,29 +16,23 @@ from common.store import SPLITS, FeatureStore
 from common.store_partial import StoreWriter, partial_folder, read_plan
 from common.store_schema import STORED_AS
 from common.store_writer import name_arrays
-from extract.cluster import on_cluster
 from extract.identity import identity_of
-from extract.network import Extraction, Here, Network
+from extract.network import Connect, Extraction, Network, local_network
 from extract.progress import Stopwatch
 from extract.reading import THUMBNAIL, AllImages, Unreadable, digests_of, names_of, without
 from extract.sources import ImageSource
 from extract.superclasses import superclasses_of
 
 
-def extract(job: Extraction, target: Path, cluster: Cluster | None = None, ship_images: bool = False) -> FeatureStore:
-    """Make the store at `target`, or go on with one that was interrupted, and return it.
+def extract(job: Extraction, target: Path, connect: Connect = local_network) -> FeatureStore:
+    """Make the store at `target`, or resume one that was interrupted, and return it.
 
-    cluster: where the network is to be at work, None for this process; ship_images: its nodes do not see the files.
+    connect: gives the network at work; by default in this process.
     Raises UserError for unreadable images, when all others are done, non-finite features, a target that cannot be
-    written, while another process is at work on the same target, and as `on_cluster` does.
+    written, while another process is at work on the same target, and as `connect` does.
     """
     with exclusive(partial_folder(target), busy(target), target), contextlib.ExitStack() as stack:
-        begun = read_plan(target).get("environment", {})
-        network: Network
-        if cluster is None:
-            network = Here(job, begun)
-        else:
-            network = stack.enter_context(on_cluster(job, begun, cluster, ship_images))
+        network = stack.enter_context(connect(job, read_plan(target).get("environment", {})))
         job = replace(job, precision=network.precision)  # from here on what is executed, no longer what was asked for
         images = AllImages(job.source)
         writer = _writer(job, target, network.environment)

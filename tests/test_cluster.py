@@ -1,6 +1,7 @@
 """Workers, orders and the pool without Ray: what stands in for it runs everything in this process."""
 
 import contextlib
+import functools
 import subprocess
 import sys
 import types
@@ -19,7 +20,7 @@ from extract.backbones import load_backbone
 from extract.cli import main as extract_main
 from extract.cluster import Pool
 from extract.features import on_nodes
-from extract.network import Extraction, Here
+from extract.network import Extraction, LocalNetwork, local_network
 from extract.orders import Orders, digests_seen
 from extract.pipeline import extract
 from extract.preprocessing import Preprocessing
@@ -146,7 +147,7 @@ def test_images_that_are_no_files_are_brought_as_pixels(job):
 
 
 def terms(job, **changes):
-    return Terms(**{"environment": Here(job, {}).environment, "code": code_digest(), "seen": {}, **changes})
+    return Terms(**{"environment": LocalNetwork(job, {}).environment, "code": code_digest(), "seen": {}, **changes})
 
 
 @pytest.mark.parametrize("brought", [False, True])
@@ -155,7 +156,7 @@ def test_a_worker_makes_the_batches_of_one_process(job, root, brought):
     worker, alone = Worker(job, job.source.files), Unreadable(names_of(job.source), nothing)
     assert worker.prepare(terms(job, seen=digests_seen(job.source))) == ("", "")
     starts = range(0, 66, 8)
-    expected = dict(Here(job, {}).batches(starts, alone, Stopwatch()))
+    expected = dict(LocalNetwork(job, {}).batches(starts, alone, Stopwatch()))
     orders, unreadable = Orders(job, alone.names, brought, starts), {}
     while (order := orders.next()) is not None:
         made = worker.compute(order)
@@ -169,7 +170,7 @@ def test_a_worker_makes_the_batches_of_one_process(job, root, brought):
 
 def test_a_worker_says_what_of_the_terms_it_cannot_fulfil(job, root):
     worker = Worker(job, job.source.files)
-    environment = Here(job, {}).environment
+    environment = LocalNetwork(job, {}).environment
     assert worker.prepare(terms(job, code="other"))[0] == "terms"
     other = {**environment, "versions": {**versions(), "pillow": "1.0"}}
     kind, reason = worker.prepare(terms(job, environment=other))
@@ -282,7 +283,9 @@ def made(ray, job, begun=None, ship_images=False):
 
 
 def require_equal(job, batches):
-    expected = dict(Here(job, {}).batches(range(0, 66, 8), Unreadable(names_of(job.source), nothing), Stopwatch()))
+    expected = dict(
+        LocalNetwork(job, {}).batches(range(0, 66, 8), Unreadable(names_of(job.source), nothing), Stopwatch())
+    )
     assert sorted(batches) == sorted(expected)
     assert all((batches[start]["features"] == batch["features"]).all() for start, batch in expected.items())
 
@@ -291,7 +294,7 @@ def test_a_pool_makes_every_batch_once_in_any_order(job, capsys):
     pool, batches = made(FakeRay("a", "b"), job)
     require_equal(job, batches)
     assert list(batches) != sorted(batches)
-    assert pool.environment == Here(job, {}).environment
+    assert pool.environment == LocalNetwork(job, {}).environment
     assert "engine: torch float32 (on node" in capsys.readouterr().err
     assert pool.closing().count("/s") == 2
 
@@ -328,7 +331,7 @@ def test_nodes_may_come_and_go(job):
 
 def test_a_node_that_cannot_do_what_is_pinned_is_not_used(job, capsys):
     ray = FakeRay("old", "new")
-    environment = Here(job, {}).environment
+    environment = LocalNetwork(job, {}).environment
     real = Worker.prepare
 
     def prepare(self, terms):
@@ -394,10 +397,11 @@ def test_stores_with_skipped_images_are_the_same(job, root, tmp_path, monkeypatc
     for on_error in ("fail", "skip"):
         values = {**vars(job), "on_error": on_error}
         sentences = []
-        for name, where in (("one.h5", None), ("pool.h5", Cluster("fake"))):
+        on_pool = functools.partial(cluster.on_cluster, cluster=Cluster("fake"), ship_images=False)
+        for name, connect in (("one.h5", local_network), ("pool.h5", on_pool)):
             monkeypatch.setattr(cluster, "connected", lambda _: contextlib.nullcontext(FakeRay("a", "b")))
             try:
-                extract(Extraction(**values), tmp_path / name, where)
+                extract(Extraction(**values), tmp_path / name, connect)
             except UserError as error:
                 sentences.append(error.message)
         assert len(set(sentences)) == (on_error == "fail")
