@@ -23,16 +23,21 @@ class Stopped(KeyboardInterrupt):
 
 
 class CommandLine(click.Group):
-    """A group of commands that ends with one sentence and exit code 130 on SIGINT, 143 on SIGTERM."""
+    """A group of commands that ends with one sentence and exit code 130 on SIGINT, 143 on SIGTERM.
+
+    again: the end of the sentence, what the same command does the next time.
+    """
+
+    again = AGAIN
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        with stoppable():
+        with stoppable(self.again):
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(again: str = AGAIN) -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into `Stopped`, and let that end the process; a second one ends it at once.
 
     Both are safe: whatever is written is written atomically, so that even `kill -9` loses no more than a step.
@@ -46,7 +51,7 @@ def stoppable() -> Iterator[None]:
     except KeyboardInterrupt as stop:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
-        _end(stop)
+        _end(stop, again)
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) is _stop:  # else it was stopped, and nothing is to cut its end off
@@ -74,9 +79,9 @@ def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
-def _end(stop: KeyboardInterrupt) -> NoReturn:
+def _end(stop: KeyboardInterrupt, again: str) -> NoReturn:
     kept = "".join(f"{note}; " for note in getattr(stop, "__notes__", []))
-    click.echo(f"\nstopped: {kept}{AGAIN}", err=True)
+    click.echo(f"\nstopped: {kept}{again}", err=True)
     code = getattr(stop, "exit_code", 128 + signal.SIGINT)
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
     if others:  # the interpreter would wait for these, however long what they do takes

@@ -21,6 +21,7 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 # ".<stem>.<process>-<random><suffix>"; files of earlier versions have no random part
 TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<process>\d+)(-[0-9a-f]{8})?(?P<suffix>(\.[^.]+)?)")
 LOCK = ".lock"
+OUTPUT_MARK = ".set-anomaly-output"  # in a folder of ours: extraction takes no image from it
 
 
 def canonical_json(value: Any) -> str:
@@ -117,6 +118,23 @@ def write_bytes(target: Path, content: bytes) -> None:
 def write_text(target: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
     write_bytes(target, text.encode())
+
+
+def require_own_folder(folder: Path) -> None:
+    """Raise UserError unless `folder` is new, empty, or has our mark: what is in it may be written over."""
+    with writing_to(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file: give a folder")
+        if folder.exists() and not (folder / OUTPUT_MARK).exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds files that are not ours: give a new or an empty folder")
+
+
+def claim_folder(folder: Path) -> None:
+    """Make a folder for output, with the mark by which it is known. Raises UserError as `require_own_folder`."""
+    require_own_folder(folder)
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / OUTPUT_MARK).touch()
 
 
 def flush_to_disk(path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import readable_json, write_text
+from common.files import claim_folder, readable_json, write_text
 from find.text import safe_cell, visible
 
 FORMAT = 2
@@ -190,15 +190,20 @@ class Findings:
             writer.writerow([_cell(getattr(finding, name)) for name in names])
         return text.getvalue()
 
-    def write(self, folder: Path) -> None:
-        """Write `findings.json` and `findings.csv` into `folder`, each atomically."""
+    def write(self, folder: Path | str) -> None:
+        """Write `findings.json` and `findings.csv` into `folder`, each atomically. Raises UserError where it cannot be.
+
+        The folder must be new, empty, or one of `find`.
+        """
+        folder = Path(folder)
+        claim_folder(folder)
         write_text(folder / "findings.json", visible(readable_json(self.to_json())))  # JSON reads its escapes back
         write_text(folder / "findings.csv", self.to_csv())
 
     @classmethod
-    def read(cls, folder: Path) -> "Findings":
+    def read(cls, folder: Path | str) -> "Findings":
         """The findings in `folder`. Raises UserError where there are none."""
-        path = folder / "findings.json"
+        path = Path(folder) / "findings.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:

@@ -12,8 +12,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from common.errors import UserError
-from common.files import sha256_text, write_text, writing_to
+from common.files import claim_folder, sha256_text, write_text, writing_to
 from find.findings import Findings, Image
 from find.pictures import THUMBNAIL, make_pictures
 from find.text import visible
@@ -21,6 +20,7 @@ from find.text import visible
 TEMPLATES = Path(__file__).with_name("templates")
 GENERATOR = "set-anomaly find"
 PREVIEWS = 500
+PICTURES = "pictures"
 SCALE = 1_000_000  # probabilities are written as whole millionths
 
 
@@ -31,15 +31,14 @@ def write_page(
 
     thumbnails: of the store, (N, H, W, 3) uint8, for images whose original cannot be read. previews: of how many
     findings a small picture is made, from the first; the others show their original, where it is now.
-    Raises UserError where the folder cannot be written, or has an `index.html` that is no page of find.
+    Raises UserError where the folder cannot be written, or is somebody's.
     """
+    claim_folder(folder)
     page = folder / "index.html"
-    if page.exists() and GENERATOR not in page.read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise UserError(f"{page} is there already and is no page of find: choose another folder")
     data = _data(findings)
     # The marks in a browser belong to a result. So do its pictures: an older page stays whole meanwhile
     data["digest"] = sha256_text(json.dumps(data))[:16]
-    made = _pictures(findings, folder / "pictures" / data["digest"], thumbnails, previews)
+    made = _pictures(findings, folder / PICTURES / data["digest"], thumbnails, previews)
     data["pictures"] = {str(row): name for row, (name, _) in made.items()}
     style, *scripts = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "marks.js", "page.js"))
     script = "".join(scripts)

@@ -1,0 +1,147 @@
+"""Where a run of `find` writes to: checked before anything is computed, written in an order that leaves no ruin."""
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from common.errors import UserError
+from common.files import claim_folder, exclusive, require_own_folder, write_bytes, writing_to
+from common.store import FeatureStore
+from find import review
+from find.copying import copy_flagged, require_copy_target
+from find.findings import Findings
+from find.listing import Images
+from find.page import PICTURES, write_page
+
+NAMED = 10  # files that a sentence names at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What one run writes, as asked for on the command line.
+
+    folder: of the page and its tables. root: of the images, None where unknown. reviews: by path. copy_to: a folder for
+    copies of the flagged images. list_to: a file for their paths, "-" for the standard output. null: they end with NUL.
+    """
+
+    folder: Path
+    root: Path | None
+    reviews: dict[str, str]
+    copy_to: Path | None
+    list_to: Path | None
+    null: bool
+
+    @classmethod
+    def prepare(
+        cls,
+        store: FeatureStore,
+        *,
+        out: Path | None,
+        root: Path | None,
+        reviewed: Path | None,
+        copy_to: Path | None,
+        list_to: Path | None,
+        null: bool,
+    ) -> "Output":
+        """Check all that can be checked before the images are judged. Nothing is written.
+
+        Raises UserError where something is missing, cannot be read, or is somebody else's.
+        """
+        folder = out or Path("runs") / f"find-{store.path.stem}"
+        require_own_folder(folder)
+        if root is not None and root.is_file() and store.header["provenance"]["request"].get("dataset") == "csv":
+            root = root.parent  # the paths in a table are relative to its folder
+        if root is not None and not root.is_dir():
+            raise UserError(f"there is no folder {root}: give --root the folder of the images, as when they were read")
+        if null and list_to is None:
+            raise UserError("--null does nothing without --list: leave it out, or give it")
+        if list_to not in (None, Path("-")) and list_to.exists() and not list_to.is_file():
+            raise UserError(f"{list_to} is no regular file: give --list a file, or - for the standard output")
+        if copy_to is not None:
+            if root is None:
+                raise UserError("it is not known where the images are: give --root, as when the store was made")
+            require_copy_target(copy_to, root)
+        reviews = review.read(reviewed) if reviewed else {}
+        root = None if root is None else root.resolve()
+        return cls(folder=folder, root=root, reviews=reviews, copy_to=copy_to, list_to=list_to, null=null)
+
+    def write(self, found: Findings, store: FeatureStore, images: Images, own: Sequence[str] | None) -> None:
+        """Write everything, and print the page's path last.
+
+        images: all that were judged. own: the class of each, None where there are none.
+        Raises UserError, which says what is complete, where something cannot be written.
+        """
+        found = dataclasses.replace(found, root=None if self.root is None else str(self.root))
+        if self.reviews:
+            found, unknown = review.apply(found, self.reviews, images, own)
+            if unknown:
+                first = ", ".join(unknown[:NAMED])
+                click.echo(f"{len(unknown):,} marks match no image: {first}{_more(unknown)}", err=True)
+        claim_folder(self.folder)
+        busy = f"another process writes into {self.folder}: wait for it, or choose another --out"
+        parts = [self.folder / name for name in ("findings.json", "findings.csv", "index.html")]
+        with exclusive(self.folder / PICTURES, busy, *parts):
+            found.write(self.folder)
+            with _saying(f"{parts[0]} and {parts[1].name} are complete"):
+                page = write_page(found, self.folder, thumbnails=store.thumbnails)
+        click.echo(found.conclusion, err=True)
+        with _saying(f"the page is complete: {page}"):
+            if self.list_to:
+                self._list(found)
+            left = self._copy(found, store)
+            _print(os.fsencode(page) + b"\n", to_stderr=self.list_to == Path("-"))
+            if left:
+                raise UserError(
+                    f"{len(left):,} of {len(found.flagged):,} flagged images could not be copied to {self.copy_to}: "
+                    + "; ".join(left[:NAMED])
+                    + _more(left)
+                )
+
+    def _list(self, found: Findings) -> None:
+        root = self.root or Path()
+        paths = [os.fsencode(root / each.path) for each in found.flagged]
+        if not self.null and (broken := [path for path in paths if b"\n" in path]):
+            raise UserError(f"{len(broken):,} flagged paths have a line break in them: give --null, for xargs -0")
+        content = b"".join(path + (b"\0" if self.null else b"\n") for path in paths)
+        if self.list_to == Path("-"):
+            _print(content)
+        elif self.list_to is not None:
+            write_bytes(self.list_to, content)
+
+    def _copy(self, found: Findings, store: FeatureStore) -> list[str]:
+        if self.copy_to is None or self.root is None:
+            return []
+        if not found.flagged:
+            click.echo("no image is flagged: nothing is copied", err=True)
+            return []
+        return copy_flagged(found.flagged, self.root, self.copy_to, store.image_sha256)
+
+
+@contextlib.contextmanager
+def _saying(complete: str) -> Iterator[None]:
+    """Add what is complete to a UserError of the body."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error.message}; {complete}") from error
+
+
+def _print(content: bytes, to_stderr: bool = False) -> None:
+    """Print; where that fails, the interpreter must not try again when it ends."""
+    try:
+        with writing_to(Path("the standard output")):
+            click.echo(content, nl=False, err=to_stderr)
+    except UserError:
+        with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _more(texts: Sequence[str]) -> str:
+    return f" and {len(texts) - NAMED:,} more" if len(texts) > NAMED else ""
