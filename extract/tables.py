@@ -85,10 +85,11 @@ def read_table(path: Path) -> list[Row]:
         raise UserError(f"{path} has no rows: it needs one for each image, below the columns {COLUMNS}")
     seen: dict[str, Row] = {}
     for row in rows:
-        if row.path in seen:
-            lines = f"{seen[row.path].line} and {row.line}"
+        file = os.path.normpath(row.path)  # ./a.png is a.png
+        if file in seen:
+            lines = f"{seen[file].line} and {row.line}"
             raise UserError(f"{path}: lines {lines} are of one image, {row.path}: remove one")
-        seen[row.path] = row
+        seen[file] = row
     return rows
 
 

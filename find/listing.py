@@ -57,7 +57,7 @@ def make_findings(
 ) -> Findings:
     """The result of a run on n images, of a candidate for each image that may be in the list; see `Findings`.
 
-    candidates: `flagged` is set here. caveats: of each question that was asked, why its rate cannot be promised, or None.
+    candidates: `flagged` is set here. caveats: of each question asked, why its rate cannot be promised; None if it can.
     """
     flagged = [replace(each, flagged=each.question != "duplicate" and each.q <= rate) for each in candidates]
     ranked = sorted(flagged, key=_rank)

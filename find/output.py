@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from common.errors import UserError
-from common.files import claim_folder, exclusive, require_own_folder, write_bytes, writing_to
+from common.files import OUTPUT_MARK, claim_folder, exclusive, require_own_folder, write_bytes, writing_to
 from common.store import FeatureStore
 from find import review
 from find.copying import copy_flagged, require_copy_target
@@ -19,6 +19,7 @@ from find.findings import Findings
 from find.listing import Images
 from find.page import PICTURES, write_page
 
+RUNS = Path("runs")
 NAMED = 10  # files that a sentence names at most
 
 
@@ -53,7 +54,7 @@ class Output:
 
         Raises UserError where something is missing, cannot be read, or is somebody else's.
         """
-        folder = out or Path("runs") / f"find-{store.path.stem}"
+        folder = out or RUNS / f"find-{store.path.stem}"
         require_own_folder(folder)
         if root is not None and root.is_file() and store.header["provenance"]["request"].get("dataset") == "csv":
             root = root.parent  # the paths in a table are relative to its folder
@@ -71,18 +72,30 @@ class Output:
         root = None if root is None else root.resolve()
         return cls(folder=folder, root=root, reviews=reviews, copy_to=copy_to, list_to=list_to, null=null)
 
-    def write(self, found: Findings, store: FeatureStore, images: Images, own: Sequence[str] | None) -> None:
+    def write(
+        self,
+        found: Findings,
+        store: FeatureStore,
+        *,
+        paths: Sequence[str],
+        splits: Sequence[str],
+        own: Sequence[str] | None = None,
+    ) -> None:
         """Write everything, and print the page's path last.
 
-        images: all that were judged. own: the class of each, None where there are none.
+        paths, splits, own: path, split and class of each image that was judged; own is None where there are no classes.
         Raises UserError, which says what is complete, where something cannot be written.
         """
         found = dataclasses.replace(found, root=None if self.root is None else str(self.root))
         if self.reviews:
-            found, unknown = review.apply(found, self.reviews, images, own)
+            found, unknown = review.apply(found, self.reviews, Images.numbered(len(paths), paths, splits), own)
             if unknown:
                 first = ", ".join(unknown[:NAMED])
                 click.echo(f"{len(unknown):,} marks match no image: {first}{_more(unknown)}", err=True)
+        if self.folder.parent == RUNS:  # also in a folder of pictures
+            with writing_to(RUNS):
+                RUNS.mkdir(exist_ok=True)
+                (RUNS / OUTPUT_MARK).touch()
         claim_folder(self.folder)
         busy = f"another process writes into {self.folder}: wait for it, or choose another --out"
         parts = [self.folder / name for name in ("findings.json", "findings.csv", "index.html")]

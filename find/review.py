@@ -69,7 +69,7 @@ def apply(
             row=int(images.rows[i]),
             path=images.paths[i],
             split=images.splits[i],
-            question="foreign" if own is None else "label",
+            question="foreign",
             own=None if own is None else own[i],
             probability=0.0,
             why=("marked by you",),
@@ -86,5 +86,6 @@ def _reviewed(finding: Finding, review: str | None) -> Finding:
     if review == "keep":
         return replace(finding, review=review, flagged=False, probability=0.0, q=1.0)
     if review == "wrong":
-        return replace(finding, review=review, flagged=True, probability=1.0, q=0.0)
+        question = "foreign" if finding.question == "duplicate" else finding.question
+        return replace(finding, review=review, flagged=True, probability=1.0, q=0.0, question=question)
     return replace(finding, review=review)
