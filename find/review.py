@@ -42,7 +42,7 @@ def _lines(file: Path) -> list[tuple[int, str, str]]:
     except OSError as error:
         raise UserError(f"cannot read the reviews {file} ({error.strerror}): check the path") from error
     text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
-    declared = text.startswith("sep=")  # a line by which Excel knows the delimiter
+    declared = text.startswith("sep=") and len(text) > 4  # a line by which Excel knows the delimiter
     lines = io.StringIO(text.partition("\n")[2] if declared else text, newline="")
     delimiter = text[4] if declared else max(DELIMITERS, key=text.partition("\n")[0].count)
     table = csv.reader(lines, delimiter=delimiter, strict=True)

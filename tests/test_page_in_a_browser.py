@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import io
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from test_page import EVIL
 from find import review
 from find.findings import Findings
 from find.findings import Image as ImageOfStore
+from find.listing import Images
 from find.page import write_page
 
 pytestmark = [
@@ -58,8 +60,15 @@ def audit(tmp_path: Path, n: int = 60, **options) -> tuple[Findings, Path]:
     return findings, write_page(findings, tmp_path / "out", **options)
 
 
+def reviewed(findings: Findings, reviews: dict[str, str]) -> Findings:
+    paths = [each.path for each in findings.findings]
+    found, unknown = review.apply(findings, reviews, Images.numbered(len(paths), paths, None))
+    assert not unknown
+    return found
+
+
 def slide(browser: Browser, value: float) -> None:
-    slider = "document.getElementById('threshold')"
+    slider = "document.getElementById('rate')"
     browser.js(f"{slider}.value = {value}; {slider}.dispatchEvent(new Event('input')); 0")
 
 
@@ -78,7 +87,7 @@ def test_it_shows_what_is_flagged_with_pictures(browser, tmp_path):
     assert browser.js("document.querySelector('.picture').clientWidth") >= 250
     assert browser.js("[...document.images].every(i => i.alt)")
     first = browser.js("document.querySelector('.card').innerText")
-    for text in ("99.2 %", "wrong label", "cat/000.png", "nearer to dog", "Is in cat", "Looks like dog"):
+    for text in ("99.2 %", "belongs to dog", "cat/000.png", "nearer to dog", "Is in cat", "Looks like dog"):
         assert text in first
     assert browser.js("document.querySelectorAll('.card')[0].querySelectorAll('.thumbs img').length") == 8
 
@@ -101,23 +110,23 @@ def test_pictures_of_any_shape_are_seen_whole(browser, tmp_path):
 def test_the_slider_counts_and_expects(browser, tmp_path):
     findings, page = audit(tmp_path)
     browser.open(page.as_uri())
-    for least in (0.9, 0.5, 0.0):
-        slide(browser, least)
-        above = [each.probability for each in findings.findings if each.probability >= least]
+    for rate in (0.05, 0.5, 1.0):
+        slide(browser, rate)
+        above = [each.probability for each in findings.findings if each.q <= rate]
         count = browser.js("document.getElementById('count').textContent")
         assert count == f"{len(above)} images, about {np.mean(above) * 100:.0f} % of them true finds"
-    browser.click("#threshold")  # the middle
-    assert abs(float(browser.js("document.getElementById('threshold').value")) - 0.5) < 0.02
+    browser.click("#rate")  # the middle
+    assert abs(float(browser.js("document.getElementById('rate').value")) - 0.5) < 0.02
     browser.press("ArrowRight")
-    assert "51" in browser.js("document.getElementById('least').textContent")
-    slide(browser, 1)
+    assert "51" in browser.js("document.getElementById('asked').textContent")
+    slide(browser, 0)
     assert browser.js("document.getElementById('empty').hidden") is False
 
 
 def test_filters_and_pages(browser, tmp_path):
     findings, page = audit(tmp_path, n=120)
     browser.open(page.as_uri())
-    slide(browser, 0)
+    slide(browser, 1)
     assert browser.js(f"{CARDS}.length") == 48
     browser.click("#after")
     assert browser.js(PATHS)[0] == findings.findings[48].path
@@ -137,29 +146,36 @@ def test_filters_and_pages(browser, tmp_path):
     assert browser.js("shown.length") == 120, "every one is in dog or rather belongs to it"
 
 
-def test_twins_and_images_of_no_class(browser, tmp_path):
-    for name in ("a", "b", "c", "twin", "typical"):
+def test_each_question_has_its_own_answer_and_pictures(browser, tmp_path):
+    for name in ("a", "b", "c", "twin", "typical", "like"):
         Image.new("RGB", (32, 32), "teal").save(tmp_path / f"{name}.png")
     first, second, third = make_findings(["a.png", "b.png", "c.png"], flagged=3).findings
-    twins = {"duplicate_of": (7, 8), "duplicate_paths": ("twin.png", "gone.png")}
+    copies = (ImageOfStore(7, "twin.png"), ImageOfStore(8, "gone.png"))
+    alone = {"question": "foreign", "own": "owl", "suggested": None}
     found = (
-        dataclasses.replace(first, kind="duplicate", suggested=None, **twins),
-        dataclasses.replace(second, kind="near duplicate", **twins),
-        dataclasses.replace(third, kind="no class", own="owl", suggested=None),
+        dataclasses.replace(first, copies=copies),
+        dataclasses.replace(third, neighbours=(ImageOfStore(10, "like.png"),), **alone),
+        dataclasses.replace(second, question="duplicate", suggested=None, copies=copies, q=1.0, flagged=False),
     )
     typical = {"owl": (ImageOfStore(9, "typical.png"),), "cat": (), "constructor": ()}
-    findings = make_findings(["a.png"], findings=found, flagged=1, typical=typical, root=tmp_path)
+    counts = {"images": 3, "label": 1, "foreign": 1, "duplicate": 1}
+    findings = make_findings(["a.png"], findings=found, flagged=1, typical=typical, counts=counts, root=tmp_path)
     browser.open(write_page(findings, tmp_path / "out").as_uri())
+    label, foreign, twice = browser.js(f"{CARDS}.map(c => c.innerText)")
+    for text in ("belongs to dog", "Same picture as twin.png and 1 more", "Is in cat", "Looks like dog"):
+        assert text in label
+    for text in ("does not belong here", "Most like it", "Is in owl"):
+        assert text in foreign
+    assert "Looks like" not in foreign + twice
+    assert "3 times" in twice and "Same picture as twin.png and 1 more" in twice and "%" not in twice
+    browser.wait_for("[...document.images].filter(i => i.naturalWidth == 32).length == 7")
+    for question, path in (("label", "a.png"), ("foreign", "c.png"), ("duplicate", "b.png")):
+        browser.click(f"[data-question={question}]")
+        assert browser.js(PATHS) == [path]
     slide(browser, 0)
-    duplicate, near, alone = browser.js(f"{CARDS}.map(c => c.innerText)")
-    assert "\nSame as twin.png and 1 more" in duplicate
-    assert "Looks like" not in duplicate
-    assert "Nearly the same as twin.png" in near
-    assert "Looks like no other class" in alone
-    browser.wait_for("[...document.images].filter(i => i.naturalWidth == 32).length == 6")
-    choose(browser, "kind", "near duplicate")
-    assert browser.js(PATHS) == ["b.png"]
-    choose(browser, "kind", "all")
+    assert browser.js(PATHS) == ["b.png"], "no rate is asked of copies"
+    browser.click("[data-question='']")
+    slide(browser, 1)
     choose(browser, "class", "owl")
     assert browser.js(PATHS) == ["c.png"]
 
@@ -217,7 +233,7 @@ def test_marks_stay_and_are_those_of_this_result(browser, tmp_path):
     browser.open(page.as_uri())
     assert browser.js("[...marks]") == [[1, "wrong"]]
     assert browser.js("document.querySelector('.card:nth-child(2) [aria-pressed=true]').textContent") == "Wrong"
-    other = write_page(review.apply(findings, {findings.findings[4].path: "unsure"}), tmp_path / "out")
+    other = write_page(reviewed(findings, {findings.findings[4].path: "unsure"}), tmp_path / "out")
     browser.open(other.as_uri())
     assert browser.js("[...marks]") == [[4, "unsure"]], "another result begins with the reviews it was given"
 
@@ -240,8 +256,8 @@ def test_marks_go_out_and_come_in(browser, tmp_path):
         time.sleep(0.02)
     reviews = review.read(exported)
     assert list(reviews.values()) == [values[i % 3] for i in range(len(EVIL))]
-    reviewed = {each.path: each.review for each in review.apply(findings, reviews).findings}
-    assert reviewed == {path: values[i % 3] for i, path in enumerate(EVIL)}
+    expected = {path: values[i % 3] for i, path in enumerate(EVIL)}
+    assert {each.path: each.review for each in reviewed(findings, reviews).findings} == expected
 
     with exported.open("a", newline="") as file:
         csv.writer(file).writerows([["not in the list", "keep"], ["=cmd", "keep"], ["a", "constructor"]])
@@ -251,6 +267,16 @@ def test_marks_go_out_and_come_in(browser, tmp_path):
     assert [value for _, value in browser.js("[...marks]")] == list(reviews.values())
     said = f"{len(EVIL)} marks read, 2 of images that are not in this list"
     assert browser.js("document.getElementById('said').textContent") == said
+
+    text = exported.read_bytes().decode()
+    for separator, encoding in ((";", "utf-8-sig"), ("\t", "utf-16")):  # as spreadsheets save it
+        table = io.StringIO()
+        csv.writer(table, delimiter=separator).writerows(csv.reader(io.StringIO(text, newline="")))
+        exported.write_bytes((("sep=;\n" if separator == ";" else "") + table.getvalue()).encode(encoding))
+        browser.js("marks.clear(); say(''); 0")
+        browser.choose_file("#file", exported)
+        browser.wait_for("document.getElementById('said').textContent != ''")
+        assert browser.js("document.getElementById('said').textContent") == said
 
     exported.write_text("a,b\n1,2\n")
     browser.choose_file("#file", exported)
@@ -366,7 +392,7 @@ def test_100_000_findings_open_in_two_seconds_and_are_paged(browser, tmp_path):
     browser.open(page.as_uri())
     timing = browser.wait_for("(e => e?.loadEventEnd && e.loadEventEnd)(performance.getEntriesByType('navigation')[0])")
     assert timing < 2000 * slack(browser)
-    slide(browser, 0)
+    slide(browser, 1)
     assert browser.js("document.getElementById('count').textContent").startswith("100,000 images")
     assert browser.js("document.querySelectorAll('*').length") < 5000
     browser.js("turn(2083); 0")
