@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import OUTPUT_MARK, claim_folder, exclusive, flush_to_disk, write_text, writing_to
+from common.files import claim_folder, exclusive, flush_to_disk, require_own_folder, write_text, writing_to
 from extract.decoding import UnreadableImage, read_image
 from extract.sources import pixel_digest
 from find.findings import Finding
@@ -28,11 +28,9 @@ def require_copy_target(target: Path, root: Path) -> None:
         raise UserError(f"{target} is a link: give --copy-to the folder itself")
     if target.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{target} lies inside the images of {root}: give --copy-to a folder outside them")
-    # A copy that was stopped has the mark, but no record yet: the same command finishes it
-    if (target / RECORD).exists() or (
-        target.exists() and not (target / OUTPUT_MARK).exists() and any(target.iterdir())
-    ):
-        raise UserError(f"{target} is not empty: give --copy-to a new or an empty folder")
+    require_own_folder(target)
+    if (target / RECORD).exists():  # a copy that was stopped has no record yet: the same command finishes it
+        raise UserError(f"{target} holds copies already: give --copy-to a new or an empty folder")
 
 
 def copy_flagged(flagged: Sequence[Finding], root: Path, target: Path, digests: np.ndarray) -> list[str]:
@@ -40,7 +38,7 @@ def copy_flagged(flagged: Sequence[Finding], root: Path, target: Path, digests: 
 
     digests: of the pixels of each row (N, 32) uint8. A file with other pixels is not what was judged: it is not copied.
     `copied.csv` in `target` lists all of them, with the reason where there is no copy.
-    Raises UserError where `target` cannot be written, is in use or not empty. What was copied until then stays.
+    Raises UserError where `target` cannot be written, is in use, or is somebody's. What was copied until then stays.
     """
     require_copy_target(target, root)
     claim_folder(target)

@@ -100,7 +100,8 @@ def take_labels(labels: Any, n: int, class_names: Sequence[str] | None = None) -
     if values.dtype.kind == "O" and {type(each) for each in values.tolist()} <= {str}:
         values = values.astype(str)
     if values.dtype.kind not in "iubUT":
-        wrong = next((each for each in values.tolist() if not isinstance(each, str | int)), values[0] if n else None)
+        fits = (isinstance(each, str | Integral) or (isinstance(each, float) and each.is_integer()) for each in values)
+        wrong = next((each for each, fit in zip(values.tolist(), fits, strict=True) if not fit), values[0])
         raise UserError(f"labels must be whole numbers or texts of one kind, found {wrong!r}: name the class of each")
     if class_names is None:
         used, codes = np.unique(values, return_inverse=True)
@@ -137,6 +138,8 @@ def _take_digests(digests: Any) -> np.ndarray:
         if isinstance(first, str | bytes):
             digests = [np.frombuffer(each, np.uint8) for each in digests]
         values = np.asarray(digests)
+        if values.dtype.kind in "iu" and values.min(initial=0) >= 0 and values.max(initial=0) < 256:
+            values = values.astype(np.uint8)
     except (ValueError, TypeError) as error:
         raise UserError(f"digests must be of {DIGEST} bytes or {2 * DIGEST} hex digits each ({error})") from error
     if values.ndim != 2 or values.shape[1] != DIGEST or values.dtype != np.uint8:

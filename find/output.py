@@ -99,7 +99,7 @@ class Output:
         claim_folder(self.folder)
         busy = f"another process writes into {self.folder}: wait for it, or choose another --out"
         parts = [self.folder / name for name in ("findings.json", "findings.csv", "index.html")]
-        with exclusive(self.folder / PICTURES, busy, *parts):
+        with exclusive(self.folder / PICTURES, busy, *parts, *(self.folder / PICTURES).glob("*/")):
             found.write(self.folder)
             with _saying(f"{parts[0]} and {parts[1].name} are complete"):
                 page = write_page(found, self.folder, thumbnails=store.thumbnails)
