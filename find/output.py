@@ -11,7 +11,15 @@ from pathlib import Path
 import click
 
 from common.errors import UserError
-from common.files import OUTPUT_MARK, claim_folder, exclusive, require_own_folder, write_bytes, writing_to
+from common.files import (
+    OUTPUT_MARK,
+    claim_folder,
+    exclusive,
+    remove_leftovers,
+    require_own_folder,
+    write_bytes,
+    writing_to,
+)
 from common.store import FeatureStore
 from find import review
 from find.copying import copy_flagged, require_copy_target
@@ -125,6 +133,7 @@ class Output:
         if self.list_to == Path("-"):
             _print(content)
         elif self.list_to is not None:
+            remove_leftovers(self.list_to, sure=False)
             write_bytes(self.list_to, content)
 
     def _copy(self, found: Findings, store: FeatureStore) -> list[str]:

@@ -174,7 +174,12 @@ def test_each_question_has_its_own_answer_and_pictures(browser, tmp_path):
     for text in ("does not belong here", "Most like it", "Is in owl"):
         assert text in foreign
     assert "Looks like" not in foreign + twice
-    assert "3 times" in twice and "Same picture as twin.png and 1 more" in twice and "%" not in twice
+    assert (
+        "3 times" in twice
+        and "in this set" in twice
+        and "Same picture as twin.png and 1 more" in twice
+        and "%" not in twice
+    )
     browser.wait_for_function("[...document.images].filter(i => i.naturalWidth == 32).length == 7")
     for question, path in (("label", "a.png"), ("foreign", "c.png"), ("duplicate", "b.png")):
         browser.click(f"[data-question={question}]")

@@ -88,7 +88,7 @@ function verdict(i) {
   const question = data.questions[data.question[i]];
   if (question === "duplicate") {
     const times = data.copies[i] + 1;
-    return [element("b", {}, times === 2 ? "Twice" : times.toLocaleString("en") + " times"), element("span", {}, "is there")];
+    return [element("b", {}, times === 2 ? "Twice" : times.toLocaleString("en") + " times"), element("span", {}, "in this set")];
   }
   const text = question === "foreign" ? ["does not belong here"]
     : data.suggested[i] < 0 ? ["belongs to another class"] : ["belongs to ", named(data.suggested[i])];
@@ -153,10 +153,11 @@ function filter() {
     sum += probability(i);
     judged += 1;
   }
+  const finds = n => n === 1 ? " likely to be a true find" : ` of ${n === shown.length ? "them" : n.toLocaleString("en")} true finds`;
   $("asked").textContent = percent(rate);
   $("count").replaceChildren(element("b", {}, shown.length.toLocaleString("en")),
     shown.length === 1 ? " image" : " images",
-    ...(judged ? [", about ", element("b", {}, percent(sum / judged)), judged === 1 ? " likely to be a true find" : " of them true finds"] : []));
+    ...(judged ? [", about ", element("b", {}, percent(sum / judged)), finds(judged)] : []));
   show(0);
 }
 
