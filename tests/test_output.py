@@ -86,8 +86,10 @@ def test_the_folder_of_somebody_is_refused_before_anything_is_written(store, mon
         (["--list", "/dev/null"], "/dev/null is no regular file: give --list a file, or -"),
         (["--out", "s.h5"], "s.h5 is a file: give a folder"),
         (["--reviewed", "nothing.csv"], "cannot read the reviews nothing.csv"),
-        (["--root", "in", "--copy-to", "in/x"], "in/x lies inside the images of in"),
+        (["--root", "in", "--copy-to", "in/x"], "in/x lies inside the images of "),
         (["--move-to", "x"], "No such option"),
+        *(([option, "x" * 300], "(file name too long)") for option in ("--root", "--out", "--reviewed", "--list")),
+        (["--root", "in", "--copy-to", "x" * 300], "(file name too long)"),
     ],
 )
 def test_what_cannot_be_is_said_before_the_images_are_judged(store, monkeypatch, options, sentence):
@@ -169,6 +171,15 @@ def test_an_error_says_what_is_complete(store, monkeypatch):
     output = run(code=2).output
     assert "Error: no space left for runs/find-s/pictures/" in output
     assert output.endswith("; runs/find-s/findings.json and findings.csv are complete\n")
+
+
+def test_a_find_that_is_stopped_starts_anew(store):
+    code = CODE.replace("import find.auditing\n", "import find.auditing, os, signal, time\n").replace(
+        'lambda *_, **__: make_findings(["a"], flagged=1)', "lambda *_, **__: os.kill(os.getpid(), 2) or time.sleep(9)"
+    )
+    command = [sys.executable, "-c", code.format(tests=str(Path(__file__).parent))]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (130, "\nstopped: the same command starts anew\n")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills")
