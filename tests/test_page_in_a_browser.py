@@ -186,6 +186,8 @@ def test_each_question_has_its_own_answer_and_pictures(browser, tmp_path):
         assert browser.evaluate(PATHS) == [path]
     slide(browser, 0)
     assert browser.evaluate(PATHS) == ["b.png"], "no rate is asked of copies"
+    counts = "[...document.querySelectorAll('[data-question] span')].map(e => e.textContent)"
+    assert browser.evaluate(counts) == ["0", "0", "1"]
     browser.click("[data-question='']")
     slide(browser, 1)
     choose(browser, "class", "owl")
