@@ -186,10 +186,13 @@ def test_each_question_has_its_own_answer_and_pictures(browser, tmp_path):
         assert browser.evaluate(PATHS) == [path]
     slide(browser, 0)
     assert browser.evaluate(PATHS) == ["b.png"], "no rate is asked of copies"
+    count = "document.getElementById('count').textContent"
+    assert browser.evaluate(count) == "1 picture more than once"
     counts = "[...document.querySelectorAll('[data-question] span')].map(e => e.textContent)"
     assert browser.evaluate(counts) == ["0", "0", "1"]
     browser.click("[data-question='']")
     slide(browser, 1)
+    assert browser.evaluate(count).endswith("of them true finds; 1 picture more than once")
     choose(browser, "class", "owl")
     assert browser.evaluate(PATHS) == ["c.png"]
 
