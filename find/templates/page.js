@@ -155,6 +155,8 @@ function filter() {
     sum += probability(i);
     judged += 1;
   }
+  for (const button of document.querySelectorAll("[data-question]:not([data-question=''])"))
+    button.lastElementChild.textContent = counts[button.dataset.question].toLocaleString("en");
   $("asked").textContent = percent(rate);
   const bold = text => element("b", {}, text), copies = shown.length - judged;
   const finds = [bold(judged.toLocaleString("en")), judged === 1 ? " image" : " images",
