@@ -60,9 +60,12 @@ def odd(
     name, judge = make_judge(head, _taken(reference, "reference"), _taken(held_out, "held-out images"), x, inputs.seed)
     member = find_groups(x)
     parts = [np.arange(len(x))] if member is None else [np.flatnonzero(member == k) for k in range(member.max() + 1)]
-    scores, p = np.empty(len(x)), np.empty(len(x))
-    for part in parts:
-        scores[part], p[part] = judge(x[part])
+    if head is None and reference is None:  # near images are in the same group anyhow
+        scores, p = judge(x)
+    else:
+        scores, p = np.empty(len(x)), np.empty(len(x))
+        for part in parts:
+            scores[part], p[part] = judge(x[part])
     central = np.argsort(scores, kind="stable")
     groups = [(counted[part], counted[central[np.isin(central, part)][:TYPICAL]]) for part in parts]
     return make_findings(
