@@ -201,7 +201,10 @@ def remove_leftovers(place: Path, sure: bool) -> None:
     files of processes that run stay.
     """
     folder, own = (place, None) if place.is_dir() else (place.parent, (place.stem, place.suffix))
-    for path in folder.glob(".*"):
+    hidden: list[Path] = []
+    with contextlib.suppress(OSError):  # a folder that cannot be listed keeps what it has
+        hidden += folder.glob(".*")
+    for path in hidden:
         found = TEMPORARY.fullmatch(path.name)
         if not found or (own and own != (found["stem"], found["suffix"])):
             continue

@@ -59,7 +59,7 @@ def odd(
     from find.output import Output
 
     store = _open(store_path)
-    output = Output.prepare(store, **options)
+    output = Output(store=store, **options)
     named = _names(store)
     head, held_out = _head(run_path, store, reference)
     given = None if reference is None or head is not None else _labelled(_comparable(reference, store), None)
@@ -67,7 +67,7 @@ def odd(
         _features(store), head=head, reference=given, held_out=held_out, rate=rate, seed=seed,
         digests=store.image_sha256, settings=_settings(store, run_path, reference), **named,
     )  # fmt: skip
-    output.write(found, store, **named)
+    output.write(found, **named)
 
 
 @main.command()
@@ -79,13 +79,13 @@ def audit(store_path: Path, seed: int, rate: float, **options: Any) -> None:
     from find.output import Output
 
     store = _open(store_path)
-    output = Output.prepare(store, **options)
+    output = Output(store=store, **options)
     named = _names(store)
     found = find_wrong(
         _features(store), store.labels, class_names=store.class_names, rate=rate, seed=seed,
         digests=store.image_sha256, settings=_settings(store, None, None), **named,
     )  # fmt: skip
-    output.write(found, store, own=[store.class_names[label] for label in store.labels], **named)
+    output.write(found, own=[store.class_names[label] for label in store.labels], **named)
 
 
 def _open(path: Path) -> FeatureStore:

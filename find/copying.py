@@ -51,7 +51,8 @@ def copy_flagged(flagged: Sequence[Finding], root: Path, target: Path, digests: 
             except UserError as error:
                 copied = f"{reasons.count(''):,} of {len(flagged):,} flagged images are copied"
                 raise UserError(f"{error.message}; {copied}") from error
-        write_text(target / RECORD, _record([each.path for each in flagged], reasons))
+    # Last of all: before, the same command goes on and tidies up
+    write_text(target / RECORD, _record([each.path for each in flagged], reasons))
     return [f"{visible(each.path)} {reason}" for each, reason in zip(flagged, reasons, strict=True) if reason]
 
 

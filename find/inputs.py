@@ -48,9 +48,9 @@ def take_inputs(
     where these are given. paths: texts or Path objects. digests: (n, 32) uint8, or 32 bytes or 64 hex digits each.
     Raises UserError where one of them cannot be what it should be, or lengths differ.
     """
-    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < rate < 1:
+    if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < float(rate) < 1:
         raise UserError(f"rate must be a number between 0 and 1, both excluded, got {rate!r}")
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or int(seed) < 0:
         raise UserError(f"seed must be a whole number of at least 0, got {seed!r}")
     matrix = take_features(features)
     n = len(matrix)

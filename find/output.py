@@ -11,7 +11,15 @@ from pathlib import Path
 import click
 
 from common.errors import UserError
-from common.files import OUTPUT_MARK, claim_folder, exclusive, require_own_folder, write_bytes, writing_to
+from common.files import (
+    OUTPUT_MARK,
+    claim_folder,
+    exclusive,
+    remove_leftovers,
+    require_own_folder,
+    write_bytes,
+    writing_to,
+)
 from common.store import FeatureStore
 from find import review
 from find.copying import copy_flagged, require_copy_target
@@ -19,67 +27,57 @@ from find.findings import Findings
 from find.listing import Images
 from find.page import PICTURES, write_page
 
-RUNS = Path("runs")
+RUNS, STDOUT = Path("runs"), Path("-")
 NAMED = 10  # files that a sentence names at most
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Output:
-    """What one run writes, as asked for on the command line.
+    """What one run on a store writes, as asked for on the command line; made before the images are judged.
 
-    folder: of the page and its tables. root: of the images, None where unknown. reviews: by path. copy_to: a folder for
+    out: the folder of the page and its tables. root: of the images. reviewed: a file of marks. copy_to: a folder for
     copies of the flagged images. list_to: a file for their paths, "-" for the standard output. null: they end with NUL.
+    Raises UserError where something is missing, cannot be read, or is somebody else's. Nothing is written yet.
     """
 
-    folder: Path
+    store: FeatureStore
+    out: Path | None
     root: Path | None
-    reviews: dict[str, str]
+    reviewed: Path | None
     copy_to: Path | None
     list_to: Path | None
     null: bool
 
-    @classmethod
-    def prepare(
-        cls,
-        store: FeatureStore,
-        *,
-        out: Path | None,
-        root: Path | None,
-        reviewed: Path | None,
-        copy_to: Path | None,
-        list_to: Path | None,
-        null: bool,
-    ) -> "Output":
-        """Check all that can be checked before the images are judged. Nothing is written.
+    def __post_init__(self) -> None:
+        self.folder = self.out or RUNS / f"find-{self.store.path.stem}"
+        require_own_folder(self.folder)
+        try:
+            self._check_root()
+            if self.null and self.list_to is None:
+                raise UserError("--null does nothing without --list: leave it out, or give it")
+            if self.list_to not in (None, STDOUT) and self.list_to.exists() and not self.list_to.is_file():
+                raise UserError(f"{self.list_to} is no regular file: give --list a file, or - for the standard output")
+            if self.copy_to is not None:
+                if self.root is None:
+                    raise UserError("it is not known where the images are: give --root, as when the store was made")
+                require_copy_target(self.copy_to, self.root)
+            self.reviews = review.read(self.reviewed) if self.reviewed else {}
+        except OSError as error:  # such as a name that is too long
+            reason = os.strerror(error.errno or 0).lower()
+            raise UserError(f"cannot look at {error.filename} ({reason}): check the path") from error
 
-        Raises UserError where something is missing, cannot be read, or is somebody else's.
-        """
-        folder = out or RUNS / f"find-{store.path.stem}"
-        require_own_folder(folder)
-        if root is not None and root.is_file() and store.header["provenance"]["request"].get("dataset") == "csv":
+    def _check_root(self) -> None:
+        root = self.root
+        if root is None:
+            return
+        if root.is_file() and self.store.header["provenance"]["request"].get("dataset") == "csv":
             root = root.parent  # the paths in a table are relative to its folder
-        if root is not None and not root.is_dir():
+        if not root.is_dir():
             raise UserError(f"there is no folder {root}: give --root the folder of the images, as when they were read")
-        if null and list_to is None:
-            raise UserError("--null does nothing without --list: leave it out, or give it")
-        if list_to not in (None, Path("-")) and list_to.exists() and not list_to.is_file():
-            raise UserError(f"{list_to} is no regular file: give --list a file, or - for the standard output")
-        if copy_to is not None:
-            if root is None:
-                raise UserError("it is not known where the images are: give --root, as when the store was made")
-            require_copy_target(copy_to, root)
-        reviews = review.read(reviewed) if reviewed else {}
-        root = None if root is None else root.resolve()
-        return cls(folder=folder, root=root, reviews=reviews, copy_to=copy_to, list_to=list_to, null=null)
+        self.root = root.resolve()
 
     def write(
-        self,
-        found: Findings,
-        store: FeatureStore,
-        *,
-        paths: Sequence[str],
-        splits: Sequence[str],
-        own: Sequence[str] | None = None,
+        self, found: Findings, *, paths: Sequence[str], splits: Sequence[str], own: Sequence[str] | None = None
     ) -> None:
         """Write everything, and print the page's path last.
 
@@ -102,13 +100,13 @@ class Output:
         with exclusive(self.folder / PICTURES, busy, *parts, *(self.folder / PICTURES).glob("*/")):
             found.write(self.folder)
             with _saying(f"{parts[0]} and {parts[1].name} are complete"):
-                page = write_page(found, self.folder, thumbnails=store.thumbnails)
+                page = write_page(found, self.folder, thumbnails=self.store.thumbnails)
         click.echo(found.conclusion, err=True)
         with _saying(f"the page is complete: {page}"):
             if self.list_to:
                 self._list(found)
-            left = self._copy(found, store)
-            _print(os.fsencode(page) + b"\n", to_stderr=self.list_to == Path("-"))
+            left = self._copy(found)
+            _print(os.fsencode(page) + b"\n", to_stderr=self.list_to == STDOUT)
             if left:
                 raise UserError(
                     f"{len(left):,} of {len(found.flagged):,} flagged images could not be copied to {self.copy_to}: "
@@ -122,18 +120,19 @@ class Output:
         if not self.null and (broken := [path for path in paths if b"\n" in path]):
             raise UserError(f"{len(broken):,} flagged paths have a line break in them: give --null, for xargs -0")
         content = b"".join(path + (b"\0" if self.null else b"\n") for path in paths)
-        if self.list_to == Path("-"):
+        if self.list_to == STDOUT:
             _print(content)
         elif self.list_to is not None:
+            remove_leftovers(self.list_to, sure=False)
             write_bytes(self.list_to, content)
 
-    def _copy(self, found: Findings, store: FeatureStore) -> list[str]:
+    def _copy(self, found: Findings) -> list[str]:
         if self.copy_to is None or self.root is None:
             return []
         if not found.flagged:
             click.echo("no image is flagged: nothing is copied", err=True)
             return []
-        return copy_flagged(found.flagged, self.root, self.copy_to, store.image_sha256)
+        return copy_flagged(found.flagged, self.root, self.copy_to, self.store.image_sha256)
 
 
 @contextlib.contextmanager

@@ -105,7 +105,7 @@ def _data(findings: Findings) -> dict[str, Any]:
     whys = _numbered(text for each in found for text in each.why)
     asked = max((threshold.asked for threshold in findings.thresholds.values()), default=1.0)
     # What a URL holds of a path is its bytes; the script makes it from the text, but where that is not all of them
-    paths = {image.path for each in found for image in (each, *_beside(each))}
+    paths = {each.path for each in found} | {image.path for each in found for image in _beside(each)}
     return {
         "mode": findings.mode,
         "root": visible(findings.root or ""),

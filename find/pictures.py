@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from extract.decoding import decode
+from extract.progress import bar_of
 
 LONGEST = 512  # pixels; a larger picture is made this small
 SMALL = 128  # up to here a picture is kept as it is, as PNG, which the page shows with crisp pixels; larger is JPEG
@@ -35,7 +37,8 @@ def make_pictures(
         return row, None if pixels is None else (_from_pixels(pixels, folder, row), THUMBNAIL)
 
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-        return {row: made for row, made in pool.map(make, wanted.items()) if made is not None}
+        made = tqdm(pool.map(make, wanted.items()), total=len(wanted), **bar_of("making pictures"))
+        return {row: each for row, each in made if each is not None}
 
 
 def _from_file(path: Path, folder: Path, row: int) -> str | None:

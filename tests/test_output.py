@@ -86,8 +86,10 @@ def test_the_folder_of_somebody_is_refused_before_anything_is_written(store, mon
         (["--list", "/dev/null"], "/dev/null is no regular file: give --list a file, or -"),
         (["--out", "s.h5"], "s.h5 is a file: give a folder"),
         (["--reviewed", "nothing.csv"], "cannot read the reviews nothing.csv"),
-        (["--root", "in", "--copy-to", "in/x"], "in/x lies inside the images of in"),
+        (["--root", "in", "--copy-to", "in/x"], "in/x lies inside the images of "),
         (["--move-to", "x"], "No such option"),
+        *(([option, "x" * 300], "(file name too long)") for option in ("--root", "--out", "--reviewed", "--list")),
+        (["--root", "in", "--copy-to", "x" * 300], "(file name too long)"),
     ],
 )
 def test_what_cannot_be_is_said_before_the_images_are_judged(store, monkeypatch, options, sentence):
@@ -171,6 +173,15 @@ def test_an_error_says_what_is_complete(store, monkeypatch):
     assert output.endswith("; runs/find-s/findings.json and findings.csv are complete\n")
 
 
+def test_a_find_that_is_stopped_starts_anew(store):
+    code = CODE.replace("import find.auditing\n", "import find.auditing, os, signal, time\n").replace(
+        'lambda *_, **__: make_findings(["a"], flagged=1)', "lambda *_, **__: os.kill(os.getpid(), 2) or time.sleep(9)"
+    )
+    command = [sys.executable, "-c", code.format(tests=str(Path(__file__).parent))]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (130, "\nstopped: the same command starts anew\n")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="kills")
 def test_what_a_killed_find_left_is_gone_after_the_same_command(store):
     folder = Path("runs/find-s")
@@ -188,3 +199,14 @@ def test_what_a_killed_find_left_is_gone_after_the_same_command(store):
     assert not [file for file in left if file.exists()]
     assert theirs.exists()
     assert {file.name for file in folder.iterdir()} == WRITTEN | {theirs.name}
+
+
+def test_the_command_is_not_shadowed_by_files_where_it_is_run(tmp_path):
+    for name in ("train", "common", "extract"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('theirs')")
+    home = str(Path(page.__file__).parents[1])
+    command = [sys.executable, "-m", "find", "--help"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": home}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -59,6 +59,7 @@ def test_a_label_may_have_a_comma(table):
         ("path,label\n0.png,\n", r"line 2: the label is empty"),
         ("path,label,split\n0.png,a,trian\n", 'line 2: unknown split "trian"'),
         ("path,label\n0.png,a\n0.png,b\n", "lines 2 and 3 are of one image, 0.png"),
+        ("path,label\n0.png,a\n./0.png,b\n", r"lines 2 and 3 are of one image, \./0.png"),
         (
             "path,label\n0.png,a\nx.png,b\ny.png,a\n",
             r"2 of 3 images are not there, line 3 \(x\.png\), line 4 \(y\.png\)",

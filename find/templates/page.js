@@ -88,7 +88,7 @@ function verdict(i) {
   const question = data.questions[data.question[i]];
   if (question === "duplicate") {
     const times = data.copies[i] + 1;
-    return [element("b", {}, times === 2 ? "Twice" : times.toLocaleString("en") + " times"), element("span", {}, "is there")];
+    return [element("b", {}, times === 2 ? "Twice" : times.toLocaleString("en") + " times"), element("span", {}, "in this set")];
   }
   const text = question === "foreign" ? ["does not belong here"]
     : data.suggested[i] < 0 ? ["belongs to another class"] : ["belongs to ", named(data.suggested[i])];
@@ -141,22 +141,27 @@ function filter() {
   const name = $("class")?.value ? Number($("class").value) : null;
   const question = document.querySelector("[data-question][aria-pressed=true]")?.dataset.question;
   const marked = $("marked").value;
+  const counts = Object.fromEntries(data.questions.map(each => [each, 0]));
   shown = [];
   let sum = 0, judged = 0;
   for (let i = 0; i < data.path.length; i++) {
     if (data.q[i] > rate * data.scale + 0.5 && !isCopy(i)) continue;
     if (name !== null && data.own[i] !== name && data.suggested[i] !== name) continue;
-    if (question && data.questions[data.question[i]] !== question) continue;
     if (marked && (marks.get(i) ?? "none") !== marked) continue;
+    counts[data.questions[data.question[i]]] += 1;
+    if (question && data.questions[data.question[i]] !== question) continue;
     shown.push(i);
     if (isCopy(i)) continue;
     sum += probability(i);
     judged += 1;
   }
+  const finds = n => n === 1 ? " likely to be a true find" : ` of ${n === shown.length ? "them" : n.toLocaleString("en")} true finds`;
+  for (const button of document.querySelectorAll("[data-question]:not([data-question=''])"))
+    button.lastElementChild.textContent = counts[button.dataset.question].toLocaleString("en");
   $("asked").textContent = percent(rate);
   $("count").replaceChildren(element("b", {}, shown.length.toLocaleString("en")),
     shown.length === 1 ? " image" : " images",
-    ...(judged ? [", about ", element("b", {}, percent(sum / judged)), judged === 1 ? " likely to be a true find" : " of them true finds"] : []));
+    ...(judged ? [", about ", element("b", {}, percent(sum / judged)), finds(judged)] : []));
   show(0);
 }
 
