@@ -200,7 +200,8 @@ def _make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> list[Fin
     neighbours = dict(zip(strangers.tolist(), near, strict=True))
     names = [inputs.class_names[number] for number in np.unique(inputs.labels[judged.rows])]
     findings = []
-    for i in chosen.tolist():
+    # local rates are steps: on a step what looks worse comes first
+    for i in sorted(chosen.tolist(), key=lambda i: (-probability[i], foreign[i] if is_foreign[i] else 0.0)):
         row = int(judged.rows[i])
         to, own = blamed[i][0] if i in blamed else int(judged.likely[i]), names[judged.labels[i]]
         why = _reasons(judged, i, own, names[to], bool(is_foreign[i]))

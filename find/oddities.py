@@ -157,6 +157,7 @@ def _make_candidates(
     copied = np.isin(copies.group[counted], list(parts))
     listed = (q <= inputs.rate) | (probability >= np.where(copied, 0.5, 0.01))
     chosen = np.flatnonzero(listed)
+    chosen = chosen[np.argsort(p[chosen], kind="stable")]
     near = find_neighbours(inputs, copies, counted, counted[chosen])
     findings = [
         Finding(

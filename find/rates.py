@@ -39,9 +39,15 @@ def p_values(scores: np.ndarray) -> np.ndarray:
 
 
 def conformal_p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    """p-values (n,) of scores (n,): the share of held-out images (m,) that score at least as high, counting itself."""
-    above = len(held_out) - np.searchsorted(np.sort(held_out), scores, side="left")
-    return (1 + above) / (1 + len(held_out))
+    """p-values (n,) of scores (n,): the share of held-out images (m,) that score at least as high, counting itself.
+
+    Beyond the highest of them it falls off exponentially, as fast as their upper tenth does.
+    """
+    known = np.sort(held_out)
+    above = len(known) - np.searchsorted(known, scores, side="left")
+    tail = known[-max(1, len(known) // 10) :]
+    fall = max(float(tail.mean() - tail[0]), SMALLEST * (1 + abs(float(known[-1]))))
+    return (1 + above) / (1 + len(known)) * np.exp(-np.maximum(scores - known[-1], 0) / fall)
 
 
 def q_values(p: np.ndarray) -> np.ndarray:
