@@ -97,7 +97,7 @@ def summarise(findings: Findings) -> Findings:
 
 
 def _rank(finding: Finding) -> tuple[bool, float]:
-    """The place in the list: what is asked of single images by falling probability, then copies, the most first; else as they came."""
+    """The place in the list: single images by falling probability, then copies, the most first; else as they came."""
     copies = finding.question == "duplicate" and not finding.flagged
     return copies, -len(finding.copies) if copies else -finding.probability
 

@@ -50,12 +50,10 @@ def odd(
     """
     inputs = take_inputs(features, paths=paths, splits=splits, digests=digests, rate=rate, seed=seed)
     require_features(inputs.features)
+    _require_enough(len(inputs.features), "")
     copies = find_copies(inputs.features, inputs.digests)
     counted = take_one_of_each(inputs, copies, np.zeros(len(inputs.features), np.int64))
-    if len(counted) < FEWEST:
-        raise UserError(
-            f"there are {len(counted)} different images: at least {FEWEST} are needed to tell which one is odd"
-        )
+    _require_enough(len(counted), "different ")
     x = inputs.features[counted]
     name, judge = make_judge(head, _taken(reference, "reference"), _taken(held_out, "held-out images"), x, inputs.seed)
     member = find_groups(x)
@@ -78,6 +76,11 @@ def odd(
         groups=() if member is None else tuple(_group(inputs, k, *group) for k, group in enumerate(groups)),
         settings=dict(settings or {}) | {"scores": name, "seed": inputs.seed},
     )
+
+
+def _require_enough(n: int, what: str) -> None:
+    if n < FEWEST:
+        raise UserError(f"there are {n} {what}images: at least {FEWEST} are needed to tell which one is odd")
 
 
 def make_judge(
