@@ -13,7 +13,7 @@ from find.foreign import log_distance, unit
 from find.groups import find_groups
 from find.inputs import Inputs, take_features, take_inputs, take_labels
 from find.listing import TYPICAL, make_findings, require_features
-from find.rates import conformal_p_values, local_rates, p_values, q_values, untidy_bulk
+from find.rates import conformal_p_values, find_caveat, local_rates, p_values, q_values
 from find.scorers import Scorer, from_head, from_reference
 from train.gaussian import ClassSpace
 from train.methods.base import Method
@@ -72,7 +72,7 @@ def odd(
         len(inputs.features),
         inputs.rate,
         {FOLDER: inputs.images.shown(counted[central[:TYPICAL]])},
-        caveats={"foreign": untidy_bulk(p)},
+        caveats={"foreign": find_caveat(p, inputs.rate)},
         groups=() if member is None else tuple(_group(inputs, k, *group) for k, group in enumerate(groups)),
         settings=dict(settings or {}) | {"scores": name, "seed": inputs.seed},
     )

@@ -14,6 +14,7 @@ MATCHED = 14  # quantiles
 # Degrees of freedom of the fitted scale, for each image: 2 / its squared coefficient of variation, for normal scores
 FREEDOM = 0.5
 SMALLEST = 1e-9
+FEW, TAIL = 50, 0.01  # images and p-values of `find_caveat`
 
 
 def standardise(scores: np.ndarray) -> np.ndarray:
@@ -95,6 +96,22 @@ def bayes_q_values(probabilities: np.ndarray) -> np.ndarray:
     return q
 
 
-def untidy_bulk(p: np.ndarray) -> str | None:
-    """Why a false-discovery rate cannot be promised for p-values (n,); None where it can."""
-    return None
+def find_caveat(p: np.ndarray, rate: float) -> str | None:
+    """Why the false-discovery rate of p-values (n,) cannot be promised, one sentence; None where it can.
+
+    Where foreign images are of another kind, there is a gap between them and the others. Where there is none, and more
+    images than the null has lie just above the last flagged one, its right tail is longer than its bulk shows.
+    """
+    flagged = q_values(p) <= rate
+    if not flagged.any():
+        return None
+    if len(p) < FEW:
+        return f"{len(p)} images are too few to see how much such images differ by themselves"
+    last = float(p[flagged].max())
+    end = max(TAIL, 2 * last)
+    expected = (end - last) * len(p)
+    if ((p > last) & (p <= end)).sum() <= expected + np.sqrt(expected):
+        return None
+    return (
+        "there is no gap between usual and unusual images here: more of the flagged ones may belong than the rate says"
+    )

@@ -5,7 +5,7 @@ import pytest
 
 from find.duplicates import find_copies
 from find.foreign import NEAREST, class_distances, log_distance, nearest, unit
-from find.rates import bayes_q_values, conformal_p_values, local_rates, p_values, q_values, standardise
+from find.rates import bayes_q_values, conformal_p_values, find_caveat, local_rates, p_values, q_values, standardise
 
 
 def test_foreign_scores_do_not_move_the_null():
@@ -88,3 +88,14 @@ def test_copies_are_found_by_digest_by_features_and_nearly():
     assert copies.equal[1] == copies.equal[3]
     assert copies.equal[6] == copies.equal[7]
     assert copies.equal[4] != copies.equal[5]
+
+
+def test_a_rate_is_not_promised_where_there_is_no_gap_or_there_are_few_images():
+    generator = np.random.default_rng(0)
+    usual = generator.normal(size=500)
+    with_gap = p_values(np.concatenate([usual, np.full(10, 9.0)]))
+    without = p_values(np.concatenate([usual, generator.standard_t(2, 300)]))
+    assert find_caveat(with_gap, 0.1) is None
+    assert "no gap" in find_caveat(without, 0.1)
+    assert find_caveat(p_values(usual), 0.001) is None  # nothing is flagged
+    assert "too few" in find_caveat(p_values(np.concatenate([usual[:30], [99.0]])), 0.1)
