@@ -14,7 +14,7 @@ from find.findings import Finding, Findings
 from find.foreign import class_distances
 from find.inputs import Inputs, take_inputs
 from find.listing import AT_LEAST, LISTED, TYPICAL, make_findings, require_features
-from find.rates import bayes_q_values, local_rates, p_values, q_values, untidy_bulk
+from find.rates import bayes_q_values, find_caveat, local_rates, p_values, q_values
 
 SMALLEST = 3  # different images of a class that can be judged
 FAR = 2.0  # deviations
@@ -85,7 +85,7 @@ def audit(
         len(inputs.features),
         inputs.rate,
         typical,
-        caveats=_caveats(judged),
+        caveats=_caveats(judged, inputs.rate),
         class_names=inputs.class_names,
         too_small=too_small,
         settings=dict(settings or {}) | said,
@@ -114,9 +114,9 @@ def judge(
     return Judged(rows, labels, p_values(distance), wrong, likely, distance, of_classes)
 
 
-def _caveats(judged: Judged) -> dict[str, str | None]:
+def _caveats(judged: Judged, rate: float) -> dict[str, str | None]:
     """Of each question that was asked, why its rate cannot be promised; None where it can."""
-    caveats = {"foreign": untidy_bulk(judged.foreign)}
+    caveats = {"foreign": find_caveat(judged.foreign, rate)}
     if judged.posterior:
         caveats["label"] = SIMILAR_CLASSES if judged.posterior.near > 0.5 else None
     return caveats
@@ -200,7 +200,8 @@ def _make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> list[Fin
     neighbours = dict(zip(strangers.tolist(), near, strict=True))
     names = [inputs.class_names[number] for number in np.unique(inputs.labels[judged.rows])]
     findings = []
-    for i in chosen.tolist():
+    # local rates are steps: on a step what looks worse comes first
+    for i in sorted(chosen.tolist(), key=lambda i: (-probability[i], foreign[i] if is_foreign[i] else 0.0)):
         row = int(judged.rows[i])
         to, own = blamed[i][0] if i in blamed else int(judged.likely[i]), names[judged.labels[i]]
         why = _reasons(judged, i, own, names[to], bool(is_foreign[i]))

@@ -19,7 +19,7 @@ from train.methods.base import Method
 FOLDS = 5
 FEW, MANY = 5_000, 20_000  # images: up to FEW a logistic regression has to do beside the Gaussian model; from MANY on
 # one round with one network
-WEIGHT_PRIOR = 4.0  # times the mean loss: how much a logistic regression may cost in squared weights
+PRIOR = 2000.0  # variance of a logit before any image was seen, in units of 1 / images
 # Strong dropout and few epochs: what matters is how little is left to a class that an image does not belong to, not
 # how often the most likely one is right
 HIDDEN, DROPOUT, RATE, DECAY = 512, 0.8, 5e-3, 0.05
@@ -147,7 +147,7 @@ def _regression(x: np.ndarray, labels: np.ndarray, new: np.ndarray) -> np.ndarra
     from sklearn.linear_model import LogisticRegression
 
     mean, std = x.mean(0), x.std(0) + 1e-6
-    model = LogisticRegression(C=WEIGHT_PRIOR / len(x), max_iter=100, tol=1e-3).fit((x - mean) / std, labels)
+    model = LogisticRegression(C=PRIOR / x.size, max_iter=100, tol=1e-3).fit((x - mean) / std, labels)
     logits = model.decision_function((new - mean) / std)
     return np.stack([-logits, logits], 1) / 2 if logits.ndim == 1 else logits
 
@@ -216,6 +216,7 @@ def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: 
     some, labels = [part[::every] for part in parts], labels[::every]
     chosen = torch.from_numpy(labels)[:, None]
     to_label = torch.from_numpy(given_wrong.T.astype(np.float32))[labels]
+
     weights = torch.zeros(len(parts), requires_grad=True)
     noise = torch.tensor(-3.0, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, noise], max_iter=100, line_search_fn="strong_wolfe")

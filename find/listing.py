@@ -96,10 +96,10 @@ def summarise(findings: Findings) -> Findings:
     return replace(result, conclusion=conclude(result))
 
 
-def _rank(finding: Finding) -> tuple[bool, float, int]:
-    """The place in the list: what is asked of single images by falling probability, then copies, the most first."""
+def _rank(finding: Finding) -> tuple[bool, float]:
+    """The place in the list: single images by falling probability, then copies, the most first; else as they came."""
     copies = finding.question == "duplicate" and not finding.flagged
-    return copies, -len(finding.copies) if copies else -finding.probability, finding.row
+    return copies, -len(finding.copies) if copies else -finding.probability
 
 
 def require_features(features: np.ndarray) -> None:

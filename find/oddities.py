@@ -13,7 +13,7 @@ from find.foreign import log_distance, unit
 from find.groups import find_groups
 from find.inputs import Inputs, take_features, take_inputs, take_labels
 from find.listing import TYPICAL, make_findings, require_features
-from find.rates import conformal_p_values, local_rates, p_values, q_values, untidy_bulk
+from find.rates import conformal_p_values, find_caveat, local_rates, p_values, q_values
 from find.scorers import Scorer, from_head, from_reference
 from train.gaussian import ClassSpace
 from train.methods.base import Method
@@ -50,19 +50,20 @@ def odd(
     """
     inputs = take_inputs(features, paths=paths, splits=splits, digests=digests, rate=rate, seed=seed)
     require_features(inputs.features)
+    _require_enough(len(inputs.features), "")
     copies = find_copies(inputs.features, inputs.digests)
     counted = take_one_of_each(inputs, copies, np.zeros(len(inputs.features), np.int64))
-    if len(counted) < FEWEST:
-        raise UserError(
-            f"there are {len(counted)} different images: at least {FEWEST} are needed to tell which one is odd"
-        )
+    _require_enough(len(counted), "different ")
     x = inputs.features[counted]
     name, judge = make_judge(head, _taken(reference, "reference"), _taken(held_out, "held-out images"), x, inputs.seed)
     member = find_groups(x)
     parts = [np.arange(len(x))] if member is None else [np.flatnonzero(member == k) for k in range(member.max() + 1)]
-    scores, p = np.empty(len(x)), np.empty(len(x))
-    for part in parts:
-        scores[part], p[part] = judge(x[part])
+    if head is None and reference is None:  # near images are in the same group anyhow
+        scores, p = judge(x)
+    else:
+        scores, p = np.empty(len(x)), np.empty(len(x))
+        for part in parts:
+            scores[part], p[part] = judge(x[part])
     central = np.argsort(scores, kind="stable")
     groups = [(counted[part], counted[central[np.isin(central, part)][:TYPICAL]]) for part in parts]
     return make_findings(
@@ -71,10 +72,15 @@ def odd(
         len(inputs.features),
         inputs.rate,
         {FOLDER: inputs.images.shown(counted[central[:TYPICAL]])},
-        caveats={"foreign": untidy_bulk(p)},
+        caveats={"foreign": find_caveat(p, inputs.rate)},
         groups=() if member is None else tuple(_group(inputs, k, *group) for k, group in enumerate(groups)),
         settings=dict(settings or {}) | {"scores": name, "seed": inputs.seed},
     )
+
+
+def _require_enough(n: int, what: str) -> None:
+    if n < FEWEST:
+        raise UserError(f"there are {n} {what}images: at least {FEWEST} are needed to tell which one is odd")
 
 
 def make_judge(
@@ -154,6 +160,7 @@ def _make_candidates(
     copied = np.isin(copies.group[counted], list(parts))
     listed = (q <= inputs.rate) | (probability >= np.where(copied, 0.5, 0.01))
     chosen = np.flatnonzero(listed)
+    chosen = chosen[np.argsort(p[chosen], kind="stable")]
     near = find_neighbours(inputs, copies, counted, counted[chosen])
     findings = [
         Finding(

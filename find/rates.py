@@ -14,6 +14,7 @@ MATCHED = 14  # quantiles
 # Degrees of freedom of the fitted scale, for each image: 2 / its squared coefficient of variation, for normal scores
 FREEDOM = 0.5
 SMALLEST = 1e-9
+FEW, TAIL = 50, 0.01  # images and p-values of `find_caveat`
 
 
 def standardise(scores: np.ndarray) -> np.ndarray:
@@ -39,9 +40,15 @@ def p_values(scores: np.ndarray) -> np.ndarray:
 
 
 def conformal_p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:
-    """p-values (n,) of scores (n,): the share of held-out images (m,) that score at least as high, counting itself."""
-    above = len(held_out) - np.searchsorted(np.sort(held_out), scores, side="left")
-    return (1 + above) / (1 + len(held_out))
+    """p-values (n,) of scores (n,): the share of held-out images (m,) that score at least as high, counting itself.
+
+    Beyond the highest of them it falls off exponentially, as fast as their upper tenth does.
+    """
+    known = np.sort(held_out)
+    above = len(known) - np.searchsorted(known, scores, side="left")
+    tail = known[-max(1, len(known) // 10) :]
+    fall = max(float(tail.mean() - tail[0]), SMALLEST * (1 + abs(float(known[-1]))))
+    return (1 + above) / (1 + len(known)) * np.exp(-np.maximum(scores - known[-1], 0) / fall)
 
 
 def q_values(p: np.ndarray) -> np.ndarray:
@@ -89,6 +96,22 @@ def bayes_q_values(probabilities: np.ndarray) -> np.ndarray:
     return q
 
 
-def untidy_bulk(p: np.ndarray) -> str | None:
-    """Why a false-discovery rate cannot be promised for p-values (n,); None where it can."""
-    return None
+def find_caveat(p: np.ndarray, rate: float) -> str | None:
+    """Why the false-discovery rate of p-values (n,) cannot be promised, one sentence; None where it can.
+
+    Where foreign images are of another kind, there is a gap between them and the others. Where there is none, and more
+    images than the null has lie just above the last flagged one, its right tail is longer than its bulk shows.
+    """
+    flagged = q_values(p) <= rate
+    if not flagged.any():
+        return None
+    if len(p) < FEW:
+        return f"{len(p)} images are too few to see how much such images differ by themselves"
+    last = float(p[flagged].max())
+    end = max(TAIL, 2 * last)
+    expected = (end - last) * len(p)
+    if ((p > last) & (p <= end)).sum() <= expected + np.sqrt(expected):
+        return None
+    return (
+        "there is no gap between usual and unusual images here: more of the flagged ones may belong than the rate says"
+    )
