@@ -87,8 +87,8 @@ def _pictures(
 
 
 def _beside(finding: Finding) -> tuple[Image, ...]:
-    """The images that are shown beside a finding: its copies, or what is most like it."""
-    return (finding.copies or finding.neighbours)[:TYPICAL]
+    """The images that are shown beside a finding: some of its copies, and of those that are most like it."""
+    return finding.copies[:TYPICAL] + finding.neighbours[:TYPICAL]
 
 
 def _typical(findings: Findings) -> dict[str, tuple[Image, ...]]:
@@ -124,15 +124,16 @@ def _data(findings: Findings) -> dict[str, Any]:
         "q": [round(each.q * SCALE) for each in found],
         "question": [QUESTIONS.index(each.question) for each in found],
         "why": [[whys[text] for text in each.why] for each in found],
-        "copies": {i: len(each.copies) for i, each in enumerate(found) if each.copies},
-        "beside": {
-            i: [[image.row, visible(image.path)] for image in _beside(each)]
-            for i, each in enumerate(found)
-            if _beside(each)
-        },
+        "times": {i: len(each.copies) + 1 for i, each in enumerate(found) if each.copies},
+        "copies": {i: _pairs(each.copies) for i, each in enumerate(found) if each.copies},
+        "neighbours": {i: _pairs(each.neighbours) for i, each in enumerate(found) if each.neighbours},
         "review": {i: each.review for i, each in enumerate(found) if each.review},
         "typical": {visible(name): [image.row for image in images] for name, images in _typical(findings).items()},
     }
+
+
+def _pairs(images: Sequence[Image]) -> list[tuple[int, str]]:
+    return [(image.row, visible(image.path)) for image in images[:TYPICAL]]
 
 
 def _numbered(texts: Iterable[str]) -> dict[str, int]:

@@ -65,21 +65,21 @@ function thumbnails(name) {
 const row = (title, thumbs) => element("section", {}, element("h3", {}, ...title), thumbs);
 const named = number => element("b", {}, element("bdi", {}, visible(data.names[number])));
 
+const pictures = images => element("div", { className: "thumbs" }, ...images.map(([number, path]) => {
+  const image = picture(number, visible(path), original(path));
+  image.title = visible(path);
+  return image;
+}));
+
 function comparison(i) {
-  const beside = data.beside[i] ?? [], copies = data.copies[i] ?? 0, rows = [];
-  const thumbs = element("div", { className: "thumbs" },
-    ...beside.map(([number, path]) => {
-      const image = picture(number, visible(path), original(path));
-      image.title = visible(path);
-      return image;
-    }));
-  if (copies) {
-    const more = copies > 1 ? ` and ${(copies - 1).toLocaleString("en")} more` : "";
-    rows.push(row(["Same picture as ", breakable(beside[0][1]), more], thumbs));
-  } else if (beside.length) rows.push(row(["Most like it"], thumbs));
-  if (data.own[i] >= 0) rows.push(row(["Is in ", named(data.own[i])], thumbnails(data.names[data.own[i]])));
-  if (data.suggested[i] >= 0)
-    rows.push(row(["Looks like ", named(data.suggested[i])], thumbnails(data.names[data.suggested[i]])));
+  const copies = data.copies[i], neighbours = data.neighbours[i], own = data.own[i], suggested = data.suggested[i];
+  const more = data.times[i] > 2 ? ` and ${(data.times[i] - 2).toLocaleString("en")} more` : "";
+  const rows = [
+    copies && row(["Same picture as ", breakable(copies[0][1]), more], pictures(copies)),
+    neighbours && row(["Most like it"], pictures(neighbours)),
+    own >= 0 && row(["Is in ", named(own)], thumbnails(data.names[own])),
+    suggested >= 0 && row(["Looks like ", named(suggested)], thumbnails(data.names[suggested])),
+  ].filter(Boolean);
   return rows.length ? element("div", { className: "compare" }, ...rows) : null;
 }
 
@@ -87,7 +87,7 @@ function comparison(i) {
 function verdict(i) {
   const question = data.questions[data.question[i]];
   if (question === "duplicate") {
-    const times = data.copies[i] + 1;
+    const times = data.times[i];
     return [element("b", {}, times === 2 ? "Twice" : times.toLocaleString("en") + " times"), element("span", {}, "in this set")];
   }
   const text = question === "foreign" ? ["does not belong here"]
@@ -155,13 +155,14 @@ function filter() {
     sum += probability(i);
     judged += 1;
   }
-  const finds = n => n === 1 ? " likely to be a true find" : ` of ${n === shown.length ? "them" : n.toLocaleString("en")} true finds`;
   for (const button of document.querySelectorAll("[data-question]:not([data-question=''])"))
     button.lastElementChild.textContent = counts[button.dataset.question].toLocaleString("en");
   $("asked").textContent = percent(rate);
-  $("count").replaceChildren(element("b", {}, shown.length.toLocaleString("en")),
-    shown.length === 1 ? " image" : " images",
-    ...(judged ? [", about ", element("b", {}, percent(sum / judged)), finds(judged)] : []));
+  const bold = text => element("b", {}, text), copies = shown.length - judged;
+  const finds = [bold(judged.toLocaleString("en")), judged === 1 ? " image" : " images",
+    ...(judged ? [", about ", bold(percent(sum / judged)), judged === 1 ? " likely to be a true find" : " of them true finds"] : [])];
+  const twice = [bold(copies.toLocaleString("en")), copies === 1 ? " picture" : " pictures", " more than once"];
+  $("count").replaceChildren(...(judged || !copies ? finds : []), judged && copies ? "; " : "", ...(copies ? twice : []));
   show(0);
 }
 
