@@ -51,7 +51,7 @@ def take_one_of_each(inputs: Inputs, copies: Copies, labels: np.ndarray) -> np.n
     """
     x = inputs.features
     key = (x * np.random.default_rng(0).random(x.shape[1])).sum(1)
-    order = np.lexsort((inputs.images.paths, labels, key))
+    order = np.lexsort((np.array(inputs.images.paths, str), labels, key))
     _, first = np.unique(np.stack([copies.group, labels])[:, order], axis=1, return_index=True)
     return order[np.sort(first)]
 
@@ -64,9 +64,9 @@ def make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> list[Find
     wrong, foreign = judged.wrong.copy(), judged.foreign.copy()
     wrong[settled], foreign[settled] = 0.0, 1.0  # one finding for all images of a conflict
     certain = wrong.copy()
-    for i, conflict in conflicts.items():
-        wrong[i] = conflict.wrong
-        certain[i] = 1.0 if conflict.equal else conflict.wrong  # of equal pictures in two classes, one is wrong
+    for i, each in conflicts.items():
+        wrong[i] = each.wrong
+        certain[i] = 1.0 if each.equal else each.wrong  # of equal pictures in two classes, one is wrong
     strange, q_foreign, q_label = 1 - local_rates(foreign), q_values(foreign), bayes_q_values(certain)
     is_foreign = (q_foreign <= inputs.rate) | ((q_label > inputs.rate) & (strange > wrong)) | (judged.posterior is None)
     is_foreign[list(conflicts)] = False
