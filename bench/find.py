@@ -67,7 +67,7 @@ def main(
     foreign = {backbone_of(store): store for store in map(FeatureStore.open, foreign_paths)}
     for part in only or PARTS:
         started = time.perf_counter()
-        rows = []
+        rows: list[dict[str, Any]] = []
         for store in opened if part != "growth" else opened[-1:]:
             click.echo(f"{part}, {store.path.name} …", err=True)
             named = {"set": store.path.stem.split("-")[0], "backbone": backbone_of(store)}

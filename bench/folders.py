@@ -75,7 +75,7 @@ def _note(
 
 def judges_of(reference: Arrays | None, size: int, dim: int) -> dict[str, Judge]:
     """`find.odd` with what it may be given."""
-    judges = {ALONE: judge_alone}
+    judges: dict[str, Judge] = {ALONE: judge_alone}
     if reference is not None:
         judges["find.odd, a reference store"] = make_judge(None, reference, None, np.empty((size, dim)), 0)[1]
     return judges

@@ -1,44 +1,24 @@
 """Which images of a labelled data set belong to none of its classes, belong to another one, or are there twice."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from find.candidates import find_duplicates, find_neighbours, other_copies, take_one_of_each
-from find.classes import Posterior, posterior
-from find.duplicates import Copies, find_copies
-from find.findings import Finding, Findings
+from find.candidates import Judged, make_candidates, take_one_of_each
+from find.classes import posterior
+from find.duplicates import find_copies
+from find.findings import Findings
 from find.foreign import class_distances
 from find.inputs import Inputs, take_inputs
-from find.listing import AT_LEAST, LISTED, TYPICAL, make_findings, require_features
-from find.rates import bayes_q_values, find_caveat, local_rates, p_values, q_values
+from find.listing import TYPICAL, make_findings, require_features
+from find.rates import find_caveat, p_values
 
 SMALLEST = 3  # different images of a class that can be judged
-FAR = 2.0  # deviations
 SIMILAR_CLASSES = (
     "wrong labels seem to go to similar classes here, where images that are hard to tell look just like them"
 )
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The images of a data set that were judged, a picture once in each class that it is in, and what was found.
-
-    rows (m,): of the data set. labels (m,): numbers of the classes that were judged. foreign (m,): p-values.
-    wrong (m,): the probability that the label is wrong; likely (m,): the most likely other class. distance (m,): from
-    the others of the class, N(0, 1) where all belong. posterior: of the classes; None if there is one alone.
-    """
-
-    rows: np.ndarray
-    labels: np.ndarray
-    foreign: np.ndarray
-    wrong: np.ndarray
-    likely: np.ndarray
-    distance: np.ndarray
-    posterior: Posterior | None
 
 
 def audit(
@@ -81,7 +61,7 @@ def audit(
         said["wrong_labels_to_similar_classes"] = round(judged.posterior.near, 3)
     return make_findings(
         "audit",
-        _make_candidates(inputs, copies, judged),
+        make_candidates(inputs, copies, judged),
         len(inputs.features),
         inputs.rate,
         typical,
@@ -146,102 +126,3 @@ def _require_differing(inputs: Inputs, groups: np.ndarray, labels: np.ndarray) -
             raise UserError(
                 f"the classes {names} hold the same pictures: nothing tells them apart; leave one of them out"
             )
-
-
-def _blame(judged: Judged, groups: np.ndarray, copies: np.ndarray) -> dict[int, tuple[int, float]]:
-    """Of each picture in several classes: the image in the least likely one, with the likeliest class, and p(wrong).
-
-    groups (m,): of the judged images. copies (m,): how many there are of each in its class. Every copy is a vote that
-    is wrong as often as labels are.
-    """
-    if judged.posterior is None:
-        return {}
-    noise, log = judged.posterior.noise, judged.posterior.log
-    support = copies * np.log((1 - noise) / noise) + log[np.arange(len(log)), judged.labels]
-    order = np.argsort(groups, kind="stable")
-    found = {}
-    for part in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
-        if len(part) > 1:
-            share = np.exp(support[part] - support[part].max())
-            least = int(share.argmin())
-            wrong = 1 - share[least] / share.sum()
-            found[int(part[least])] = int(judged.labels[part[share.argmax()]]), float(wrong)
-    return found
-
-
-def _make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> list[Finding]:
-    """A finding for every image that may be in the list."""
-    groups = copies.group[judged.rows]
-    parts = {int(copies.group[part[0]]): part for part in copies.groups()}
-    in_class = _count(np.stack([copies.group, inputs.labels]), np.stack([groups, inputs.labels[judged.rows]]))
-    blamed = _blame(judged, groups, in_class)
-    conflicting = {int(groups[i]) for i in blamed}
-    wrong, foreign = judged.wrong.copy(), judged.foreign.copy()
-    of_conflict = np.isin(groups, list(conflicting))
-    wrong[of_conflict], foreign[of_conflict] = 0.0, 1.0  # one finding for all images of such a group
-    certain = wrong.copy()
-    for i, (_, probability) in blamed.items():
-        wrong[i] = probability
-        part = parts[groups[i]]  # equal pictures in two classes: that one of them is wrong is certain
-        certain[i] = 1.0 if _disagree(inputs.labels[part], copies.equal[part]) else probability
-    strange, q_foreign, q_label = 1 - local_rates(foreign), q_values(foreign), bayes_q_values(certain)
-    is_foreign = (q_foreign <= inputs.rate) | ((q_label > inputs.rate) & (strange > wrong))
-    probability = np.where(is_foreign, strange, wrong)
-    q = np.where(is_foreign, q_foreign, q_label)
-    listed = np.zeros(len(q), bool)
-    listed[np.argsort(-probability, kind="stable")[:AT_LEAST]] = True
-    listed |= (probability >= LISTED) | (q <= inputs.rate)
-    copied = np.isin(groups, list(parts))
-    listed &= ~copied | (q <= inputs.rate) | (probability >= 0.5)  # else they are listed as copies
-    listed[list(blamed)] = True
-    chosen = np.flatnonzero(listed & ((probability > 0) | is_foreign))
-    strangers = chosen[is_foreign[chosen]]
-    near = find_neighbours(inputs, copies, judged.rows, judged.rows[strangers])
-    neighbours = dict(zip(strangers.tolist(), near, strict=True))
-    names = [inputs.class_names[number] for number in np.unique(inputs.labels[judged.rows])]
-    findings = []
-    # local rates are steps: on a step what looks worse comes first
-    for i in sorted(chosen.tolist(), key=lambda i: (-probability[i], foreign[i] if is_foreign[i] else 0.0)):
-        row = int(judged.rows[i])
-        to, own = blamed[i][0] if i in blamed else int(judged.likely[i]), names[judged.labels[i]]
-        why = _reasons(judged, i, own, names[to], bool(is_foreign[i]))
-        scores = {"distance": judged.distance[i], "foreign": strange[i], "wrong label": wrong[i]}
-        findings.append(
-            Finding(
-                row=row,
-                path=inputs.images.paths[row],
-                split=inputs.images.splits[row],
-                question="foreign" if is_foreign[i] else "label",
-                own=own,
-                suggested=None if is_foreign[i] else names[to],
-                probability=round(float(probability[i]), 6),
-                q=round(float(q[i]), 6),
-                why=(f"the same picture is in {names[to]}",) if i in blamed else why,
-                neighbours=neighbours.get(i, ()),
-                copies=other_copies(inputs, parts[groups[i]], row) if copied[i] else (),
-                scores={name: round(float(value), 6) for name, value in scores.items()},
-            )
-        )
-    return findings + find_duplicates(inputs, copies, judged.rows, set(groups[chosen].tolist()))
-
-
-def _disagree(labels: np.ndarray, equal: np.ndarray) -> bool:
-    """Whether images of labels (k,) that are exactly equal, of one number (k,), are in different classes."""
-    return len(np.unique(np.stack([labels, equal]), axis=1).T) > len(np.unique(equal))
-
-
-def _count(pairs: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """How often each pair of numbers (2, m) is among others (2, n)."""
-    unique, number = np.unique(pairs, axis=1, return_counts=True)
-    counts = dict(zip(map(tuple, unique.T.tolist()), number.tolist(), strict=True))
-    return np.array([counts[pair] for pair in map(tuple, of.T.tolist())])
-
-
-def _reasons(judged: Judged, i: int, own: str, other: str, is_foreign: bool) -> tuple[str, ...]:
-    """Why an image is in the list, in short texts."""
-    if is_foreign:
-        return (f"far from the other images of {own}",)
-    assert judged.posterior is not None
-    log = judged.posterior.log[i]
-    why = [f"nearer to {other}"] if log[judged.likely[i]] > log[judged.labels[i]] else []
-    return (*why, *([f"far from the other images of {own}"] if judged.distance[i] > FAR else []))

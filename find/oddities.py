@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from find.candidates import find_duplicates, find_neighbours, other_copies, take_one_of_each
-from find.duplicates import Copies, find_copies
-from find.findings import Finding, Findings, Group
+from find.candidates import Judged, make_candidates, take_one_of_each
+from find.duplicates import find_copies
+from find.findings import Findings, Group
 from find.foreign import log_distance, unit
 from find.groups import find_groups
 from find.inputs import Inputs, take_features, take_inputs, take_labels
 from find.listing import TYPICAL, make_findings, require_features
-from find.rates import conformal_p_values, find_caveat, local_rates, p_values, q_values
+from find.rates import conformal_p_values, find_caveat, p_values
 from find.scorers import Scorer, from_head, from_reference
 from train.gaussian import ClassSpace
 from train.methods.base import Method
@@ -64,11 +64,12 @@ def odd(
         scores, p = np.empty(len(x)), np.empty(len(x))
         for part in parts:
             scores[part], p[part] = judge(x[part])
+    no_label = np.zeros(len(x), np.int64)
     central = np.argsort(scores, kind="stable")
     groups = [(counted[part], counted[central[np.isin(central, part)][:TYPICAL]]) for part in parts]
     return make_findings(
         "odd",
-        _make_candidates(inputs, copies, counted, scores, p),
+        make_candidates(inputs, copies, Judged(counted, no_label, p, np.zeros(len(x)), no_label, scores, None)),
         len(inputs.features),
         inputs.rate,
         {FOLDER: inputs.images.shown(counted[central[:TYPICAL]])},
@@ -150,31 +151,3 @@ def _taken(images: Reference | None, name: str) -> tuple[np.ndarray, np.ndarray]
 
 def _group(inputs: Inputs, number: int, rows: np.ndarray, typical: np.ndarray) -> Group:
     return Group(f"group {number + 1}", len(rows), tuple(np.sort(rows).tolist()), inputs.images.shown(typical))
-
-
-def _make_candidates(
-    inputs: Inputs, copies: Copies, counted: np.ndarray, scores: np.ndarray, p: np.ndarray
-) -> list[Finding]:
-    probability, q = 1 - local_rates(p), q_values(p)
-    parts = {int(copies.group[part[0]]): part for part in copies.groups()}
-    copied = np.isin(copies.group[counted], list(parts))
-    listed = (q <= inputs.rate) | (probability >= np.where(copied, 0.5, 0.01))
-    chosen = np.flatnonzero(listed)
-    chosen = chosen[np.argsort(p[chosen], kind="stable")]
-    near = find_neighbours(inputs, copies, counted, counted[chosen])
-    findings = [
-        Finding(
-            row=int(counted[i]),
-            path=inputs.images.paths[counted[i]],
-            split=inputs.images.splits[counted[i]],
-            question="foreign",
-            probability=round(float(probability[i]), 6),
-            q=round(float(q[i]), 6),
-            why=("far from the other images",),
-            neighbours=neighbours,
-            copies=other_copies(inputs, parts[int(copies.group[counted[i]])], int(counted[i])) if copied[i] else (),
-            scores={"score": round(float(scores[i]), 6), "p": float(f"{p[i]:.3g}")},
-        )
-        for i, neighbours in zip(chosen.tolist(), near, strict=True)
-    ]
-    return findings + find_duplicates(inputs, copies, counted, set(copies.group[counted[chosen]].tolist()))
