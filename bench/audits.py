@@ -1,44 +1,45 @@
-"""Wrong labels found, beside cleanlab and what is done with scikit-learn. Truth is known: labels were changed."""
+"""Foreign pictures and wrong labels in data sets, beside other ways. Truth is known: both were put in."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from bench.folders import SEED, nearest_others
+from bench.detectors import datalab, floor, outliers, predict, within_classes
 from find.auditing import judge
-from find.calibration import choose_threshold, reliability
-from find.duplicates import find_pairs
+from find.duplicates import find_copies
+from find.rates import bayes_q_values, q_values
 
+SEED = 100  # of the first draw: smaller ones were looked at while the methods were made
+RATE = 0.1  # the false-discovery rate that is asked for
 NOISE = 0.05  # of the labels are changed
-RATES = 0.1, 0.2  # false-discovery rates that are asked for
-KINDS = "any class", "same super-class"
+SHARES = 0.005, 0.02, 0.05  # of foreign pictures
+OURS = "find.audit"
 
-Scores = tuple[np.ndarray, np.ndarray | None]  # how suspicious each image is (n,); whether it is flagged (n,), or None
+Row = dict[str, Any]
 
 
-def audits(features: np.ndarray, labels: np.ndarray, superclass: np.ndarray, seeds: int) -> dict[str, Any]:
-    """Audits of features (n, D) whose labels (n,) were changed `seeds` times; superclass (C,): of each class."""
-    found: dict[str, Any] = {"n": len(labels), "seeds": seeds, "rows": [], "left_out": {}}
-    for kind in KINDS:
-        for seed in range(SEED, SEED + seeds):
-            given, bad = changed(labels, superclass if kind != "any class" else np.zeros_like(superclass), seed)
-            for name, way in _ways().items():
-                started = time.perf_counter()
-                try:
-                    scores, flagged = way(features, given)
-                except ImportError as error:
-                    found["left_out"][name] = str(error)
-                    continue
-                seconds = round(time.perf_counter() - started, 1)
-                found["rows"].append({"kind": kind, "way": name, **judged(scores, flagged, bad), "seconds": seconds})
-            started = time.perf_counter()
-            of_find = _find(features, given, bad, seed)
-            seconds = round(time.perf_counter() - started, 1)
-            found["rows"].append({"kind": kind, "way": "find.audit", **of_find, "seconds": seconds})
-    return found
+def foreign_pictures(features: np.ndarray, labels: np.ndarray, foreign: np.ndarray, draws: int) -> Iterator[Row]:
+    """Some of the foreign pictures (m, D) put into random classes of a data set (n, D), `draws` times."""
+    for share in SHARES:
+        for seed in range(SEED, SEED + draws):
+            generator = np.random.default_rng(seed)
+            number = min(len(foreign), max(1, round(share * len(features))))
+            x = np.concatenate([features, foreign[generator.choice(len(foreign), number, replace=False)]])
+            given = np.concatenate([labels, generator.choice(labels, number)])
+            bad = np.arange(len(x)) >= len(features)
+            for way, scores, flagged, seconds in _foreign_ways(x, given, seed):
+                yield {"share": share, "way": way, "seconds": seconds, **judged(scores, flagged, bad)}
+
+
+def wrong_labels(features: np.ndarray, labels: np.ndarray, group: np.ndarray, draws: int) -> Iterator[Row]:
+    """Labels changed to others of the same group (C,), `draws` times."""
+    for seed in range(SEED, SEED + draws):
+        given, bad = changed(labels, group, seed)
+        for way, scores, flagged, seconds in _label_ways(features, given, seed):
+            yield {"way": way, "seconds": seconds, **judged(scores, flagged, bad)}
 
 
 def changed(labels: np.ndarray, group: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -52,72 +53,49 @@ def changed(labels: np.ndarray, group: np.ndarray, seed: int) -> tuple[np.ndarra
     return given, bad
 
 
-def judged(scores: np.ndarray, flagged: np.ndarray | None, bad: np.ndarray) -> dict[str, Any]:
-    """Average precision, precision at the number of bad ones, and what is true of the flagged ones."""
-    k = int(bad.sum())
-    found: dict[str, Any] = {
-        "bad": k,
-        "average_precision": float(average_precision_score(bad, scores)),
-        "precision_at_k": float(bad[np.argsort(-scores, kind="stable")[:k]].mean()),
-    }
+def judged(scores: np.ndarray, flagged: np.ndarray | None, bad: np.ndarray) -> Row:
+    """Average precision, and what is true of the flagged ones."""
+    found: Row = {"bad": int(bad.sum()), "average_precision": float(average_precision_score(bad, scores))}
     if flagged is not None:
         found |= {"flagged": int(flagged.sum()), "recall": float(flagged[bad].mean())}
         found["precision"] = float(bad[flagged].mean()) if flagged.any() else None
     return found
 
 
-def _find(features: np.ndarray, given: np.ndarray, bad: np.ndarray, seed: int) -> dict[str, Any]:
-    posterior, wrong, strange = judge(features, given, find_pairs(features), seed)
-    probabilities = 1 - (1 - wrong) * (1 - strange)
-    order, asked = np.argsort(-probabilities, kind="stable"), {}
-    for rate in RATES:
-        flagged = np.zeros(len(bad), bool)
-        flagged[order[: choose_threshold(probabilities, rate).flagged]] = True
-        asked[rate] = judged(probabilities, flagged, bad)
-    bars = reliability(probabilities, bad)
-    return {
-        **asked[RATES[-1]],
-        "at_rates": {str(rate): each for rate, each in asked.items()},
-        "noise_rate": posterior.noise,
-        "to_similar_classes": posterior.near,
-        "reliability": [[bar.n, bar.mean, bar.observed] for bar in bars],
-    }
+Judged = Iterator[tuple[str, np.ndarray, np.ndarray | None, float]]
 
 
-def _ways() -> dict[str, Callable[[np.ndarray, np.ndarray], Scores]]:
-    """Name → features (n, D), given labels (n,) → scores."""
-    kept: list[np.ndarray] = []  # the class probabilities that several ways share
+def _foreign_ways(x: np.ndarray, labels: np.ndarray, seed: int) -> Judged:
+    """The ways to find foreign pictures: name, scores (n,), flagged (n,) or None, seconds."""
+    started = time.perf_counter()
+    found = judge(x, labels, find_copies(x).group, seed)
+    yield OURS, found.distance, q_values(found.foreign) <= RATE, time.perf_counter() - started
+    started = time.perf_counter()
+    yield "kNN within the class", within_classes(x, labels), None, time.perf_counter() - started
+    scores, flagged = floor(x, labels, RATE)
+    yield "ten lines (see below)", scores, flagged, 0.0
+    for name, scores in outliers(x).items():
+        yield name, scores, None, 0.0
+    predicted = predict(x, labels)
+    yield "logistic regression", -predicted[np.arange(len(x)), labels], None, 0.0
+    try:
+        of, flags = datalab(x, labels, predicted)
+    except ImportError:
+        return
+    yield "Datalab: outliers", of["outlier"], flags["outlier"], 0.0
 
-    def predicted(x: np.ndarray, given: np.ndarray) -> np.ndarray:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import cross_val_predict
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
-        if not kept:
-            model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
-            kept.append(cross_val_predict(model, x, given, cv=5, method="predict_proba"))
-        return kept[0]
-
-    def neighbours(x: np.ndarray, given: np.ndarray) -> Scores:
-        score = np.empty(len(x))
-        for label in np.unique(given):
-            rows = np.flatnonzero(given == label)
-            score[rows] = nearest_others(x[rows])
-        return score, None
-
-    def confidence(x: np.ndarray, given: np.ndarray) -> Scores:
-        return -predicted(x, given)[np.arange(len(x)), given], None
-
-    def cleanlab(x: np.ndarray, given: np.ndarray) -> Scores:
-        from cleanlab.filter import find_label_issues
-        from cleanlab.rank import get_label_quality_scores
-
-        p = predicted(x, given)
-        return -get_label_quality_scores(given, p, method="normalized_margin"), find_label_issues(given, p)
-
-    return {
-        "kNN within the class": neighbours,
-        "logistic regression, 5 folds: self-confidence": confidence,
-        "cleanlab on the same: normalised margin, find_label_issues": cleanlab,
-    }
+def _label_ways(x: np.ndarray, labels: np.ndarray, seed: int) -> Judged:
+    """The ways to find wrong labels, as `_foreign_ways`."""
+    started = time.perf_counter()
+    found = judge(x, labels, find_copies(x).group, seed)
+    yield OURS, found.wrong, bayes_q_values(found.wrong) <= RATE, time.perf_counter() - started
+    yield "kNN within the class", within_classes(x, labels), None, 0.0
+    started = time.perf_counter()
+    predicted = predict(x, labels)
+    yield "logistic regression", -predicted[np.arange(len(x)), labels], None, time.perf_counter() - started
+    try:
+        of, flags = datalab(x, labels, predicted)
+    except ImportError:
+        return
+    yield "Datalab: labels", of["label"], flags["label"], 0.0

@@ -34,7 +34,7 @@ def main(
     if store.thumbnails is None:
         raise UserError(f"{store_path} has no thumbnails: extract it again")
     thumbnails = store.thumbnails
-    of_split = [each for each in found.findings if each.split == split and bool(each.duplicate_of) == pairs]
+    of_split = [each for each in found.findings if each.split == split and bool(each.copies) == pairs]
     cells = [
         _cell(number, each, found, thumbnails) for number, each in enumerate(of_split[first : first + count], first + 1)
     ]

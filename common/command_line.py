@@ -27,8 +27,10 @@ class Stopped(KeyboardInterrupt):
 class CommandLine(click.Group):
     """A group of commands that end with one sentence and exit code 130 on SIGINT, 143 on SIGTERM.
 
-    Each of them takes --quiet.
+    Each of them takes --quiet. again: the end of the sentence, what the same command does the next time.
     """
+
+    again = AGAIN
 
     def add_command(self, command: click.Command, name: str | None = None) -> None:
         """Add a command, with the option --quiet."""
@@ -39,7 +41,7 @@ class CommandLine(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        with stoppable():
+        with stoppable(self.again):
             return super().invoke(ctx)
 
 
@@ -49,7 +51,7 @@ def _quiet(context: click.Context, option: click.Parameter, given: bool) -> None
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(again: str = AGAIN) -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into `Stopped`, and let that end the process; a second one ends it at once.
 
     Both are safe: whatever is written is written atomically, so that even `kill -9` loses no more than a step.
@@ -63,7 +65,7 @@ def stoppable() -> Iterator[None]:
     except KeyboardInterrupt as stop:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
-        _end(stop)
+        _end(stop, again)
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) is _stop:  # else it was stopped, and nothing is to cut its end off
@@ -91,9 +93,9 @@ def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
-def _end(stop: KeyboardInterrupt) -> NoReturn:
+def _end(stop: KeyboardInterrupt, again: str) -> NoReturn:
     kept = "".join(f"{note}; " for note in getattr(stop, "__notes__", []))
-    click.echo(f"\nstopped: {kept}{AGAIN}", err=True)
+    click.echo(f"\nstopped: {kept}{again}", err=True)
     code = getattr(stop, "exit_code", 128 + signal.SIGINT)
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
     if others:  # the interpreter would wait for these, however long what they do takes

@@ -21,6 +21,7 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 # ".<stem>.<process>-<random><suffix>"; files of earlier versions have no random part
 TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<process>\d+)(-[0-9a-f]{8})?(?P<suffix>(\.[^.]+)?)")
 LOCK = ".lock"
+OUTPUT_MARK = ".set-anomaly-output"  # in a folder of ours: extraction takes no image from it
 
 
 def canonical_json(value: Any) -> str:
@@ -119,6 +120,23 @@ def write_text(target: Path, text: str) -> None:
     write_bytes(target, text.encode())
 
 
+def require_own_folder(folder: Path) -> None:
+    """Raise UserError unless `folder` is new, empty, or has our mark: what is in it may be written over."""
+    with writing_to(folder):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"{folder} is a file: give a folder")
+        if folder.exists() and not (folder / OUTPUT_MARK).exists() and any(folder.iterdir()):
+            raise UserError(f"{folder} holds files that are not ours: give a new or an empty folder")
+
+
+def claim_folder(folder: Path) -> None:
+    """Make a folder for output, with the mark by which it is known. Raises UserError as `require_own_folder`."""
+    require_own_folder(folder)
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / OUTPUT_MARK).touch()
+
+
 def flush_to_disk(path: Path) -> None:
     """Ask the operating system to put a file's bytes on the disk."""
     with path.open("rb") as file:
@@ -183,7 +201,10 @@ def remove_leftovers(place: Path, sure: bool) -> None:
     files of processes that run stay.
     """
     folder, own = (place, None) if place.is_dir() else (place.parent, (place.stem, place.suffix))
-    for path in folder.glob(".*"):
+    hidden: list[Path] = []
+    with contextlib.suppress(OSError):  # a folder that cannot be listed keeps what it has
+        hidden += folder.glob(".*")
+    for path in hidden:
         found = TEMPORARY.fullmatch(path.name)
         if not found or (own and own != (found["stem"], found["suffix"])):
             continue

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from common.files import canonical_json, sha256_text
+from common.files import OUTPUT_MARK, canonical_json, sha256_text
 from common.images import printable, why_no_image
 from extract.sources import UNLABELLED, ImageSource, Reading, make_splits, split_by_class
 
 VALIDATION = ("val", "valid", "validation")
 LEFT_BY_SYSTEMS = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}
 HIDDEN, LOOP, ODD, UNLISTED = "hidden", "a link to a folder above it", "no regular file", "a folder that cannot be read"
+OUTPUT = "a folder of results"
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,9 @@ def walk(folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) 
     if here in above:
         yield Listed(below, LOOP)
         return
+    if any(entry.name == OUTPUT_MARK for entry in entries):  # pages and copies are no images of the set
+        yield Listed(below, OUTPUT)
+        return
     for entry in entries:
         name = below + entry.name
         if entry.name.startswith(".") or entry.name in LEFT_BY_SYSTEMS:
@@ -169,22 +173,15 @@ def _layout(root: Path) -> tuple[tuple[str, str] | None, list[str]]:
 
 
 def _class_folders(root: Path, split_folders: tuple[str, str] | None) -> list[str]:
-    if not split_folders:
-        return _folders(root)
-    train, test = (_folders(root / name) for name in split_folders)
-    if odd := sorted(set(train) ^ set(test)):
-        raise UserError(
-            f"{root}: {split_folders[0]}/ and {split_folders[1]}/ must hold the same class folders, "
-            f'but "{printable(odd[0])}" is in one only'
-        )
-    return train
+    """The class folders; those of one split alone are classes, too."""
+    return sorted({name for split in split_folders or ("",) for name in _folders(root / split)})
 
 
 def _folders(root: Path) -> list[str]:
     try:
         with os.scandir(root) as entries:
             shown = [e for e in entries if not e.name.startswith(".") and e.name not in LEFT_BY_SYSTEMS]
-            return sorted(entry.name for entry in shown if _is_folder(entry))
+            return sorted(entry.name for entry in shown if _is_folder(entry) and not _is_output(entry))
     except OSError:
         return []
 
@@ -194,6 +191,10 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return entry.is_dir()
     except OSError:  # a link that leads to itself
         return False
+
+
+def _is_output(entry: "os.DirEntry[str]") -> bool:
+    return os.path.lexists(os.path.join(entry.path, OUTPUT_MARK))  # noqa: PTH118
 
 
 def _is_file(entry: "os.DirEntry[str]") -> bool:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.images import UnreadableImage
+from common.images import UnreadableImage, pixel_digest
 from extract.network import Extraction
 from extract.reading import AllImages, names_of
-from extract.sources import ImageSource, pixel_digest
+from extract.sources import ImageSource
 
 READERS = 4  # threads that read what is brought
 CHECKED = 4  # images whose pixels every worker must see as this process does

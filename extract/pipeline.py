@@ -132,9 +132,11 @@ def without_unreadable(job: Extraction, digests: np.ndarray) -> tuple[Extraction
 
 
 def _account(source: ImageSource) -> dict[str, Any]:
-    """How a source's files were split and which were left out: part of the provenance, where there is anything."""
+    """How a source's files were split, left out and decoded: part of the provenance, where there is anything."""
     reasons = dict(sorted(Counter(reason for _, reason in source.left_out).items()))
-    return {key: value for key, value in {"layout": source.notes, "left_out": reasons}.items() if value}
+    least_side = source.files.least_side if source.files else None
+    account = {"layout": source.notes, "left_out": reasons, "least_side": least_side}
+    return {key: value for key, value in account.items() if value}
 
 
 def _header(job: Extraction, image_sha256: np.ndarray, environment: dict[str, Any]) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from PIL import Image as Pillow
 from torch import Tensor
 
 from common.errors import UserError
-from common.images import UnreadableImage, printable
+from common.images import UnreadableImage, pixel_digest, printable
 from common.store import SPLITS
 from extract.preprocessing import SMALL, Preprocessing
-from extract.sources import ImageSource, Split, pixel_digest
+from extract.sources import ImageSource, Split
 
 THUMBNAIL, THUMBNAIL_FROM = 32, 256  # pixels a side, of as many or more
 LISTED = 10  # unreadable images in one sentence; each was told when it was met

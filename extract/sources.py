@@ -1,6 +1,5 @@
 """Image sources: where images, labels and class names come from, behind one contract. `SOURCES` is the only list."""
 
-import hashlib
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from common.errors import UserError, unknown_name
-from common.images import MAX_PIXELS, RULE, Files, printable
+from common.images import MAX_PIXELS, RULE, Files
 from common.store import SPLITS
 
 # name: where its kind lives; nothing is imported before it is asked for
@@ -26,6 +25,7 @@ SOURCES = {
 UNLABELLED = "unlabelled"
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
+NAMED = 5  # classes that a note names at most
 
 
 @dataclass(frozen=True)
@@ -78,25 +78,30 @@ class ImageSource:
     files: Files | None = None
 
     def check(self) -> None:
-        """Raise UserError when labelled images are of fewer than 2 classes, or a class has none in a split."""
+        """Raise UserError where there is no image at all; note the classes that cannot be trained on.
+
+        `find` judges what there is of a class. Training says itself what it needs.
+        """
+        counts = {
+            split: np.bincount(part.labels, minlength=len(self.class_names)) for split, part in self.splits.items()
+        }
+        if not sum(map(np.sum, counts.values())):
+            raise UserError(
+                f"{self.name} has no image in {len(self.class_names)} class folder(s)"
+                + (f" ({left_out_line(self.left_out)})" if self.left_out else "")
+                + ": give --root (make: ROOT=, IMAGES=) a folder of class folders, or --dataset folder for images "
+                "without labels"
+            )
         if self.class_names == [UNLABELLED]:
             return
-        if len(self.class_names) < 2:
-            raise UserError(
-                f"{self.name} has {len(self.class_names)} class(es), and a set needs 2, one for the inliers and one "
-                "for the anomaly: give --root a folder of class folders, or --dataset folder for images without labels"
-            )
-        for split, content in self.splits.items():
-            counts = np.bincount(content.labels, minlength=len(self.class_names))
-            empty = int(counts.argmin())
-            if counts[empty] == 0:
-                class_name = self.class_names[empty]
-                beside = [(name, why) for name, why in self.left_out if class_name in Path(printable(name)).parts[:-1]]
-                raise UserError(
-                    f'{self.name} has 0 images of class "{class_name}" in its {split} split'
-                    + (f" ({left_out_line(beside)})" if beside else "")
-                    + ": every class needs images in both; add some or remove the class"
-                )
+        lacking = [
+            f"{split} has none of {', '.join(few[:NAMED])}{' …' if len(few) > NAMED else ''}"
+            for split, number in counts.items()
+            if (few := [name for name, n in zip(self.class_names, number, strict=True) if not n])
+        ]
+        if lacking or len(self.class_names) < 2:
+            why = "; ".join(lacking) or f"there is one class, {self.class_names[0]}"
+            self.notes[:] = dict.fromkeys([*self.notes, f"this can be audited by find, but not trained on: {why}"])
 
 
 class SourceKind(Protocol):
@@ -119,7 +124,7 @@ def source_kind(name: str) -> SourceKind:
 
 
 def load_source(name: str, root: Path, reading: Reading | None = None) -> ImageSource:
-    """Open a source of `SOURCES`. Raises UserError where its data are missing, or a class has no images."""
+    """Open a source of `SOURCES`. Raises UserError where its data are missing, or there is no image."""
     source = source_kind(name).open(root, reading or Reading())
     source.check()
     return source
@@ -160,17 +165,12 @@ def left_out_line(left_out: list[tuple[str, str]]) -> str:
 def split_by_class(labels: np.ndarray, class_names: list[str], fraction: float | None) -> tuple[np.ndarray, str]:
     """Which images (n,) bool are for the test, `fraction` of each class, at least one on each side; and a note of it.
 
-    It depends on the class's name, the number of its images and `SPLIT_SEED` alone. Raises UserError for a class with a
-    single image.
+    It depends on the class's name, the number of its images and `SPLIT_SEED` alone. A single image is for training.
     """
     fraction = TEST_FRACTION if fraction is None else fraction
     is_test = np.zeros(len(labels), bool)
     for label, class_name in enumerate(class_names):
         rows = np.flatnonzero(labels == label)
-        if len(rows) == 1:
-            raise UserError(
-                f'class "{class_name}" has 1 image, and train and test need one each: add one or remove the class'
-            )
         generator = np.random.default_rng([SPLIT_SEED, *class_name.encode()])
         number = min(max(round(fraction * len(rows)), 1), max(len(rows) - 1, 0))
         is_test[generator.permutation(rows)[:number]] = True
@@ -190,8 +190,3 @@ def make_splits(
         return Split(every[rows], lambda i: image(int(rows[i])), [names[row] for row in rows] if names else ())
 
     return {name: split(np.flatnonzero(is_test == (name == "test"))) for name in SPLITS}
-
-
-def pixel_digest(image: np.ndarray) -> bytes:
-    """SHA-256 (32 bytes) of one decoded image: its shape and its bytes, so independent of file, path and time."""
-    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).data).digest()

@@ -84,10 +84,11 @@ def read_table(path: Path) -> list[Row]:
         raise UserError(f"{path} has no rows: it needs one for each image, below the columns {COLUMNS}")
     seen: dict[str, Row] = {}
     for row in rows:
-        if row.path in seen:
-            lines = f"{seen[row.path].line} and {row.line}"
+        name = os.path.normpath(row.path)  # ./a.png is a.png
+        if name in seen:
+            lines = f"{seen[name].line} and {row.line}"
             raise UserError(f"{path}: lines {lines} are of one image, {row.path}: remove one")
-        seen[row.path] = row
+        seen[name] = row
     return rows
 
 

@@ -10,13 +10,12 @@ import torch
 
 from common.errors import UserError
 from common.files import sha256_text
-from common.images import Files, UnreadableImage
+from common.images import Files, UnreadableImage, pixel_digest
 from common.machine import choose_device, versions
 from extract.network import BatchMaker, Extraction, choose_engine
 from extract.orders import Brought, Order
 from extract.progress import Stopwatch
 from extract.reading import Unreadable
-from extract.sources import pixel_digest
 
 
 @dataclass(frozen=True)

@@ -1,237 +1,128 @@
-"""Which images of a labelled data set are in the wrong class, in none, or there twice."""
+"""Which images of a labelled data set belong to none of its classes, belong to another one, or are there twice."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from find.calibration import BINS, folder_posterior, share_at_most, tempered
-from find.classes import FOLDS, LEAST_NOISE, Posterior, posterior
-from find.duplicates import Pairs, find_pairs
-from find.evidence import Evidence
-from find.findings import Bin, Finding, Findings
-from find.listing import AT_LEAST, TYPICAL, Images, make_findings, require_features
-from find.scorers import folder_alone
+from find.candidates import Judged, make_candidates, take_one_of_each
+from find.classes import posterior
+from find.duplicates import find_copies
+from find.findings import Findings
+from find.foreign import class_distances
+from find.inputs import Inputs, take_inputs
+from find.listing import TYPICAL, make_findings, require_features
+from find.rates import find_caveat, p_values
 
-LARGE = 20_000  # images, from which on one round with one network has to do
+SMALLEST = 3  # different images of a class that can be judged
+SIMILAR_CLASSES = (
+    "wrong labels seem to go to similar classes here, where images that are hard to tell look just like them"
+)
 
 
 def audit(
-    features: np.ndarray,
-    labels: np.ndarray,
+    features: Any,
+    labels: Any,
     *,
     class_names: Sequence[str] | None = None,
-    paths: Sequence[str] | None = None,
+    paths: Sequence[Any] | None = None,
     splits: Sequence[str] | None = None,
-    digests: np.ndarray | None = None,
+    digests: Any = None,
     rate: float = 0.1,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
 ) -> Findings:
-    """Judge every image of features (n, D) with labels (n,) int by models that never saw it.
+    """Judge every image of features (n, D) with labels (n,); `find.findings` says which questions are answered.
 
     class_names: of the labels 0 … C - 1. paths, splits: of the images. digests: (n, 32) uint8, equal for equal
-    pictures. rate: the false-discovery rate that the flagged ones keep. settings: provenance, taken over.
+    pictures. rate: the false-discovery rate of the flagged ones, of each question. settings: provenance, taken over.
 
-    An image is wrong if its label is (`find.classes`: class posteriors, a noise rate that is estimated, Bayes' rule),
-    or if it belongs to no class. Of pictures that are there more than once with different labels, something is wrong
-    for certain. Raises UserError where there are fewer than 2 classes, a class has a single image, or all have two.
+    "label" is asked where there are two classes or more. Classes of fewer than three different images are not judged.
+    Raises UserError where no class can be judged, and for what `find.inputs.take_inputs` refuses.
     """
-    features, labels = np.asarray(features, np.float32), np.asarray(labels, np.int64)
-    require_features(features)
-    names = [str(name) for name in (range(int(labels.max(initial=-1)) + 1) if class_names is None else class_names)]
-    used, labels = np.unique(labels, return_inverse=True)
-    names = [names[label] for label in used]
-    _require_classes(labels, names)
-    images = Images.numbered(len(labels), paths, splits)
-    pairs = find_pairs(features, digests)
-    judged, wrong, strange = judge(features, labels, pairs, seed)
-    twins, agreement = _twins(pairs), _agreement(pairs, labels)
-    findings = [
-        _finding(i, labels, names, images, judged, wrong[i], strange[i], twins.get(i, []), agreement)
-        for i in sorted(
-            {
-                *np.argsort(-wrong - strange)[: 2 * AT_LEAST].tolist(),
-                *np.flatnonzero(wrong + strange > 0.01).tolist(),
-                *twins,
-            }
-        )
-    ]
+    inputs = take_inputs(
+        features, labels, class_names=class_names, paths=paths, splits=splits, digests=digests, rate=rate, seed=seed
+    )
+    require_features(inputs.features)
+    copies = find_copies(inputs.features, inputs.digests)
+    units, too_small = _large_enough(inputs, take_one_of_each(inputs, copies, inputs.labels))
+    _require_differing(inputs, copies.group[units], inputs.labels[units])
+    judged = judge(inputs.features[units], inputs.labels[units], copies.group[units], inputs.seed, units)
+    names = [inputs.class_names[label] for label in np.unique(inputs.labels[units])]
     typical = {}
     for label, name in enumerate(names):
-        rows = np.flatnonzero(labels == label)
-        typical[name] = images.shown(rows[np.argsort(-judged.ratios[rows, label], kind="stable")[:TYPICAL]])
-    settings = dict(settings or {}) | {"noise_rate": round(judged.noise, 5), "seed": seed}
-    settings["wrong_labels_to_similar_classes"] = round(judged.near, 3)
+        of_class = np.flatnonzero(judged.labels == label)
+        central = of_class[np.argsort(judged.distance[of_class], kind="stable")[:TYPICAL]]
+        typical[name] = inputs.images.shown(judged.rows[central])
+    said: dict[str, Any] = {"seed": inputs.seed}
+    if judged.posterior:
+        said["noise_rate"] = round(judged.posterior.noise, 5)
+        said["wrong_labels_to_similar_classes"] = round(judged.posterior.near, 3)
     return make_findings(
         "audit",
-        findings,
-        len(labels),
-        rate,
+        make_candidates(inputs, copies, judged),
+        len(inputs.features),
+        inputs.rate,
         typical,
-        class_names=names,
-        calibration=check_calibration(judged, labels, seed),
-        settings=settings,
+        caveats=_caveats(judged, inputs.rate),
+        class_names=inputs.class_names,
+        too_small=too_small,
+        settings=dict(settings or {}) | said,
     )
 
 
 def judge(
-    features: np.ndarray, labels: np.ndarray, pairs: Pairs, seed: int
-) -> tuple[Posterior, np.ndarray, np.ndarray]:
-    """The class posteriors, and the probabilities (n,) that the label is wrong and that the image is of no class.
+    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int, rows: np.ndarray | None = None
+) -> Judged:
+    """Judge images of features (m, D) with labels (m,), no two of which are the same picture in the same class.
 
-    Wrong labels that are like hard images are easily overrated. So there are no more of them than the most suspicious
-    labels allow. What a probability means is learnt from labels that are wrong for certain.
+    groups (m,): equal for copies in different classes. rows (m,): what the images are called in the result.
+    An image is foreign if it is far from the others of its class, and also from those of the class that it rather
+    belongs to, if its label is more likely wrong than right.
     """
-    folds = min(FOLDS, int(np.bincount(labels).min()))
-    effort = {"networks": 1, "rounds": 1} if len(labels) > LARGE else {"networks": 3, "rounds": 2}
-    judged = posterior(features, labels, pairs.groups(len(labels)), folds=folds, **effort, seed=seed)
-    most = share_at_most(judged.wrong(labels), with_wrong_labels(judged, labels, seed))
-    judged = replace(judged, noise=max(LEAST_NOISE, min(judged.noise, most)))
-    temper = tempered(judged.wrong(labels), with_wrong_labels(judged, labels, seed), judged.noise)
-    judged = replace(judged, temper=temper)
-    return judged, judged.wrong(labels), no_class(features, judged, labels)
+    rows = np.arange(len(labels)) if rows is None else rows
+    _, labels = np.unique(labels, return_inverse=True)
+    wrong, likely, of_classes = np.zeros(len(labels)), labels, None
+    if labels.max() > 0:
+        of_classes = posterior(features, labels, groups, seed)
+        wrong = of_classes.wrong(labels)
+        others = of_classes.log.copy()
+        others[np.arange(len(labels)), labels] = -np.inf
+        likely = others.argmax(1)
+    distance = class_distances(features, labels, np.where(wrong > 0.5, likely, labels))
+    return Judged(rows, labels, p_values(distance), wrong, likely, distance, of_classes)
 
 
-def with_wrong_labels(judged: Posterior, labels: np.ndarray, seed: int) -> np.ndarray:
-    """The probability (n,) that a label is wrong if every image had another one, drawn as wrong ones are thought to be.
-
-    Models never saw the image, so nothing has to be trained anew.
-    """
-    upto = judged.given_wrong().cumsum(1)[labels]
-    drawn = (np.random.default_rng(seed).random((len(labels), 1)) * upto[:, -1:] > upto).sum(1)
-    return judged.wrong(drawn)
+def _caveats(judged: Judged, rate: float) -> dict[str, str | None]:
+    """Of each question that was asked, why its rate cannot be promised; None where it can."""
+    caveats = {"foreign": find_caveat(judged.foreign, rate)}
+    if judged.posterior:
+        caveats["label"] = SIMILAR_CLASSES if judged.posterior.near > 0.5 else None
+    return caveats
 
 
-def no_class(features: np.ndarray, judged: Posterior, labels: np.ndarray) -> np.ndarray:
-    """The probability (n,) that an image of features (n, D) with a label (n,) is of no class.
-
-    Hard images of a class look like images of none. So what counts is how far beyond the others an image is from the
-    mean of the others of its most likely class, as in a folder that is all there is. An image of no class has a label
-    by chance, so a label that suits the image speaks against. Classes of fewer than ten images hide what is odd in
-    them, and where there are fewer than three nothing is said.
-    """
-    scorer, likely = folder_alone(), judged.log.argmax(1)
-    x = scorer.embed(features)
-    counts = np.bincount(likely, minlength=judged.log.shape[1])
-    means = np.zeros((len(counts), x.shape[1]), np.float32)
-    np.add.at(means, likely, x)
-    means /= np.maximum(counts, 1)[:, None]
-    others = np.maximum(counts[likely] - 1, 1)[:, None]
-    residuals = (x - means[likely]) * np.sqrt((others + 1) / others)  # of one variance in classes of any size
-    evidence = Evidence.alone(*x.shape)(scorer.score(residuals))
-    own, any_label = judged.log[np.arange(len(labels)), labels], -np.log(len(counts))
-    evidence = np.where(counts[likely] < 3, np.minimum(evidence, 0.0), evidence)
-    return folder_posterior(evidence + np.minimum(any_label - own, 0.0))[0]
-
-
-def check_calibration(judged: Posterior, labels: np.ndarray, seed: int) -> tuple[Bin, ...]:
-    """How often a label of each probability is wrong, if labels are as often wrong as estimated.
-
-    `with_wrong_labels` shows which part of all wrong labels gets which probability, with other labels than those from
-    which it was learnt what probabilities mean.
-    """
-    found, simulated = judged.wrong(labels), with_wrong_labels(judged, labels, seed + 1)
-    bars = []
-    for bar in range(BINS):
-        low, high = bar / BINS, (bar + 1) / BINS
-        chosen = (found >= low) & ((found < high) | (bar == BINS - 1))
-        if n := int(chosen.sum()):
-            share = float(((simulated >= low) & ((simulated < high) | (bar == BINS - 1))).mean())
-            observed = min(1.0, share * judged.noise * len(labels) / n)
-            bars.append(Bin(low, high, n, round(float(found[chosen].mean()), 4), round(observed, 4)))
-    return tuple(bars)
-
-
-def _finding(
-    i: int,
-    labels: np.ndarray,
-    names: Sequence[str],
-    images: Images,
-    judged: Posterior,
-    wrong: float,
-    strange: float,
-    twins: list[tuple[int, bool]],
-    agreement: float,
-) -> Finding:
-    label = int(labels[i])
-    others = judged.log[i].copy()
-    others[label] = -np.inf
-    nearest = int(others.argmax())
-    probability, why, kind = 1 - (1 - wrong) * (1 - strange), [], "wrong label"
-    suggested: str | None = names[nearest]
-    if strange > max(wrong, 0.05):
-        kind, suggested = "no class", None
-        why.append("far from every class")
-    else:
-        if judged.ratios[i, label] < 0:
-            why.append("far from its class")
-        if judged.log[i, nearest] > judged.log[i, label]:
-            why.append(f"nearer to {names[nearest]}")
-    conflicts = [(twin, exact) for twin, exact in twins if labels[twin] != label]
-    if twins:
-        exact = any(exact for _, exact in conflicts or twins)
-        if conflicts or probability < 0.5:
-            kind = "duplicate" if exact else "near duplicate"
-        if conflicts:
-            probability = max(probability, 1.0 if exact else agreement)
-            suggested = names[labels[conflicts[0][0]]]
-        for twin, same in twins:
-            what = "duplicate" if same else "near duplicate"
-            label_of = f" with another label, {names[labels[twin]]}" if labels[twin] != label else ""
-            why.append(f"{what} of {images.paths[twin]}{label_of}")
-        if not conflicts and kind != "wrong label":
-            suggested = None
-    scores = {
-        "own class": float(np.exp(judged.log[i, label])),
-        "suggested class": float(np.exp(judged.log[i, nearest])),
-        "wrong label": float(wrong),
-        "no class": float(strange),
-    }
-    return Finding(
-        int(images.rows[i]),
-        images.paths[i],
-        images.splits[i],
-        names[label],
-        suggested,
-        round(float(probability), 6),
-        False,
-        kind,
-        tuple(why),
-        tuple(int(images.rows[twin]) for twin, _ in twins),
-        tuple(images.paths[twin] for twin, _ in twins),
-        {name: round(value, 6) for name, value in scores.items()},
+def _large_enough(inputs: Inputs, units: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
+    """Those of the rows (m,) whose classes can be judged; and the classes that cannot, with the number of images."""
+    counts, images = (
+        np.bincount(inputs.labels[rows], minlength=len(inputs.class_names)) for rows in (units, slice(None))
     )
-
-
-def _twins(pairs: Pairs) -> dict[int, list[tuple[int, bool]]]:
-    """For each image that is there more than once: the others, and whether they are exactly equal."""
-    found = defaultdict(list)
-    for first, second, exact in zip(pairs.first.tolist(), pairs.second.tolist(), pairs.exact.tolist(), strict=True):
-        found[first].append((second, exact))
-        found[second].append((first, exact))
-    return found
-
-
-def _agreement(pairs: Pairs, labels: np.ndarray) -> float:
-    """The share of near duplicates that have one label: how surely such a pair shows one thing."""
-    near = ~pairs.exact
-    same = labels[pairs.first[near]] == labels[pairs.second[near]]
-    return float((same.sum() + 1) / (near.sum() + 2))
-
-
-def _require_classes(labels: np.ndarray, names: Sequence[str]) -> None:
-    if len(names) < 2:
+    small = counts < SMALLEST
+    if small.all():
         raise UserError(
-            f"there are {len(names)} class(es) to audit, at least 2 are needed: use find odd for one folder"
+            f"no class has {SMALLEST} different images or more: too few to know a class by; add images, or use find odd"
         )
-    counts = np.bincount(labels)
-    if counts.min() < 2:
-        raise UserError(
-            f'class "{names[int(counts.argmin())]}" has a single image: each image is judged by others of its class'
-        )
-    if counts.max() < 3:
-        raise UserError("no class has more than 2 images: too few to know a class by; add images")
+    kept = units[~small[inputs.labels[units]]]
+    return kept, {inputs.class_names[label]: int(images[label]) for label in np.flatnonzero(small)}
+
+
+def _require_differing(inputs: Inputs, groups: np.ndarray, labels: np.ndarray) -> None:
+    """Raise UserError where two classes hold the same pictures; groups (m,): of copies."""
+    seen: dict[bytes, int] = {}
+    for label in np.unique(labels):
+        pictures = np.sort(groups[labels == label]).tobytes()
+        if (other := seen.setdefault(pictures, int(label))) != label:
+            names = f'"{inputs.class_names[other]}" and "{inputs.class_names[label]}"'
+            raise UserError(
+                f"the classes {names} hold the same pictures: nothing tells them apart; leave one of them out"
+            )

@@ -1,6 +1,6 @@
 """Class posteriors of every image by classifiers that never saw it, where some of the labels are wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -17,6 +17,9 @@ from train.methods import build_method
 from train.methods.base import Method
 
 FOLDS = 5
+FEW, MANY = 5_000, 20_000  # images: up to FEW a logistic regression has to do beside the Gaussian model; from MANY on
+# one round with one network
+PRIOR = 2000.0  # variance of a logit before any image was seen, in units of 1 / images
 # Strong dropout and few epochs: what matters is how little is left to a class that an image does not belong to, not
 # how often the most likely one is right
 HIDDEN, DROPOUT, RATE, DECAY = 512, 0.8, 5e-3, 0.05
@@ -34,24 +37,20 @@ class Posterior:
     """log p(true class | image) (n, C), and the noise of the labels that suits them best.
 
     noise: the share of wrong labels. near: the share of those that went to a class which is like the true one; the
-    others went to any. similar (C, C): how probable each class is for an image of another one (rows sum to 1). ratios
-    (n, C): log p(image | class) - log p(image | another class than those), of the Gaussian model alone. temper: what
-    probabilities of wrong labels are corrected by.
+    others went to any. similar (C, C): how probable each class is for an image of another one (rows sum to 1).
     """
 
     log: np.ndarray
     noise: float
     near: float
     similar: np.ndarray
-    ratios: np.ndarray
-    temper: Callable[[np.ndarray], np.ndarray] = np.asarray  # which changes nothing
 
     def wrong(self, labels: np.ndarray) -> np.ndarray:
         """p(the label is wrong | image, label) (n,), by Bayes' rule with the noise as prior."""
         q = np.exp(self.log)
         own = q[np.arange(len(labels)), labels]
         others = self.noise * (q * self.given_wrong().T[labels]).sum(1)
-        return self.temper(others / np.maximum(others + (1 - self.noise) * own, 1e-300))
+        return others / np.maximum(others + (1 - self.noise) * own, 1e-300)
 
     def given_wrong(self) -> np.ndarray:
         """p(label | true class, the label is wrong) (C, C)."""
@@ -63,17 +62,18 @@ def any_other(classes: int) -> np.ndarray:
     return (1 - np.eye(classes)) / max(1, classes - 1)
 
 
-def posterior(
-    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, folds: int, networks: int, rounds: int, seed: int
-) -> Posterior:
+def posterior(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> Posterior:
     """The class posteriors of features (n, D) with labels (n,), each by models that were trained on the other folds.
 
-    groups (n,): images of one group, duplicates, are in the same fold. networks: MLPs a fold. rounds: after the first,
-    labels that are more likely wrong than right are left out of training.
+    labels: in 0 … C - 1, at least 2 images each, C ≥ 2. groups (n,): images of one group, copies, are in one fold.
+    After a first round, labels that are more likely wrong than right are left out of training.
     """
+    n = len(labels)
+    networks, rounds = (0, 1) if n <= FEW else (1, 1) if n > MANY else (2, 2)
+    folds = min(FOLDS, int(np.bincount(labels).min()))
     normaliser = Normaliser.fit(features)  # of all images: it knows no label
     generator = np.random.default_rng(seed)
-    trusted = np.ones(len(labels), bool)
+    trusted = np.ones(n, bool)
     for number in range(rounds):
         fold = make_folds(labels, groups, folds, generator)
         scores = out_of_fold(features, labels, fold, trusted, normaliser, networks, seed + 1000 * number)
@@ -103,19 +103,23 @@ def out_of_fold(
     networks: int,
     seed: int,
 ) -> list[np.ndarray]:
-    """Class scores (n, C) of a Gaussian model (log-likelihood ratios) and of `networks` MLPs (logits).
+    """Class scores (n, C): log-likelihood ratios of a Gaussian model, and logits of `networks` MLPs.
 
-    Each row's are those of models trained on the `trusted` rows of the other folds.
+    Without networks, those of a logistic regression. Each row's are those of models trained on the `trusted` rows of
+    the other folds; 0 for a class that has none there.
     """
-    x = torch.from_numpy(normaliser(features))
+    x = torch.from_numpy(normaliser(features)) if networks else torch.empty(0)
     classes = int(labels.max()) + 1
-    scores = [np.empty((len(labels), classes), np.float32) for _ in range(1 + networks)]
+    scores = [np.zeros((len(labels), classes), np.float32) for _ in range(1 + max(1, networks))]
     fast = fast_bfloat16(torch.device("cpu"))
-
-    def gaussian(number: int) -> None:
+    numbers = np.unique(fold).tolist()
+    for number in numbers:
         rest, rows = np.flatnonzero((fold != number) & trusted), np.flatnonzero(fold == number)
-        space = ClassSpace.fit(features[rest], labels[rest], normaliser)
-        scores[0][rows] = space.log_likelihood_ratios(space.embed(features[rows]))
+        known, codes = np.unique(labels[rest], return_inverse=True)
+        space = ClassSpace.fit(features[rest], codes, normaliser)
+        scores[0][np.ix_(rows, known)] = space.log_likelihood_ratios(space.embed(features[rows]))
+        if not networks:
+            scores[1][np.ix_(rows, known)] = _regression(features[rest], codes, features[rows])
 
     def network(number: int, which: int, model: Method) -> None:
         rest, rows = np.flatnonzero((fold != number) & trusted), np.flatnonzero(fold == number)
@@ -124,14 +128,11 @@ def out_of_fold(
             logits = torch.cat([model.encode(part) for part in x[rows].split(4096)])
         scores[which][rows] = logits.numpy()
 
-    numbers = np.unique(fold).tolist()
     models = [
         (number, which, _new_network(x.shape[1], classes, seed + 100 * which + number))
         for number in numbers
         for which in range(1, 1 + networks)
     ]
-    for number in numbers:
-        gaussian(number)
     threads = torch.get_num_threads()
     # Steps this small are not worth sharing among threads: each thread trains a network of its own
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -139,6 +140,16 @@ def out_of_fold(
             done.result()
     torch.set_num_threads(threads)
     return scores
+
+
+def _regression(x: np.ndarray, labels: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Logits (m, C) of new images (m, D) by a logistic regression on x (n, D) with labels (n,) in 0 … C - 1."""
+    from sklearn.linear_model import LogisticRegression
+
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    model = LogisticRegression(C=PRIOR / x.size, max_iter=100, tol=1e-3).fit((x - mean) / std, labels)
+    logits = model.decision_function((new - mean) / std)
+    return np.stack([-logits, logits], 1) / 2 if logits.ndim == 1 else logits
 
 
 def _new_network(dim: int, classes: int, seed: int) -> Method:
@@ -180,7 +191,7 @@ def weigh(scores: Sequence[np.ndarray], labels: np.ndarray) -> Posterior:
     log, noise = _most_likely(scores, labels, any_other(classes))
     q = np.exp(log)
     similar = np.stack([q[labels == label].mean(0) for label in range(classes)]) * (1 - np.eye(classes)) + 1e-12
-    found = Posterior(log, noise, 0.0, similar / similar.sum(1, keepdims=True), scores[0])
+    found = Posterior(log, noise, 0.0, similar / similar.sum(1, keepdims=True))
     for _ in range(2):
         q, sure = np.exp(found.log), found.wrong(labels) > 0.5
         to_similar, to_any = ((q @ kind)[rows, labels][sure] for kind in (found.similar, any_other(classes)))
@@ -205,6 +216,7 @@ def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: 
     some, labels = [part[::every] for part in parts], labels[::every]
     chosen = torch.from_numpy(labels)[:, None]
     to_label = torch.from_numpy(given_wrong.T.astype(np.float32))[labels]
+
     weights = torch.zeros(len(parts), requires_grad=True)
     noise = torch.tensor(-3.0, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, noise], max_iter=100, line_search_fn="strong_wolfe")

@@ -9,15 +9,18 @@ import click
 from common.command_line import CommandLine
 from common.errors import UserError
 from common.store import FeatureStore
-from find.move import undo_command
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from find.findings import Findings
+
+class FindCommandLine(CommandLine):
+    """Nothing is kept of a find that is stopped."""
+
+    again = "the same command starts anew"
 
 
-@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=FindCommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Stage 3: find the odd image in a folder, and wrong labels in a data set."""
 
@@ -27,12 +30,13 @@ def _shared(command: Callable) -> Callable:
     path = click.Path(path_type=Path)
     for option in (
         click.option("--out", type=path, help="The folder of the page and its files.  [default: runs/find-<store>]"),
-        click.option("--root", type=path, help="Where the images are, as when the store was made."),
+        click.option("--root", type=path, help="Where the images are, as --root of the extraction."),
         click.option("--rate", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
                      show_default=True, help="The share of false finds that the flagged ones may have."),
         click.option("--reviewed", type=path, help="Marks of an earlier page, a CSV file: they are honoured."),
-        click.option("--move-to", type=path, help="Move flagged images there; they can be brought back."),
-        click.option("--copy-to", type=path, help="Copy flagged images there."),
+        click.option("--copy-to", type=path, help="Copy flagged images there: a new or an empty folder."),
+        click.option("--list", "list_to", type=path, help="Write the paths of flagged images there; - to print them."),
+        click.option("-0", "--null", is_flag=True, help="End each path of --list with NUL, for xargs -0."),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of all that is drawn."),
     ):  # fmt: skip
         command = option(command)
@@ -52,15 +56,18 @@ def odd(
     With the head of a run, with a reference store, with both, or with nothing but the images themselves.
     """
     from find.oddities import odd as find_odd
+    from find.output import Output
 
     store = _open(store_path)
+    output = Output(store=store, **options)
+    named = _names(store)
     head, held_out = _head(run_path, store, reference)
     given = None if reference is None or head is not None else _labelled(_comparable(reference, store), None)
     found = find_odd(
         _features(store), head=head, reference=given, held_out=held_out, rate=rate, seed=seed,
-        digests=store.image_sha256, settings=_settings(store, run_path, reference), **_names(store),
+        digests=store.image_sha256, settings=_settings(store, run_path, reference), **named,
     )  # fmt: skip
-    _write(found, store, **options)
+    output.write(found, **named)
 
 
 @main.command()
@@ -69,16 +76,16 @@ def odd(
 def audit(store_path: Path, seed: int, rate: float, **options: Any) -> None:
     """Which images of STORE are in the wrong class, in none, or there twice? Prints the page's path last."""
     from find.auditing import audit as find_wrong
+    from find.output import Output
 
     store = _open(store_path)
+    output = Output(store=store, **options)
+    named = _names(store)
     found = find_wrong(
         _features(store), store.labels, class_names=store.class_names, rate=rate, seed=seed,
-        digests=store.image_sha256, settings=_settings(store, None, None), **_names(store),
+        digests=store.image_sha256, settings=_settings(store, None, None), **named,
     )  # fmt: skip
-    _write(found, store, **options)
-
-
-main.add_command(undo_command)
+    output.write(found, own=[store.class_names[label] for label in store.labels], **named)
 
 
 def _open(path: Path) -> FeatureStore:
@@ -167,34 +174,3 @@ def _settings(store: FeatureStore, run: Path | None, reference: Path | None) -> 
         "reference": None if reference is None else str(reference),
         "versions": versions(),
     }
-
-
-def _write(
-    found: "Findings",
-    store: FeatureStore,
-    out: Path | None,
-    root: Path | None,
-    reviewed: Path | None,
-    move_to: Path | None,
-    copy_to: Path | None,
-) -> None:
-    import dataclasses
-
-    from find import move, review
-    from find.page import write_page
-
-    if move_to and copy_to:
-        raise UserError("--move-to and --copy-to exclude each other: give one of them")
-    found = dataclasses.replace(found, root=None if root is None else str(root.resolve()))
-    if reviewed:
-        found = review.apply(found, review.read(reviewed))
-    target = move_to or copy_to
-    if target and root is None:
-        raise UserError("it is not known where the images are: give --root, as when the store was made")
-    folder = out or Path("runs") / f"find-{store.path.stem}"
-    found.write(folder)
-    page = write_page(found, folder, thumbnails=store.thumbnails)
-    click.echo(found.conclusion, err=True)
-    if target and (record := move.put_flagged(found, target, copy=copy_to is not None)):
-        click.echo(f"to undo this: python -m find undo {record}", err=True)
-    click.echo(page)

@@ -1,6 +1,7 @@
 """The same picture more than once: exactly, by the digest of its pixels, or nearly, by the cosine of its features."""
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 
@@ -8,68 +9,59 @@ from train.gaussian import Normaliser
 
 NEAR = 0.95  # cosine of standardised features: the same scene, saved, cut or lit a little differently
 SKETCH = 96  # dimensions of the first look
-BLOCK = 2048
+CELLS = 1 << 24  # of one block of products: 64 MB
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Pairs of rows, first < second (m,) int64; exact (m,) bool: equal pixels; cosine (m,) of their features."""
+class Copies:
+    """group (n,): images of one group show the same picture. equal (n,): those of one number are exactly equal."""
 
-    first: np.ndarray
-    second: np.ndarray
-    exact: np.ndarray
-    cosine: np.ndarray
+    group: np.ndarray
+    equal: np.ndarray
 
-    def groups(self, n: int) -> np.ndarray:
-        """The number of the group of each of n rows (n,): rows that pairs connect share one."""
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-
-        graph = coo_array((np.ones(len(self.first), bool), (self.first, self.second)), shape=(n, n))
-        return connected_components(graph, directed=False)[1]
+    def groups(self) -> list[np.ndarray]:
+        """The rows of each group of two or more, rising."""
+        order = np.argsort(self.group, kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(self.group[order])) + 1)
+        return [part for part in parts if len(part) > 1]
 
 
-def find_pairs(features: np.ndarray, digests: np.ndarray | None = None, near: float = NEAR) -> Pairs:
-    """All pairs of equal digests (n, 32), and all whose features (n, D) have a cosine of at least `near`.
+def find_copies(features: np.ndarray, digests: np.ndarray | None = None, near: float = NEAR) -> Copies:
+    """Copies among images of features (n, D): of equal digests (n, 32) or features, or of a cosine of at least `near`.
 
-    Every pair is looked at, in products of blocks: some seconds for 60,000 images, and four times that for twice as
-    many. From a few hundred thousand on an index of nearest neighbours would be worth its dependency.
+    Equal ones are put together first, and count once from then on. Of the others every pair is looked at, in products
+    of blocks: four times as long for twice as many.
     """
-    x = Normaliser.fit(features)(features)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
-    first, second = _candidates(x, near)
-    cosine = np.concatenate(
-        [
-            np.einsum("ij,ij->i", x[first[i : i + BLOCK]], x[second[i : i + BLOCK]])
-            for i in range(0, max(1, len(first)), BLOCK)
-        ]
-    )
-    kept = cosine >= near
-    found = {(int(a), int(b)): False for a, b in zip(first[kept], second[kept], strict=True)}
+    equal = _number(features)
     if digests is not None:
-        found |= dict.fromkeys(_equal(digests), True)
-    pairs = np.array(sorted(found), np.int64).reshape(-1, 2)
-    exact = np.array([found[a, b] for a, b in pairs.tolist()], bool)
-    cosine = np.einsum("ij,ij->i", x[pairs[:, 0]], x[pairs[:, 1]])
-    return Pairs(pairs[:, 0], pairs[:, 1], exact, cosine)
+        equal = _connected(np.stack([equal, _number(digests) + len(equal)]), 2 * len(equal))[equal]
+    _, first, equal = np.unique(equal, return_index=True, return_inverse=True)
+    x = Normaliser.fit(features[first])(features[first])
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+    group = _connected(_near_pairs(x, near), len(first))
+    return Copies(group[equal], equal)
 
 
-def _equal(digests: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of equal digests; of more than two equal ones each with the first."""
+def _number(rows: np.ndarray) -> np.ndarray:
+    """The number (n,) of the first row that is equal to each of rows (n, D)."""
     first: dict[bytes, int] = {}
-    pairs = []
-    for row, digest in enumerate(digests):
-        other = first.setdefault(digest.tobytes(), row)
-        if other != row:
-            pairs.append((other, row))
-    return pairs
+    return np.array([first.setdefault(sha256(row.tobytes()).digest(), i) for i, row in enumerate(rows)], np.int64)
 
 
-def _candidates(x: np.ndarray, near: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of unit vectors (n, D) that may be so near.
+def _connected(pairs: np.ndarray, n: int) -> np.ndarray:
+    """The number (n,) of the part that each of n nodes is in, of a graph of pairs (2, m)."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
-    A projection onto orthogonal directions makes no distance longer, so none is lost by looking at the directions
-    of most variance first.
+    graph = coo_array((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(n, n))
+    return connected_components(graph, directed=False)[1]
+
+
+def _near_pairs(x: np.ndarray, near: float) -> np.ndarray:
+    """Pairs (2, m) of unit vectors (n, D) whose cosine is at least `near`.
+
+    A projection onto orthogonal directions makes no distance longer, so none is lost by looking at the directions of
+    most variance first.
     """
     n, dim = x.shape
     sketch = x
@@ -79,14 +71,15 @@ def _candidates(x: np.ndarray, near: float) -> tuple[np.ndarray, np.ndarray]:
         sketch = x @ directions[:, -SKETCH:]
     square = (sketch**2).sum(1)
     farthest = 2 - 2 * near + 1e-4
-    firsts, seconds = [], []
-    for start in range(0, n, BLOCK):
-        rows = sketch[start : start + BLOCK]
+    found, step = [np.empty((2, 0), np.int64)], max(1, CELLS // max(1, n))
+    for start in range(0, n, step):
         # |a - b|² ≤ farthest, written so that the product needs one comparison
-        product = rows @ sketch[start:].T
+        product = sketch[start : start + step] @ sketch[start:].T
         product -= 0.5 * square[start:]
-        a, b = np.nonzero(product >= 0.5 * (square[start : start + BLOCK] - farthest)[:, None])
-        later = b > a
-        firsts.append(a[later] + start)
-        seconds.append(b[later] + start)
-    return np.concatenate(firsts), np.concatenate(seconds)
+        a, b = np.nonzero(product >= 0.5 * (square[start : start + step] - farthest)[:, None])
+        a, b = a[b > a] + start, b[b > a] + start
+        for part in range(0, len(a), step):
+            rows = slice(part, part + step)
+            kept = np.einsum("ij,ij->i", x[a[rows]], x[b[rows]]) >= near
+            found.append(np.stack([a[rows][kept], b[rows][kept]]))
+    return np.concatenate(found, 1)

@@ -1,4 +1,16 @@
-"""What was found, typed, and the two files that hold all of it: `findings.json` and `findings.csv`."""
+"""What `find` says of a set of images, typed, and the two files that hold all of it: `findings.json`, `findings.csv`.
+
+Three questions are asked apart, and each finding answers one of them:
+
+- "foreign": this image does not belong here (into none of the classes; in mode "odd": into the folder).
+- "label": this image belongs to the class `suggested`. Mode "audit" alone.
+- "duplicate": this image is there more than once. Never flagged: nothing is wrong with its class.
+
+"foreign" and "label" each keep the asked false-discovery rate for themselves: an image is flagged where its `q` is at
+most the rate. So a page can move the rate without a new run: `flagged == (q <= rate)`. An image has one finding. If it
+is both foreign and in a wrong class, it is foreign. A group of copies has one finding as well: "duplicate" where all
+copies are in one class; "label" where they are not, for the copy in the less likely class, with the others in `copies`.
+"""
 
 import csv
 import dataclasses
@@ -10,41 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.files import readable_json, write_text
+from common.files import claim_folder, readable_json, write_text
 from find.text import safe_cell, visible
 
-FORMAT = 1
+FORMAT = 2
 MODES = ("odd", "audit")
-KINDS = ("wrong label", "no class", "duplicate", "near duplicate", "odd")
+QUESTIONS = ("foreign", "label", "duplicate")
 REVIEWS = ("keep", "wrong", "unsure")
 LIST_MARK = " | "  # between the items of a list in one cell of the CSV file
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One suspicious image.
-
-    row: of the store. path: of the image, below `Findings.root` where that is known; "<split>/<image_index>" where the
-    store has no names. split: "train" or "test". own: the class it is in; None in a folder without classes.
-    suggested: the class it rather belongs to; None where there is none. probability: in [0, 1], that it is wrong or
-    odd. flagged: whether it is in the list that keeps the asked false-discovery rate. kind: one of `KINDS`.
-    why: short texts, such as "nearer to girl". duplicate_of: rows of the images that it repeats, duplicate_paths: their
-    paths. scores: by name, what the probability was made of. review: one of `REVIEWS`, or None.
-    """
-
-    row: int
-    path: str
-    split: str
-    own: str | None
-    suggested: str | None
-    probability: float
-    flagged: bool
-    kind: str
-    why: tuple[str, ...] = ()
-    duplicate_of: tuple[int, ...] = ()
-    duplicate_paths: tuple[str, ...] = ()
-    scores: Mapping[str, float] = field(default_factory=dict)
-    review: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,19 +40,56 @@ class Image:
     path: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One suspicious image, or one group of copies.
+
+    row: of the store.
+    path: of the image, below `Findings.root` where that is known; "<split>/<image_index>" where the store has no names.
+    split: "train" or "test".
+    question: one of `QUESTIONS`.
+    own: the class it is in; None in a folder without classes.
+    suggested: the class it rather belongs to; None unless the question is "label".
+    probability: in [0, 1], that the answer to the question is yes for this image (1 - local false-discovery rate).
+    q: in [0, 1], the lowest false-discovery rate at which this image is flagged; 1 for "duplicate".
+    flagged: q <= the asked rate. A review may change it.
+    why: short texts, such as "nearer to girl".
+    neighbours: of a foreign image the most similar images of the set, the nearest first, no copies of it.
+    copies: the other copies of this picture, exact and near.
+    scores: by name, what the probability was made of.
+    review: one of `REVIEWS`, or None.
+    """
+
+    row: int
+    path: str
+    split: str
+    question: str
+    own: str | None = None
+    suggested: str | None = None
+    probability: float
+    q: float = 1.0
+    flagged: bool = False
+    why: tuple[str, ...] = ()
+    neighbours: tuple[Image, ...] = ()
+    copies: tuple[Image, ...] = ()
+    scores: Mapping[str, float] = field(default_factory=dict)
+    review: str | None = None
+
+
 @dataclass(frozen=True)
 class Threshold:
-    """The part of the list, sorted by probability, that keeps a false-discovery rate.
+    """What one question flags at the asked false-discovery rate.
 
-    asked: the false-discovery rate. probability: the lowest of the flagged ones; 1 where none is. flagged: how many
-    there are. expected_true: the expected share of true finds among them, the mean of their probabilities; None where
-    nothing is flagged.
+    asked: the false-discovery rate.
+    flagged: how many findings are flagged.
+    expected_true: the expected share of true finds among them, 1 - the largest q; None where nothing is flagged.
+    caveat: why the rate cannot be promised here, one sentence for people; None where it can.
     """
 
     asked: float
-    probability: float
     flagged: int
     expected_true: float | None
+    caveat: str | None = None
 
 
 @dataclass(frozen=True)
@@ -101,12 +123,18 @@ class Group:
 class Findings:
     """All that one run of `find` has to say.
 
-    mode: "odd" or "audit". findings: the suspicious images by falling probability; not all images, see `counts`.
-    conclusion: one sentence for people, such as "nothing odd here". class_names: empty in mode "odd". typical: of each
-    class (in mode "odd": of "the folder"), its four most typical images. counts: "images", "findings", "flagged", and
-    the number of each kind that occurs. threshold: see there. calibration: the reliability diagram, empty where nothing
-    could be held out. groups: empty unless there are several. root: the folder that paths start from; None where
-    unknown. settings: provenance: the store's path and identity, the run, versions, what was asked.
+    mode: "odd" or "audit".
+    findings: "foreign" and "label" by falling probability, then "duplicate" by falling number of copies; not all
+    images, see `counts`.
+    conclusion: one sentence for people, such as "nothing odd here".
+    class_names: empty in mode "odd".
+    typical: of each class (in mode "odd": of "the folder"), its four most typical images.
+    counts: "images", "findings", "flagged", and the number of findings of each question.
+    thresholds: of "foreign", and in mode "audit" with two or more classes of "label".
+    too_small: classes whose images were not judged, since there are too few, and how many images each has (0: empty).
+    calibration: the reliability diagram, empty where nothing could be held out. groups: empty unless there are several.
+    root: the folder that paths start from; None where unknown.
+    settings: provenance: the store's path and identity, the run, versions, what was asked.
     """
 
     mode: str
@@ -115,7 +143,8 @@ class Findings:
     class_names: tuple[str, ...]
     typical: Mapping[str, tuple[Image, ...]]
     counts: Mapping[str, int]
-    threshold: Threshold
+    thresholds: Mapping[str, Threshold]
+    too_small: Mapping[str, int] = field(default_factory=dict)
     calibration: tuple[Bin, ...] = ()
     groups: tuple[Group, ...] = ()
     root: str | None = None
@@ -125,11 +154,6 @@ class Findings:
     def flagged(self) -> tuple[Finding, ...]:
         """The findings that keep the asked false-discovery rate."""
         return tuple(finding for finding in self.findings if finding.flagged)
-
-    @property
-    def suspected(self) -> bool:
-        """Whether something is odd, flagged or not; of mode "odd"."""
-        return bool(self.settings.get("anything_odd", 0.0) > self.settings.get("limit", 1.0))
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists, dicts, numbers and texts; `from_json` gives back an equal object."""
@@ -144,10 +168,10 @@ class Findings:
         return cls(
             **{
                 **values,
-                "findings": tuple(_made(Finding, each) for each in values["findings"]),
+                "findings": tuple(_finding(each) for each in values["findings"]),
                 "class_names": tuple(values["class_names"]),
                 "typical": {name: _images(images) for name, images in values["typical"].items()},
-                "threshold": Threshold(**values["threshold"]),
+                "thresholds": {name: Threshold(**each) for name, each in values["thresholds"].items()},
                 "calibration": tuple(Bin(**each) for each in values["calibration"]),
                 "groups": tuple(
                     Group(**{**each, "rows": tuple(each["rows"]), "typical": _images(each["typical"])})
@@ -166,15 +190,20 @@ class Findings:
             writer.writerow([_cell(getattr(finding, name)) for name in names])
         return text.getvalue()
 
-    def write(self, folder: Path) -> None:
-        """Write `findings.json` and `findings.csv` into `folder`, each atomically."""
+    def write(self, folder: Path | str) -> None:
+        """Write `findings.json` and `findings.csv` into `folder`, each atomically. Raises UserError where it cannot be.
+
+        The folder must be new, empty, or one of `find`.
+        """
+        folder = Path(folder)
+        claim_folder(folder)
         write_text(folder / "findings.json", visible(readable_json(self.to_json())))  # JSON reads its escapes back
         write_text(folder / "findings.csv", self.to_csv())
 
     @classmethod
-    def read(cls, folder: Path) -> "Findings":
+    def read(cls, folder: Path | str) -> "Findings":
         """The findings in `folder`. Raises UserError where there are none."""
-        path = folder / "findings.json"
+        path = Path(folder) / "findings.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -182,8 +211,9 @@ class Findings:
         return cls.from_json(content)
 
 
-def _made(cls: type, values: Mapping[str, Any]) -> Any:
-    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+def _finding(values: Mapping[str, Any]) -> Finding:
+    lists = {"why": tuple(values["why"]), **{name: _images(values[name]) for name in ("neighbours", "copies")}}
+    return Finding(**{**values, **lists})
 
 
 def _images(images: Iterable[Mapping[str, Any]]) -> tuple[Image, ...]:
@@ -204,5 +234,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return LIST_MARK.join(f"{name}={number:.6g}" for name, number in value.items())
     if isinstance(value, tuple):
-        return safe_cell(visible(LIST_MARK.join(map(str, value))))
+        texts = (each.path if isinstance(each, Image) else str(each) for each in value)
+        return safe_cell(visible(LIST_MARK.join(texts)))
     return f"{value:.6g}" if isinstance(value, float) else safe_cell(visible(str(value)))

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from find.scorers import folder_alone
+from find.foreign import unit
+from train.gaussian import compress
 
-FEWEST, SMALLEST_SHARE = 5, 0.1  # a smaller group is a few odd images
+FEWEST, SMALLEST_SHARE = 10, 0.1  # a smaller group is a few odd images
 MOST_GROUPS = 6
 DIRECTIONS = 8
 LOOKED_AT = 2000
@@ -24,7 +25,7 @@ def find_groups(features: np.ndarray) -> np.ndarray | None:
     n = len(features)
     if n < 2 * FEWEST:
         return None
-    x = folder_alone().embed(features).astype(np.float64)
+    x = unit(compress(features)).astype(np.float64)
     some = np.random.default_rng(0).permutation(n)[:LOOKED_AT]
     mean = x[some].mean(0)
     _, _, directions = np.linalg.svd(x[some] - mean, full_matrices=False)

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from find.calibration import choose_threshold
-from find.findings import Bin, Finding, Findings, Group, Image
+from find.findings import Bin, Finding, Findings, Group, Image, Threshold
 
 LISTED = 0.02  # findings of a lower probability are left out, but for the first of all
 AT_LEAST = 100
@@ -49,62 +48,79 @@ def make_findings(
     rate: float,
     typical: Mapping[str, tuple[Image, ...]],
     *,
-    clean: bool = False,
+    caveats: Mapping[str, str | None],
     class_names: Sequence[str] = (),
+    too_small: Mapping[str, int] | None = None,
     calibration: tuple[Bin, ...] = (),
     groups: tuple[Group, ...] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> Findings:
-    """The result of a run on n images, of a candidate for each image that may be in the list.
+    """The result of a run on n images, of a candidate for each image that may be in the list; see `Findings`.
 
-    clean: nothing is flagged, whatever the probabilities are. Otherwise something is odd in mode "odd", even where no
-    image is flagged.
+    candidates: `flagged` is set here. caveats: of each question asked, why its rate cannot be promised; None if it can.
     """
-    ranked = sorted(candidates, key=lambda each: (-each.probability, each.row))
-    shown = [number < AT_LEAST or each.probability >= LISTED for number, each in enumerate(ranked)]
-    listed = [each for each, is_shown in zip(ranked, shown, strict=True) if is_shown or each.duplicate_of]
-    threshold = choose_threshold(np.array([each.probability for each in listed]), rate)
-    if clean:
-        threshold = choose_threshold(np.zeros(0), rate)
-    listed = [replace(each, flagged=number < threshold.flagged) for number, each in enumerate(listed)]
-    counts = {"images": n, "findings": len(listed), "flagged": threshold.flagged}
-    counts |= dict(sorted(Counter(each.kind for each in listed).items()))
-    return Findings(
-        mode,
-        tuple(listed),
-        conclude(mode, n, threshold.flagged, threshold.expected_true, groups, mode == "odd" and not clean),
-        tuple(class_names),
-        typical,
-        counts,
-        threshold,
-        calibration,
-        groups,
-        None,
-        settings or {},
+    flagged = [replace(each, flagged=each.question != "duplicate" and each.q <= rate) for each in candidates]
+    ranked = sorted(flagged, key=_rank)
+    listed = [
+        each
+        for number, each in enumerate(ranked)
+        if number < AT_LEAST or each.probability >= LISTED or each.flagged or each.copies
+    ]
+    result = Findings(
+        mode=mode,
+        findings=tuple(listed),
+        conclusion="",
+        class_names=tuple(class_names),
+        typical=typical,
+        counts={"images": n},
+        thresholds={question: Threshold(rate, 0, None, caveat) for question, caveat in caveats.items()},
+        too_small=too_small or {},
+        calibration=calibration,
+        groups=groups,
+        settings=settings or {},
     )
+    return summarise(result)
+
+
+def summarise(findings: Findings) -> Findings:
+    """The same in the order of the list, with the counts, thresholds and conclusion that its findings make."""
+    ranked = tuple(sorted(findings.findings, key=_rank))
+    counts = {"images": findings.counts["images"], "findings": len(ranked)}
+    counts["flagged"] = sum(each.flagged for each in ranked)
+    counts |= dict(sorted(Counter(each.question for each in ranked).items()))
+    thresholds = {}
+    for question, threshold in findings.thresholds.items():
+        q = [each.q for each in ranked if each.flagged and each.question == question]
+        thresholds[question] = replace(threshold, flagged=len(q), expected_true=1 - max(q) if q else None)
+    result = replace(findings, findings=ranked, counts=counts, thresholds=thresholds)
+    return replace(result, conclusion=conclude(result))
+
+
+def _rank(finding: Finding) -> tuple[bool, float]:
+    """The place in the list: single images by falling probability, then copies, the most first; else as they came."""
+    copies = finding.question == "duplicate" and not finding.flagged
+    return copies, -len(finding.copies) if copies else -finding.probability
 
 
 def require_features(features: np.ndarray) -> None:
-    """Raise UserError unless features are (n, D), finite, and not all the same."""
-    if features.ndim != 2:
-        raise UserError(f"features must be (n, D), got {features.shape}: give a vector for each image")
-    if not np.isfinite(features).all():
-        raise UserError("features have values that are not finite: extract them again")
+    """Raise UserError where features (n, D) are all the same."""
     if len(features) and (features == features[0]).all():
         raise UserError(f"all {len(features)} images have the same features: there is nothing to tell them apart by")
 
 
-def conclude(
-    mode: str, n: int, flagged: int, true: float | None, groups: tuple[Group, ...], suspected: bool = False
-) -> str:
-    """What was found in n images, in one sentence.
-
-    true: the expected share of true finds among the flagged ones. suspected: something is odd, flagged or not.
-    """
-    images, what = f"{n:,} images", "odd" if mode == "odd" else "wrong"
-    first = f"{len(groups)} groups of images that do not belong together; " if groups else ""
-    if suspected and not flagged:
-        return f"{first}something is probably odd here ({images}), but no image for certain: look at the first ones"
-    if not flagged:
-        return f"{first}nothing {what} here ({images})"
-    return f"{first}{flagged:,} of {images} flagged as {what}, about {100 * (true or 0):.0f} % of them rightly"
+def conclude(findings: Findings) -> str:
+    """What was found, in one sentence."""
+    images, what = f"{findings.counts['images']:,} images", "odd" if findings.mode == "odd" else "wrong"
+    flagged = Counter(each.question for each in findings.flagged)
+    said = [f"{len(findings.groups)} groups of images that do not belong together"] if findings.groups else []
+    parts = [
+        f"{flagged[question]:,} {'does' if flagged[question] == 1 else 'do'} not belong here"
+        if question == "foreign"
+        else f"{flagged[question]:,} {'belongs' if flagged[question] == 1 else 'belong'} to another class"
+        for question in ("foreign", "label")
+        if flagged[question]
+    ]
+    said.append(f"of {images} {' and '.join(parts)}" if parts else f"nothing {what} here ({images})")
+    if copies := findings.counts.get("duplicate"):
+        said.append(f"{copies:,} {'pictures are' if copies > 1 else 'picture is'} there more than once")
+    return "; ".join(said)

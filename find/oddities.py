@@ -6,30 +6,34 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from find.calibration import folder_posterior
-from find.duplicates import find_pairs
-from find.evidence import Evidence
-from find.findings import Finding, Findings, Group
+from find.candidates import Judged, make_candidates, take_one_of_each
+from find.duplicates import find_copies
+from find.findings import Findings, Group
+from find.foreign import log_distance, unit
 from find.groups import find_groups
-from find.listing import TYPICAL, Images, make_findings, require_features
-from find.scorers import Scorer, folder_alone, from_head, from_reference
+from find.inputs import Inputs, take_features, take_inputs, take_labels
+from find.listing import TYPICAL, make_findings, require_features
+from find.rates import conformal_p_values, find_caveat, p_values
+from find.scorers import Scorer, from_head, from_reference
 from train.gaussian import ClassSpace
 from train.methods.base import Method
 
 FEWEST = 3
 FOLDER = "the folder"
-Reference = tuple[np.ndarray, np.ndarray]
+FOLDERS = 100  # that are made of held-out images, at most
+Reference = tuple[Any, Any]
+Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def odd(
-    features: np.ndarray,
+    features: Any,
     *,
     head: Method | None = None,
     reference: Reference | None = None,
     held_out: Reference | None = None,
-    paths: Sequence[str] | None = None,
+    paths: Sequence[Any] | None = None,
     splits: Sequence[str] | None = None,
-    digests: np.ndarray | None = None,
+    digests: Any = None,
     rate: float = 0.1,
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
@@ -41,68 +45,94 @@ def odd(
     reference has seen; folders made of them say what a score means. Without, half of the reference is kept for that.
     paths, splits, digests, rate, settings: as in `find.auditing.audit`.
 
-    Where the folder holds several groups, each image is judged in its own. Raises UserError for fewer than 3 images,
-    images that are all the same, and a head or reference of another D.
+    Where the folder holds several groups, each image is judged in its own. Raises UserError for fewer than 3 different
+    images, a head or reference of another D, and for what `find.inputs.take_inputs` refuses.
     """
-    features = np.asarray(features, np.float32)
-    if len(features) < FEWEST:
-        raise UserError(f"there are {len(features)} images: at least {FEWEST} are needed to tell which one is odd")
-    require_features(features)
-    for name, given in (("images of the reference", reference), ("held-out images", held_out)):
-        if given and not np.isfinite(given[0]).all():
-            raise UserError(f"the {name} have values that are not finite: extract them again")
-    scorer, evidence_of = judge(head, reference, held_out, len(features), features.shape[1], seed)
-    member = find_groups(features)
-    parts = (
-        [np.arange(len(features))] if member is None else [np.flatnonzero(member == k) for k in range(member.max() + 1)]
-    )
-    scores = np.empty(len(features))
-    log_ratios = np.empty(len(features))
-    embedded = scorer.embed(features)
-    for part in parts:
-        scores[part] = scorer.score(embedded[part])
-        log_ratios[part] = evidence_of(len(part))(scores[part])
-    probability, anything = folder_posterior(log_ratios)
-    limit = max(evidence_of(len(part)).limit for part in parts)
-    images = Images.numbered(len(features), paths, splits)
-    groups = () if member is None else tuple(_group(k, part, scores, images) for k, part in enumerate(parts))
-    candidates = _candidates(features, digests, probability, scores, member, images)
-    said = {"scores": scorer.name, "anything_odd": round(anything, 6), "limit": round(limit, 6), "seed": seed}
+    inputs = take_inputs(features, paths=paths, splits=splits, digests=digests, rate=rate, seed=seed)
+    require_features(inputs.features)
+    _require_enough(len(inputs.features), "")
+    copies = find_copies(inputs.features, inputs.digests)
+    counted = take_one_of_each(inputs, copies, np.zeros(len(inputs.features), np.int64))
+    _require_enough(len(counted), "different ")
+    x = inputs.features[counted]
+    name, judge = make_judge(head, _taken(reference, "reference"), _taken(held_out, "held-out images"), x, inputs.seed)
+    member = find_groups(x)
+    parts = [np.arange(len(x))] if member is None else [np.flatnonzero(member == k) for k in range(member.max() + 1)]
+    if head is None and reference is None:  # near images are in the same group anyhow
+        scores, p = judge(x)
+    else:
+        scores, p = np.empty(len(x)), np.empty(len(x))
+        for part in parts:
+            scores[part], p[part] = judge(x[part])
+    no_label = np.zeros(len(x), np.int64)
+    central = np.argsort(scores, kind="stable")
+    groups = [(counted[part], counted[central[np.isin(central, part)][:TYPICAL]]) for part in parts]
     return make_findings(
         "odd",
-        candidates,
-        len(features),
-        rate,
-        {FOLDER: images.shown(np.argsort(scores, kind="stable")[:TYPICAL])},
-        clean=anything <= limit,
-        calibration=evidence_of(len(features)).calibration,
-        groups=groups,
-        settings=dict(settings or {}) | said,
+        make_candidates(inputs, copies, Judged(counted, no_label, p, np.zeros(len(x)), no_label, scores, None)),
+        len(inputs.features),
+        inputs.rate,
+        {FOLDER: inputs.images.shown(counted[central[:TYPICAL]])},
+        caveats={"foreign": find_caveat(p, inputs.rate)},
+        groups=() if member is None else tuple(_group(inputs, k, *group) for k, group in enumerate(groups)),
+        settings=dict(settings or {}) | {"scores": name, "seed": inputs.seed},
     )
 
 
-def judge(
-    head: Method | None, reference: Reference | None, held_out: Reference | None, size: int, dim: int, seed: int
-) -> tuple[Scorer, Callable[[int], Evidence]]:
-    """What scores the images of a folder of `size` images, and for each number of images what a score says."""
-    if reference and not held_out and not head:
-        reference, held_out = halves(*reference, seed)
+def _require_enough(n: int, what: str) -> None:
+    if n < FEWEST:
+        raise UserError(f"there are {n} {what}images: at least {FEWEST} are needed to tell which one is odd")
+
+
+def make_judge(
+    head: Method | None, reference: Reference | None, held_out: Reference | None, folder: np.ndarray, seed: int
+) -> tuple[str, Judge]:
+    """What scores come from, and what gives the images (n, D) of one group scores (n,) and p-values (n,).
+
+    folder (m, D): the images to be judged.
+    """
+    if head is None and reference is None:
+        return "the folder alone", judge_alone
     if head:
         scorer, held_out = from_head(head), held_out or reference
-    elif reference:
-        _, labels = np.unique(reference[1], return_inverse=True)
-        scorer = from_reference(ClassSpace.fit(np.asarray(reference[0], np.float32), labels))
     else:
-        scorer = folder_alone()
-    if scorer.dim not in (None, dim):
+        assert reference is not None
+        if held_out is None:
+            reference, held_out = halves(*reference, seed)
+        _, labels = np.unique(reference[1], return_inverse=True)
+        scorer = from_reference(ClassSpace.fit(reference[0], labels))
+    if scorer.dim not in (None, folder.shape[1]):
         raise UserError(
-            f"the folder's features have {dim} dimensions, {scorer.name} is made for {scorer.dim}: "
+            f"the folder's features have {folder.shape[1]} dimensions, {scorer.name} is made for {scorer.dim}: "
             "extract the folder with the same backbone, layers and image size"
         )
-    if held_out:
-        learnt = Evidence.learn(scorer, *held_out, size, seed)
-        return scorer, lambda _: learnt
-    return scorer, lambda images: Evidence() if head else Evidence.alone(images, dim)
+    known = None if held_out is None else clean_scores(scorer, *held_out, len(folder), seed)
+
+    def judge(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores = scorer(x)
+        return scores, p_values(scores) if known is None else conformal_p_values(scores, known)
+
+    return scorer.name, judge
+
+
+def judge_alone(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (n,) and p-values (n,) of images (n, D) by nothing but each other."""
+    u = unit(x)
+    scores = log_distance(u, u)
+    return scores, p_values(scores)
+
+
+def clean_scores(scorer: Scorer, features: np.ndarray, labels: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """The scores of images in folders of `size` images of one class, of features (n, D) with labels (n,)."""
+    generator = np.random.default_rng(seed)
+    embedded, scores = scorer.embed(features), []
+    classes = [rows for label in np.unique(labels) if len(rows := np.flatnonzero(labels == label)) >= FEWEST]
+    if not classes:
+        raise UserError(f"no class of the held-out images has {FEWEST} images: give more, or leave them out")
+    for number in generator.permutation(len(classes))[:FOLDERS]:
+        rows = classes[number]
+        scores.append(scorer.score(embedded[generator.permutation(rows)[: max(FEWEST, size)]]))
+    return np.concatenate(scores)
 
 
 def halves(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Reference, Reference]:
@@ -112,51 +142,12 @@ def halves(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Referen
     return (features[order[::2]], labels[order[::2]]), (features[order[1::2]], labels[order[1::2]])
 
 
-def _group(number: int, part: np.ndarray, scores: np.ndarray, images: Images) -> Group:
-    typical = part[np.argsort(scores[part], kind="stable")[:TYPICAL]]
-    rows = tuple(int(row) for row in images.rows[part])
-    return Group(f"group {number + 1}", len(part), rows, images.shown(typical))
+def _taken(images: Reference | None, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    if images is None:
+        return None
+    features = take_features(images[0], f"the images of the {name}")
+    return features, take_labels(images[1], len(features))[0]
 
 
-def _candidates(
-    features: np.ndarray,
-    digests: np.ndarray | None,
-    probability: np.ndarray,
-    scores: np.ndarray,
-    member: np.ndarray | None,
-    images: Images,
-) -> list[Finding]:
-    pairs = find_pairs(features, digests)
-    twins: dict[int, list[int]] = {}
-    exact: set[int] = set()
-    for first, second, same in zip(pairs.first.tolist(), pairs.second.tolist(), pairs.exact.tolist(), strict=True):
-        twins.setdefault(second, []).append(first)  # the first of them is no surplus
-        exact |= {second} if same else set()
-    middle = np.median(scores)
-    spread = np.median(np.abs(scores - middle)) + 1e-9
-    found = []
-    for i in np.flatnonzero((probability > 0.01) | np.isin(np.arange(len(scores)), list(twins))).tolist():
-        others = twins.get(i, [])
-        is_odd = probability[i] >= 0.5 or not others
-        kind = "odd" if is_odd else "duplicate" if i in exact else "near duplicate"
-        place = "the folder" if member is None else f"group {member[i] + 1}"
-        why = [f"far from the other images of {place}"] if is_odd else []
-        word = "duplicate" if i in exact else "near duplicate"
-        why += [f"{word} of {images.paths[other]}" for other in others]
-        found.append(
-            Finding(
-                int(images.rows[i]),
-                images.paths[i],
-                images.splits[i],
-                None,
-                None,
-                round(float(probability[i]), 6),
-                False,
-                kind,
-                tuple(why),
-                tuple(int(images.rows[other]) for other in others),
-                tuple(images.paths[other] for other in others),
-                {"score": round(float(scores[i]), 6), "deviations": round(float((scores[i] - middle) / spread), 3)},
-            )
-        )
-    return found
+def _group(inputs: Inputs, number: int, rows: np.ndarray, typical: np.ndarray) -> Group:
+    return Group(f"group {number + 1}", len(rows), tuple(np.sort(rows).tolist()), inputs.images.shown(typical))

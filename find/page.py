@@ -12,34 +12,36 @@ from urllib.parse import quote
 
 import numpy as np
 
-from common.errors import UserError
-from common.files import sha256_text, write_text, writing_to
-from find.findings import Findings, Image
+from common.files import claim_folder, sha256_text, write_text, writing_to
+from find.findings import QUESTIONS, Finding, Findings, Image
+from find.listing import TYPICAL
 from find.pictures import THUMBNAIL, make_pictures
 from find.text import visible
 
 TEMPLATES = Path(__file__).with_name("templates")
 GENERATOR = "set-anomaly find"
 PREVIEWS = 500
+PICTURES = "pictures"
+BESIDE = 5  # of one finding in so many, from the first, the images beside it are made small, too
 SCALE = 1_000_000  # probabilities are written as whole millionths
 
 
 def write_page(
-    findings: Findings, folder: Path, *, thumbnails: np.ndarray | None = None, previews: int = PREVIEWS
+    findings: Findings, folder: Path | str, *, thumbnails: np.ndarray | None = None, previews: int = PREVIEWS
 ) -> Path:
     """Write `index.html` and `pictures/` into `folder`; the path of the page.
 
     thumbnails: of the store, (N, H, W, 3) uint8, for images whose original cannot be read. previews: of how many
     findings a small picture is made, from the first; the others show their original, where it is now.
-    Raises UserError where the folder cannot be written, or has an `index.html` that is no page of find.
+    Raises UserError where the folder cannot be written, or is somebody's.
     """
+    folder = Path(folder)
+    claim_folder(folder)
     page = folder / "index.html"
-    if page.exists() and GENERATOR not in page.read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise UserError(f"{page} is there already and is no page of find: choose another folder")
     data = _data(findings)
     # The marks in a browser belong to a result. So do its pictures: an older page stays whole meanwhile
     data["digest"] = sha256_text(json.dumps(data))[:16]
-    made = _pictures(findings, folder / "pictures" / data["digest"], thumbnails, previews)
+    made = _pictures(findings, folder / PICTURES / data["digest"], thumbnails, previews)
     data["pictures"] = {str(row): name for row, (name, _) in made.items()}
     style, *scripts = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "marks.js", "page.js"))
     script = "".join(scripts)
@@ -48,7 +50,8 @@ def write_page(
         generator=GENERATOR,
         findings=findings,
         name=visible(Path(findings.root).name) if findings.root else "the data set",
-        kinds=_kinds(findings),
+        rate=max((threshold.asked for threshold in findings.thresholds.values()), default=1.0),
+        questions=[question for question in QUESTIONS if findings.counts.get(question)],
         from_thumbnails=sum(origin == THUMBNAIL for _, origin in made.values()),
         beyond=max(0, len(findings.findings) - previews) if findings.root else 0,
         previews=previews,
@@ -65,21 +68,27 @@ def write_page(
 def _pictures(
     findings: Findings, folder: Path, thumbnails: np.ndarray | None, previews: int
 ) -> dict[int, tuple[str, str]]:
-    """Make the pictures of the first findings, of what they repeat, and of every typical image that the page shows."""
-    images = [Image(each.row, each.path) for each in findings.findings[:previews]]
-    for each in findings.findings[:previews]:
-        images += map(Image, each.duplicate_of[:1], each.duplicate_paths[:1])
+    """Make the pictures of the first findings, of what is beside them, and of every typical image that is shown."""
+    first = findings.findings[:previews]
+    images = [Image(each.row, each.path) for each in first]
+    images += (image for each in first[: previews // BESIDE] for image in _beside(each))
     images += (image for group in _typical(findings).values() for image in group)
     root = Path(findings.root) if findings.root else None
     wanted = {image.row: root / image.path if root else None for image in images}
     if root is None:  # there is nothing else to show of the others
         wanted.update({each.row: None for each in findings.findings[: previews * 10]})
+        wanted.update({image.row: None for each in first for image in _beside(each)})
 
     def thumbnail(row: int) -> np.ndarray | None:
         return None if thumbnails is None or not 0 <= row < len(thumbnails) else thumbnails[row]
 
     with writing_to(folder):
         return make_pictures(wanted, folder, thumbnail)
+
+
+def _beside(finding: Finding) -> tuple[Image, ...]:
+    """The images that are shown beside a finding: some of its copies, and of those that are most like it."""
+    return finding.copies[:TYPICAL] + finding.neighbours[:TYPICAL]
 
 
 def _typical(findings: Findings) -> dict[str, tuple[Image, ...]]:
@@ -94,47 +103,42 @@ def _data(findings: Findings) -> dict[str, Any]:
     found = findings.findings
     names = _numbered(name for each in found for name in (each.own, each.suggested) if name is not None)
     whys = _numbered(text for each in found for text in each.why)
-    kinds = _numbered(_kinds(findings))
+    asked = max((threshold.asked for threshold in findings.thresholds.values()), default=1.0)
     # What a URL holds of a path is its bytes; the script makes it from the text, but where that is not all of them
-    urls = {number: quote(os.fsencode(each.path)) for number, each in enumerate(found) if _hidden(each.path)}
+    paths = {each.path for each in found} | {image.path for each in found for image in _beside(each)}
     return {
         "mode": findings.mode,
         "root": visible(findings.root or ""),
         "rootUrl": Path(findings.root).absolute().as_uri() if findings.root else "",
         "scale": SCALE,
-        "threshold": int(findings.threshold.probability * SCALE) if findings.threshold.flagged else 0,
+        "rate": asked if findings.flagged else 1,
         "names": [visible(name) for name in names],
-        "kinds": list(kinds),
+        "questions": QUESTIONS,
         "whys": [visible(text) for text in whys],
         "row": [each.row for each in found],
         "path": [visible(each.path) for each in found],
-        "urls": urls,
+        "urls": {visible(path): quote(os.fsencode(path)) for path in sorted(paths) if visible(path) != path},
         "own": [-1 if each.own is None else names[each.own] for each in found],
         "suggested": [-1 if each.suggested is None else names[each.suggested] for each in found],
         "probability": [int(each.probability * SCALE) for each in found],
-        "kind": [kinds[each.kind] for each in found],
+        "q": [round(each.q * SCALE) for each in found],
+        "question": [QUESTIONS.index(each.question) for each in found],
         "why": [[whys[text] for text in each.why] for each in found],
-        "twins": {number: _twins(each) for number, each in enumerate(found) if each.duplicate_of},
-        "review": {number: each.review for number, each in enumerate(found) if each.review},
+        "times": {i: len(each.copies) + 1 for i, each in enumerate(found) if each.copies},
+        "copies": {i: _pairs(each.copies) for i, each in enumerate(found) if each.copies},
+        "neighbours": {i: _pairs(each.neighbours) for i, each in enumerate(found) if each.neighbours},
+        "review": {i: each.review for i, each in enumerate(found) if each.review},
         "typical": {visible(name): [image.row for image in images] for name, images in _typical(findings).items()},
     }
 
 
-def _twins(finding: Any) -> list[list[Any]]:
-    return [[row, visible(path)] for row, path in zip(finding.duplicate_of, finding.duplicate_paths, strict=False)]
-
-
-def _kinds(findings: Findings) -> list[str]:
-    return sorted({each.kind for each in findings.findings})
+def _pairs(images: Sequence[Image]) -> list[tuple[int, str]]:
+    return [(image.row, visible(image.path)) for image in images[:TYPICAL]]
 
 
 def _numbered(texts: Iterable[str]) -> dict[str, int]:
     """Each different text and its number, in the order of the alphabet."""
     return {text: number for number, text in enumerate(sorted(set(texts)))}
-
-
-def _hidden(path: str) -> bool:
-    return visible(path) != path
 
 
 def _for_script(data: dict[str, Any]) -> Any:

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
+from common.images import UnreadableImage, read_image
+from common.progress import Progress
 
 LONGEST = 512  # pixels; a larger picture is made this small
 SMALL = 128  # up to here a picture is kept as it is, as PNG, which the page shows with crisp pixels; larger is JPEG
@@ -32,19 +36,25 @@ def make_pictures(
         pixels = thumbnail(row)
         return row, None if pixels is None else (_from_pixels(pixels, folder, row), THUMBNAIL)
 
-    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-        return {row: made for row, made in pool.map(make, wanted.items()) if made is not None}
+    pictures = {}
+    with (
+        ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool,
+        Progress(len(wanted), "making pictures", "pictures") as progress,
+    ):
+        for row, picture in pool.map(make, wanted.items()):
+            progress.update()
+            if picture is not None:
+                pictures[row] = picture
+    return pictures
 
 
 def _from_file(path: Path, folder: Path, row: int) -> str | None:
     """Write the picture of an original: its name, or None where it cannot be read."""
-    from PIL import Image
-
+    if not path.is_file():  # reading a pipe would never end
+        return None
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (LONGEST, LONGEST))  # a JPEG is decoded at a fraction of its size
-            picture = _upright_on_white(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        picture = Image.fromarray(read_image(path, least_side=LONGEST))
+    except UnreadableImage:
         return None
     if max(picture.size) <= SMALL:
         return _saved(picture, folder / f"{row}.png")
@@ -53,24 +63,15 @@ def _from_file(path: Path, folder: Path, row: int) -> str | None:
 
 
 def _from_pixels(pixels: np.ndarray, folder: Path, row: int) -> str:
-    from PIL import Image
-
     return _saved(Image.fromarray(np.ascontiguousarray(pixels)), folder / f"{row}.png")
 
 
 def _saved(picture: Any, path: Path, **options: Any) -> str:
-    picture.save(path, **options)
+    """Write a picture; a page that shows the file meanwhile sees a whole one."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
+    try:
+        picture.save(temporary, **options)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path.name
-
-
-def _upright_on_white(image: Any) -> Any:
-    """The image as RGB, turned as its EXIF says, what is transparent white, 16-bit grey in its full range."""
-    from PIL import Image, ImageOps
-
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")

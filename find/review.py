@@ -1,70 +1,91 @@
 """What people said about findings: read from the page's CSV file and honoured by the next run."""
 
+import codecs
 import csv
-import dataclasses
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.errors import UserError, unknown_name
-from find.findings import REVIEWS, Finding, Findings, Threshold
-from find.listing import conclude
+from find.findings import REVIEWS, Finding, Findings
+from find.listing import Images, summarise
 from find.text import plain_cell, visible
+
+DELIMITERS = ",;\t"  # Excel's depends on the country; its "Unicode text" has tabs
 
 
 def read(file: Path) -> dict[str, str]:
-    """The reviews in a CSV file with the columns `path` and `review`, by path; the page's export, or `findings.csv`.
+    """The reviews in a CSV file with the columns `path` and `review`, by path: the page's export, or `findings.csv`.
 
-    Lines without a review are passed over. Raises UserError where it cannot be read, or a review is none of `REVIEWS`.
+    As the page wrote it, or as a spreadsheet saved it: with commas, semicolons or tabs, in UTF-8 or UTF-16. Lines
+    without a review are passed over. Raises UserError where it cannot be read, or a review is none of `REVIEWS`.
     """
     reviews = {}
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            table = csv.DictReader(lines, strict=True)
-            if not {"path", "review"} <= set(table.fieldnames or ()):
-                raise UserError(f'{file} has no columns "path" and "review": give a file that the page exported')
-            for line in table:
-                path, review = line["path"], (line["review"] or "").strip().lower()
-                if review and review not in REVIEWS:
-                    raise unknown_name(f"review in {file}, line {table.line_num}:", review, REVIEWS)
-                if path and review:
-                    reviews[plain_cell(path)] = review
-    except OSError as error:
-        raise UserError(f"cannot read the reviews {file} ({error.strerror}): check the path") from error
-    except (csv.Error, UnicodeDecodeError) as error:
+        for number, path, review in _lines(file):
+            if review and review not in REVIEWS:
+                raise unknown_name(f"review in {file}, line {number}:", review, REVIEWS)
+            if path and review:
+                reviews[plain_cell(path)] = review
+    except (csv.Error, UnicodeError) as error:
         raise UserError(f"{file} is not a CSV file in UTF-8 ({error}): export it from the page again") from error
     return reviews
 
 
-def apply(findings: Findings, reviews: Mapping[str, str]) -> Findings:
-    """The findings as people corrected them.
+def _lines(file: Path) -> list[tuple[int, str, str]]:
+    """The number of each line, its path and its review."""
+    if file.exists() and not file.is_file():  # reading a pipe or a device might never end
+        raise UserError(f"{file} is no regular file: give a CSV file that the page exported")
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the reviews {file} ({error.strerror}): check the path") from error
+    text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    declared = text.startswith("sep=") and len(text) > 4  # a line by which Excel knows the delimiter
+    lines = io.StringIO(text.partition("\n")[2] if declared else text, newline="")
+    delimiter = text[4] if declared else max(DELIMITERS, key=text.partition("\n")[0].count)
+    table = csv.reader(lines, delimiter=delimiter, strict=True)
+    header = [name.strip().lower() for name in next(table, [])]
+    if not {"path", "review"} <= set(header):
+        raise UserError(f'{file} has no columns "path" and "review": give a file that the page exported')
+    cells = [(table.line_num + declared, dict(zip(header, line, strict=False))) for line in table]
+    return [(number, line.get("path", ""), line.get("review", "").strip().lower()) for number, line in cells]
 
-    "keep": not flagged, probability 0. "wrong": flagged, probability 1. "unsure": as it was. Each bears its review.
-    The list is sorted anew, and its counts, threshold and conclusion are those of the new list.
+
+def apply(
+    findings: Findings, reviews: Mapping[str, str], images: Images, own: Sequence[str] | None = None
+) -> tuple[Findings, list[str]]:
+    """The findings as people corrected them, and the paths of reviews that match no image.
+
+    images: all that were judged. own: the class of each, None where there are none.
+    "keep": not flagged, probability 0. "wrong": flagged, probability 1, also where the image was not in the list.
+    "unsure": as it was. Each bears its review. The list is sorted anew; its counts and conclusion are of the new list.
     """
-    reviewed = [_reviewed(finding, reviews.get(visible(finding.path), finding.review)) for finding in findings.findings]
-    reviewed.sort(key=lambda finding: -finding.probability)  # stable: equal ones stay in their order
-    flagged = [finding.probability for finding in reviewed if finding.flagged]
-    threshold = Threshold(
-        findings.threshold.asked,
-        flagged[-1] if flagged else 1.0,
-        len(flagged),
-        sum(flagged) / len(flagged) if flagged else None,
-    )
-    n = findings.counts["images"]
-    # Who keeps an image has looked at what was suspected
-    suspected = findings.suspected and not any(finding.review == "keep" for finding in reviewed)
-    return dataclasses.replace(
-        findings,
-        findings=tuple(reviewed),
-        threshold=threshold,
-        counts={**findings.counts, "flagged": len(flagged)},
-        conclusion=conclude(findings.mode, n, len(flagged), threshold.expected_true, findings.groups, suspected),
-    )
+    place = {visible(path): i for i, path in enumerate(images.paths)}
+    listed = {visible(each.path) for each in findings.findings}
+    added = [
+        Finding(
+            row=int(images.rows[i]),
+            path=images.paths[i],
+            split=images.splits[i],
+            question="foreign",
+            own=None if own is None else own[i],
+            probability=0.0,
+            why=("marked by you",),
+        )
+        for path, review in reviews.items()
+        if review == "wrong" and path not in listed and (i := place.get(path)) is not None
+    ]
+    reviewed = [_reviewed(each, reviews.get(visible(each.path), each.review)) for each in (*findings.findings, *added)]
+    result = summarise(replace(findings, findings=tuple(reviewed)))
+    return result, [path for path in reviews if path not in place]
 
 
 def _reviewed(finding: Finding, review: str | None) -> Finding:
     if review == "keep":
-        return dataclasses.replace(finding, review=review, flagged=False, probability=0.0)
+        return replace(finding, review=review, flagged=False, probability=0.0, q=1.0)
     if review == "wrong":
-        return dataclasses.replace(finding, review=review, flagged=True, probability=1.0)
-    return dataclasses.replace(finding, review=review)
+        question = "foreign" if finding.question == "duplicate" else finding.question
+        return replace(finding, review=review, flagged=True, probability=1.0, q=0.0, question=question)
+    return replace(finding, review=review)

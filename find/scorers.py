@@ -1,4 +1,4 @@
-"""How odd each image of a folder is: by a trained head, by a store of other classes, or by the folder alone."""
+"""How odd each image of a folder is: by a trained head, or by a store of other classes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,17 +7,15 @@ import numpy as np
 import torch
 
 from common.errors import UserError
-from train.gaussian import ClassSpace, compress
+from find.foreign import log_distance, unit
+from train.gaussian import ClassSpace
 from train.methods.base import Method
 from train.methods.deep_plda import DeepPLDA
 from train.methods.normalised_plda import NormalisedPLDA
 from train.methods.posterior import ClassPosterior, log_complement
 from train.methods.posterior_transformer import PosteriorTransformer
 
-FOLDER_POWER = 0.7
-RIDGE = 0.3  # times the variance of the folder, spread evenly over as many directions as it has images
-FOLDER_WEIGHT, HALF_WEIGHT = 15.0, 10  # of the folder's own score beside another; half of it for so many images
-LOOKS_TWICE = 20  # images, of which enough can be left out
+FOLDER_WEIGHT = 5.0  # of the distance to other images of the folder, beside a log-likelihood ratio
 ODD_BEFORE = 0.1  # the share of odd images that a robust estimate reckons with
 ROUNDS = 8  # random sets that each image is judged in, by a head that knows sets alone
 SETS_AT_ONCE = 512
@@ -45,11 +43,6 @@ class Scorer:
         return self.score(self.embed(features))
 
 
-def folder_alone() -> Scorer:
-    """Nothing but the folder: Mahalanobis distances from the others' mean, the covariance strongly shrunk."""
-    return Scorer("the folder alone", _shape, leverage)
-
-
 def from_reference(space: ClassSpace) -> Scorer:
     """Reference statistics: log p(image | another class) - log p(image | the class of the folder's others)."""
     return _beside_folder("reference statistics", space.embed, lambda x: _alone(x, space.ratio), len(space.mean))
@@ -74,44 +67,13 @@ def from_head(head: Method) -> Scorer:
 
 
 def _beside_folder(name: str, embed: Embed, score: Score, dim: int) -> Scorer:
-    """What is known from other classes, and what the folder shows itself: how images of its class differ.
-
-    The more images it has, the more it can say.
-    """
+    """What is known from other classes, and what the folder shows itself: how near its images are to each other."""
     return Scorer(
         name,
-        lambda features: np.concatenate([embed(features), _shape(features)], 1),
-        lambda x: score(x[:, :-dim]) + FOLDER_WEIGHT * len(x) / (len(x) + HALF_WEIGHT) * leverage(x[:, -dim:]),
+        lambda features: np.concatenate([embed(features), unit(features)], 1),
+        lambda x: score(x[:, :-dim]) + FOLDER_WEIGHT * log_distance(x[:, -dim:], x[:, -dim:]),
         dim,
     )
-
-
-def leverage(x: np.ndarray) -> np.ndarray:
-    """log xᵀ(S + c)⁻¹x of each image, S being the scatter of all others around the mean, x (n, K) → (n,).
-
-    With h, its leverage in the scatter of all, that is h / (1 - h) (Sherman and Morrison). The oddest of a first look
-    are left out of mean and scatter at a second, so that several of a kind do not hide each other.
-    """
-    score = _leverage(x, np.ones(len(x), bool))
-    if len(x) < LOOKS_TWICE:
-        return score
-    return _leverage(x, score <= np.quantile(score, 1 - ODD_BEFORE))
-
-
-def _leverage(x: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    x = x.astype(np.float64) - x[kept].mean(0)
-    used = x[kept]
-    ridge = max(RIDGE * float((used**2).sum()) / len(used), 1e-12)
-    if len(used) > x.shape[1]:
-        inverse = np.linalg.inv(used.T @ used + ridge * np.eye(x.shape[1]))
-        inside = np.einsum("ij,ij->i", x @ inverse, x)
-    else:  # the same by the products of the images
-        product = x @ used.T
-        gram = product[kept]
-        solved = np.linalg.solve(gram + ridge * np.eye(len(used)), product.T).T
-        inside = ((x**2).sum(1) - np.einsum("ij,ij->i", solved, product)) / ridge
-    inside = np.maximum(inside, 1e-12)
-    return np.log(np.where(kept, inside / np.maximum(1 - inside, 1e-9), inside))
 
 
 def _alone(x: np.ndarray, ratio: np.ndarray) -> np.ndarray:
@@ -176,11 +138,3 @@ def _encode(head: Method, features: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         parts = torch.from_numpy(np.asarray(features, np.float32)).split(ENCODED_AT_ONCE)
         return torch.cat([head.encode(part) for part in parts]).numpy()
-
-
-def _shape(features: np.ndarray) -> np.ndarray:
-    return _unit(compress(features, FOLDER_POWER))
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)

@@ -122,21 +122,34 @@ def make_findings(
     if probabilities is None:
         probabilities = [1 - (i + 0.5) / len(paths) for i in range(len(paths))]
     audit = mode == "audit"
-    kind = "wrong label" if audit else "odd"
+    question, rate = ("label" if audit else "foreign"), 0.2
     found = []
     for i, (path, probability) in enumerate(zip(paths, probabilities, strict=True)):
         own, suggested = (names[(i + k) % len(names)] if audit else None for k in (0, 1))
+        q = rate * (i + 1) / flagged if i < flagged else rate + (1 - rate) * (i + 1) / len(paths)
         why = (f"nearer to {suggested}", f"far from {own}") if audit else ("far from the others",)
-        found.append(Finding(i, path, "train", own, suggested, probability, i < flagged, kind, why))
-    top = probabilities[:flagged]
+        found.append(
+            Finding(
+                row=i,
+                path=path,
+                split="train",
+                question=question,
+                own=own,
+                suggested=suggested,
+                probability=probability,
+                q=q,
+                flagged=i < flagged,
+                why=why,
+            )
+        )
     typical = tuple(ImageOfStore(each.row, each.path) for each in found[:4])
     values: dict[str, Any] = {
         "findings": tuple(found),
         "conclusion": f"{flagged} of {len(paths)} images" if flagged else "nothing odd here",
         "class_names": tuple(names) if audit else (),
         "typical": dict.fromkeys(names if audit else ["the folder"], typical),
-        "counts": {"images": len(paths), "findings": len(paths), "flagged": flagged},
-        "threshold": Threshold(0.2, min(top, default=1.0), flagged, float(np.mean(top)) if flagged else None),
+        "counts": {"images": len(paths), "findings": len(paths), "flagged": flagged, question: len(paths)},
+        "thresholds": {question: Threshold(rate, flagged, 1 - rate if flagged else None)},
         "root": None if root is None else str(root),
     }
     return Findings(mode, **(values | options))

@@ -22,7 +22,7 @@ import numpy as np
 from common.errors import UserError
 from common.store import FeatureStore
 
-CALLS = "openat,close,write,pwrite64,lseek,fsync,fallocate,ftruncate,rename,unlink,mkdir,rmdir,flock"
+CALLS = "openat,close,write,pwrite64,lseek,fsync,fallocate,ftruncate,rename,link,unlink,mkdir,rmdir,flock"
 OPTIONS = ["--weights", "random", "--image-size", "32", "--batch-size", "4", "--engine", "torch"]
 LIMIT = 300  # seconds
 
@@ -69,10 +69,12 @@ def finish(process: int, seconds: float = LIMIT) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def traced(process: int, log: Path, call: str = CALLS, number: int = 65535) -> subprocess.Popen:
-    """An strace on a stopped process that kills it, or a thread of it, at its call `number` of `call`."""
-    inject = f"inject={call}:signal=SIGKILL:when={number}"
-    command = ["strace", "-f", "-o", str(log), "-e", f"trace={CALLS}", "-e", inject, "-p", str(process)]
+def traced(
+    process: int, log: Path, call: str = CALLS, number: int = 65535, fault: str = "signal=SIGKILL"
+) -> subprocess.Popen:
+    """An strace on a stopped process that does `fault` to it, or to a thread of it, at its call `number` of `call`."""
+    inject = f"inject={call}:{fault}:when={number}"
+    command = ["strace", "-f", "-y", "-o", str(log), "-e", f"trace={CALLS}", "-e", inject, "-p", str(process)]
     tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert tracer.stderr is not None
     line = tracer.stderr.readline()
@@ -82,13 +84,14 @@ def traced(process: int, log: Path, call: str = CALLS, number: int = 65535) -> s
     return tracer
 
 
-def calls_of(log: Path) -> list[tuple[str, int]]:
-    """Each system call of a trace as its name, and the how-manieth of this name it is in its thread."""
+def calls_of(log: Path, about: str = "") -> list[tuple[str, int]]:
+    """Each system call of a trace whose line has `about`: its name, and the how-manieth of it it is in its thread."""
     seen: collections.Counter[tuple[str, str]] = collections.Counter()
     calls = []
-    for thread, name in re.findall(r"^(\d+) +(\w+)\(", log.read_text(), re.MULTILINE):
+    for thread, name, rest in re.findall(r"^(\d+) +(\w+)\((.*)", log.read_text(errors="replace"), re.MULTILINE):
         seen[thread, name] += 1
-        calls.append((name, seen[thread, name]))
+        if about in rest:
+            calls.append((name, seen[thread, name]))
     return calls
 
 

@@ -17,11 +17,14 @@ import torch
 from click.testing import CliRunner
 from mutate import resealed
 
+from common.errors import UserError
 from common.files import canonical_json
 from common.store import BLOCK_BYTES, FeatureStore, block_digests
 from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images, make_store
 from extract.cli import main
+from train.config import Config
+from train.task import prepare
 
 SMALL = ["--weights", "random", "--image-size", "32"]
 
@@ -438,10 +441,13 @@ def test_bad_files_are_skipped_on_request_and_stand_in_the_store(root, tmp_path)
     assert "their pixels are the same" in own(tmp_path, "imagefolder", root, "--on-error", "skip").stderr
 
 
-def test_a_class_of_which_nothing_is_left_is_not_skipped(root, tmp_path):
+def test_a_class_of_which_nothing_is_left_can_be_audited_but_not_trained_on(root, tmp_path):
     spoil(root, *(f"test/class1/{i:03d}.png" for i in range(10)))
-    result = own(tmp_path, "imagefolder", root, "--on-error", "skip", code=2)
-    assert '0 images of class "class1" in its test split' in result.output
+    own(tmp_path, "imagefolder", root, "--on-error", "skip")
+    store = FeatureStore.open(tmp_path / "s.h5")
+    assert len(store.labels) == 56
+    with pytest.raises(UserError, match='has no image of class "class1" in its test split: add images'):
+        prepare(store, Config().data)
 
 
 def test_what_is_left_out_is_counted_in_a_line_and_listed_on_request(root, tmp_path):

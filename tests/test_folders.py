@@ -8,6 +8,7 @@ import torchvision
 from PIL import Image
 
 from common.errors import UserError
+from common.files import OUTPUT_MARK, claim_folder
 from common.images import image_suffixes
 from common.synthetic import make_images
 from extract.sources import UNLABELLED, Reading, left_out_line, load_source, source_kind
@@ -72,10 +73,9 @@ def test_a_class_of_files_that_cannot_be_decoded_here_says_so(tmp_path):
     make_images(tmp_path)
     for file in (tmp_path / "test/class1").iterdir():
         file.rename(file.with_suffix(".xyz"))
-    with pytest.raises(
-        UserError, match=r'0 images of class "class1" in its test split \(10 .* \.xyz \(no image format'
-    ):
-        load_source("imagefolder", tmp_path)
+    source = load_source("imagefolder", tmp_path)
+    assert "10 .xyz (no image format)" in left_out_line(source.left_out)
+    assert source.notes == ["this can be audited by find, but not trained on: test has none of class1"]
 
 
 def test_val_stands_in_for_a_missing_test_folder(tmp_path):
@@ -133,18 +133,61 @@ def broken(edit):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: None, r"has 0 class\(es\)"),
+        (lambda root: None, r"has no image in 0 class folder\(s\): .*--dataset folder"),
+        (lambda root: (root / "a").mkdir(), r"has no image in 1 class folder\(s\)"),
+        (lambda root: noise(root / "a.png"), r"has no image in 0 .*1 in no folder of a class"),
         (broken(lambda root: shutil.rmtree(root / "test")), "has train/ but no test/ or val/"),
-        (broken(lambda root: shutil.rmtree(root / "test/class1")), '"class1" is in one only'),
-        (broken(lambda root: [f.unlink() for f in (root / "test/class1").iterdir()]), '0 images of class "class1"'),
-        (lambda root: make_images(root, classes=1), r"has 1 class\(es\), and a set needs 2.*--dataset folder"),
     ],
 )
-def test_a_folder_that_cannot_make_sets_is_refused(tmp_path, make, message):
+def test_a_folder_without_labelled_images_is_refused(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         load_source("imagefolder", tmp_path)
     assert str(tmp_path) in caught.value.message
+
+
+UNTIDY = "this can be audited by find, but not trained on: "
+
+
+@pytest.mark.parametrize(
+    ("make", "images", "note"),
+    [
+        (broken(lambda root: shutil.rmtree(root / "test/class1")), 56, "test has none of class1"),
+        (broken(lambda root: [f.unlink() for f in (root / "test/class1").iterdir()]), 56, "test has none of class1"),
+        (lambda root: make_images(root, classes=1), 22, "there is one class, class0"),
+        (lambda root: [noise(root / name / "1.png") for name in "ab"], 2, "test has none of a, b"),
+        (
+            lambda root: [noise(root / "a" / f"{i}.png") for i in range(5)] + [(root / "b").mkdir()],
+            5,
+            "train has none of b",
+        ),
+        (lambda root: [noise(root / f"{i}/1.png") for i in range(9)], 9, "test has none of 0, 1, 2, 3, 4 …"),
+    ],
+)
+def test_an_untidy_folder_is_taken_with_a_note(tmp_path, make, images, note):
+    make(tmp_path)
+    source = load_source("imagefolder", tmp_path)
+    assert sum(len(split.labels) for split in source.splits.values()) == images
+    assert source.notes[-1].startswith(UNTIDY + note)
+
+
+def test_results_below_the_images_are_left_out(tmp_path):
+    make_images(tmp_path / "all", train=6, test=1)
+    root = tmp_path / "all/train"
+    before = load_source("imagefolder", root)
+    digest = source_kind("imagefolder").fingerprint(root)
+    for name in ("runs/find-x", "class0/out"):
+        claim_folder(root / name)
+        noise(root / name / "pictures/0.png")
+    (root / "runs" / OUTPUT_MARK).touch()
+    source = load_source("imagefolder", root)
+    assert source.class_names == before.class_names
+    assert source.splits["train"].names == before.splits["train"].names
+    assert left_out_line(source.left_out) == "2 files left out: 2 a folder of results"
+    assert source_kind("imagefolder").fingerprint(root) == digest
+    claim_folder(tmp_path / "empty")
+    with pytest.raises(UserError, match="there is no image"):
+        load_source("folder", tmp_path / "empty")
 
 
 def test_six_images_a_class_are_enough_for_extraction(tmp_path):

@@ -54,7 +54,7 @@ def test_the_licence_is_named_and_there():
 
 
 def test_the_console_scripts_answer(tmp_path):
-    for name in ("set-anomaly-extract", "set-anomaly-train"):
+    for name in ("set-anomaly-extract", "set-anomaly-train", "set-anomaly-find"):
         script = Path(sys.executable).with_name(name)
         result = subprocess.run([script, "--help"], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0

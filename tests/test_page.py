@@ -14,7 +14,8 @@ from PIL import Image
 
 from common.errors import UserError
 from find import pictures, review
-from find.findings import Bin, Group
+from find.findings import Bin, Findings, Group, Threshold
+from find.listing import Images
 from find.page import TEMPLATES, write_page
 
 EVIL = [
@@ -67,7 +68,7 @@ def test_names_stay_text(tmp_path):
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert page.data["path"][:3] == EVIL[:3]
     assert page.data["path"][10] == r"a/\udcff\udcfe.png"
-    assert page.data["urls"] == {"10": "a/%FF%FE.png"}
+    assert page.data["urls"] == {r"a/\udcff\udcfe.png": "a/%FF%FE.png"}
     assert page.data["names"][page.data["own"][0]] == EVIL[0]
 
 
@@ -136,7 +137,9 @@ def test_a_store_without_files_has_its_thumbnails(tmp_path):
 
 
 def test_reviews_are_said_and_are_the_marks_to_begin_with(tmp_path):
-    findings = review.apply(make_findings(list("abc"), flagged=2), {"a": "keep", "b": "keep", "c": "wrong"})
+    images = Images.numbered(3, list("abc"), None)
+    reviews = {"a": "keep", "b": "keep", "c": "wrong"}
+    findings, _ = review.apply(make_findings(list("abc"), flagged=2), reviews, images)
     page = write_page(findings, tmp_path)
     assert "Your reviews are in it: 1 wrong, 2 keep." in page.read_text()
     assert Page(page).data["review"] == {"0": "wrong", "1": "keep", "2": "keep"}
@@ -154,12 +157,16 @@ def test_only_the_first_have_pictures(tmp_path):
 
 def test_a_page_of_another_is_not_written_over(tmp_path):
     findings = make_findings(["a.png"])
-    write_page(findings, tmp_path)
-    write_page(findings, tmp_path)
+    for _ in range(2):
+        write_page(findings, tmp_path / "ours")
     (tmp_path / "index.html").write_text("<h1>My home page</h1>")
-    with pytest.raises(UserError, match="choose another folder"):
-        write_page(findings, tmp_path)
+    for write in (write_page, Findings.write):
+        with pytest.raises(UserError, match="holds files that are not ours"):
+            write(findings, tmp_path)
+    with pytest.raises(UserError, match="is a file: give a folder"):
+        write_page(findings, tmp_path / "index.html")
     assert (tmp_path / "index.html").read_text() == "<h1>My home page</h1>"
+    assert {file.name for file in tmp_path.iterdir()} == {"ours", "index.html"}
 
 
 def test_results_have_their_own_marks_and_pictures(tmp_path):
@@ -179,6 +186,14 @@ def test_nothing_is_said_clearly(tmp_path, mode):
     assert "There is nothing to show" in text
 
 
+def test_what_cannot_be_promised_or_judged_is_said(tmp_path):
+    thresholds = {"foreign": Threshold(0.1, 0, None, "There are few images <20>.")}
+    findings = make_findings(["a"], thresholds=thresholds, too_small={"owl & co": 2, "bat": 0})
+    text = write_page(findings, tmp_path).read_text()
+    assert "There are few images &lt;20&gt;." in text
+    assert "<bdi>owl &amp; co</bdi> (2), <bdi>bat</bdi> (empty)." in " ".join(text.split())
+
+
 def test_several_groups_are_said(tmp_path):
     groups = tuple(Group(f"group {i}", 10 * i, (i,), ()) for i in (3, 2, 1))
     text = write_page(make_findings(["a"], mode="odd", groups=groups), tmp_path).read_text()
@@ -188,7 +203,7 @@ def test_several_groups_are_said(tmp_path):
 
 def test_the_page_needs_nothing_heavy():
     code = (
-        "import sys, find.page, find.review, find.move\nprint({'torch', 'h5py', 'PIL', 'sklearn'} & set(sys.modules))"
+        "import sys, find.page, find.review, find.output\nprint({'torch', 'h5py', 'PIL', 'sklearn'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TEMPLATES.parents[1])
     assert result.stdout.strip() == "set()", result.stderr

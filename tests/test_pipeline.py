@@ -8,6 +8,7 @@ import torch
 
 from common.errors import UserError
 from common.files import exclusive
+from common.images import pixel_digest
 from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images
 from extract import engines, network
@@ -18,7 +19,7 @@ from extract.network import Extraction
 from extract.pipeline import extract, identity
 from extract.preprocessing import Preprocessing
 from extract.progress import ahead
-from extract.sources import load_source, pixel_digest
+from extract.sources import load_source
 
 CPU = torch.device("cpu")
 

@@ -113,6 +113,12 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
     seen, tested = _class_labels(store, config)
     train_rows = train_rows[np.isin(labels[train_rows], seen)]
     test_rows = test_rows[np.isin(labels[test_rows], tested)]
+    for split, rows, classes in (("train", train_rows, seen), ("test", test_rows, tested)):
+        if len(lacking := np.setdiff1d(classes, labels[rows])):
+            raise UserError(
+                f'{store.path} has no image of class "{store.class_names[lacking[0]]}" in its {split} split: add '
+                "images and extract again, or name the classes to use by data.classes"
+            )
     train_rows, val_rows = split_validation(
         train_rows, labels[train_rows], config.val_fraction, config.set_size, config.split_seed, store.class_names
     )

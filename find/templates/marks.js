@@ -44,14 +44,19 @@ function toCsv() {
   return ["path,review,own,suggested,probability", ...lines].join("\r\n") + "\r\n";
 }
 
-/** The lines of a CSV text, each a list of cells; quoted cells may hold commas, quotes and new lines. */
+/** The lines of a CSV text, each a list of cells; quoted cells may hold delimiters, quotes and new lines. */
 function parseCsv(text) {
+  const declared = /^sep=(.)\r?\n/.exec(text); // by which Excel knows the delimiter
+  const body = declared ? text.slice(declared[0].length) : text;
+  const header = /^.*/.exec(body)[0], many = sign => header.split(sign).length;
+  const delimiter = declared?.[1] ?? [",", ";", "\t"].reduce((a, b) => many(b) > many(a) ? b : a);
   const lines = [[]];
-  const token = /"((?:[^"]|"")*)"|([^",\r\n]+)|(,)|(\r\n|\n|\r)/g;
+  const token = /"((?:[^"]|"")*)"|([^",;\t\r\n]+)|([,;\t])|(\r\n|\n|\r)/g;
   let cellText = "";
   const endCell = () => { lines.at(-1).push(cellText); cellText = ""; };
-  for (const [, quoted, plain, comma, newline] of text.replace(/^\ufeff/, "").matchAll(token)) {
-    if (comma) endCell();
+  for (const [, quoted, plain, sign, newline] of body.matchAll(token)) {
+    if (sign === delimiter) endCell();
+    else if (sign) cellText += sign;
     else if (newline) { endCell(); lines.push([]); }
     else cellText += quoted !== undefined ? quoted.replaceAll('""', '"') : plain;
   }
@@ -59,9 +64,17 @@ function parseCsv(text) {
   return lines.filter(line => line.length > 1);
 }
 
+/** The text of a file in UTF-8, or in UTF-16 as a spreadsheet saves it. */
+async function textOf(file) {
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  const encoding = { "255,254": "utf-16le", "254,255": "utf-16be" }[bytes.slice(0, 2).join()] ?? "utf-8";
+  return new TextDecoder(encoding).decode(bytes);
+}
+
 /** Take over the marks of a CSV text; a sentence that says how many. */
 function fromCsv(text) {
-  const [header = [], ...lines] = parseCsv(text);
+  const [names = [], ...lines] = parseCsv(text);
+  const header = names.map(name => name.trim().toLowerCase());
   const [path, review] = ["path", "review"].map(name => header.indexOf(name));
   if (path < 0 || review < 0) return 'This file has no columns "path" and "review"';
   const places = new Map(data.path.map((each, i) => [each, i]));

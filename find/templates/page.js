@@ -37,9 +37,11 @@ function breakable(path) {
   return element("bdi", {}, ...visible(path).split(/(?<=[/_-])/).flatMap(part => [part, element("wbr")]));
 }
 
-function original(i) {
+/** Where an original is; "" where that is unknown. */
+function original(path) {
   if (!data.rootUrl) return "";
-  return data.rootUrl + "/" + (data.urls[i] ?? data.path[i].split("/").map(encodeURIComponent).join("/"));
+  const url = Object.hasOwn(data.urls, path) ? data.urls[path] : path.split("/").map(encodeURIComponent).join("/");
+  return data.rootUrl + "/" + url;
 }
 
 function picture(row, alt, otherwise = "") {
@@ -59,36 +61,52 @@ function thumbnails(name) {
   return element("div", { className: "thumbs" }, ...rows.map(row => picture(row, "typical of " + name)));
 }
 
+/** Pictures beside each other under a title. */
+const row = (title, thumbs) => element("section", {}, element("h3", {}, ...title), thumbs);
+const named = number => element("b", {}, element("bdi", {}, visible(data.names[number])));
+
+const pictures = images => element("div", { className: "thumbs" }, ...images.map(([number, path]) => {
+  const image = picture(number, visible(path), original(path));
+  image.title = visible(path);
+  return image;
+}));
+
 function comparison(i) {
-  const same = data.kinds[data.kind[i]].startsWith("near") ? "Nearly the same as " : "Same as ";
-  const twins = data.twins[i] ?? [], more = twins.length > 1 ? ` and ${twins.length - 1} more` : "";
-  const parts = twins.slice(0, 1).map(([row, path]) =>
-    element("section", {}, element("h3", {}, same, breakable(path), more),
-      element("div", { className: "thumbs" }, picture(row, visible(path)))));
-  for (const [words, number] of [["Is in ", data.own[i]], ["Looks like ", data.suggested[i]]]) {
-    if (number < 0 && data.kinds[data.kind[i]] === "no class")
-      parts.push(element("h3", {}, words, element("b", {}, "no other class")));
-    if (number < 0) continue;
-    const name = data.names[number];
-    const title = element("h3", {}, words, element("b", {}, element("bdi", {}, visible(name))));
-    parts.push(element("section", {}, title, thumbnails(name)));
+  const copies = data.copies[i], neighbours = data.neighbours[i], own = data.own[i], suggested = data.suggested[i];
+  const more = data.times[i] > 2 ? ` and ${(data.times[i] - 2).toLocaleString("en")} more` : "";
+  const rows = [
+    copies && row(["Same picture as ", breakable(copies[0][1]), more], pictures(copies)),
+    neighbours && row(["Most like it"], pictures(neighbours)),
+    own >= 0 && row(["Is in ", named(own)], thumbnails(data.names[own])),
+    suggested >= 0 && row(["Looks like ", named(suggested)], thumbnails(data.names[suggested])),
+  ].filter(Boolean);
+  return rows.length ? element("div", { className: "compare" }, ...rows) : null;
+}
+
+/** The answer to the question that a finding is about. */
+function verdict(i) {
+  const question = data.questions[data.question[i]];
+  if (question === "duplicate") {
+    const times = data.times[i];
+    return [element("b", {}, times === 2 ? "Twice" : times.toLocaleString("en") + " times"), element("span", {}, "in this set")];
   }
-  return parts.length ? element("div", { className: "compare" }, ...parts) : null;
+  const text = question === "foreign" ? ["does not belong here"]
+    : data.suggested[i] < 0 ? ["belongs to another class"] : ["belongs to ", named(data.suggested[i])];
+  return [element("b", {}, percent(probability(i))), element("span", {}, ...text)];
 }
 
 function card(place) {
-  const i = shown[place], path = visible(data.path[i]), url = original(i), share = probability(i);
+  const i = shown[place], path = visible(data.path[i]), url = original(data.path[i]);
   const fill = element("i");
-  fill.style.width = share * 100 + "%";
+  fill.style.width = probability(i) * 100 + "%";
   const buttons = Object.entries(MARKS).map(([mark, text]) =>
     element("button", { type: "button", "data-mark": mark, title: MEANING[mark] }, text));
   const made = element("li", { className: "card", tabIndex: -1, "data-place": place, "aria-label": path },
     element(url ? "a" : "div", { className: "picture", ...(url && { href: url, target: "_blank", rel: "noopener" }) },
       picture(data.row[i], path, url)),
     element("div", { className: "about" },
-      element("p", { className: "verdict" }, element("b", {}, percent(share)),
-        element("span", {}, data.kinds[data.kind[i]])),
-      element("div", { className: "bar", "aria-hidden": "true" }, fill),
+      element("p", { className: "verdict" }, ...verdict(i)),
+      isCopy(i) ? null : element("div", { className: "bar", "aria-hidden": "true" }, fill),
       element("p", { className: "path" }, breakable(data.path[i]),
         element("button", { type: "button", className: "copy", "aria-label": "Copy the path of " + path }, "Copy")),
       element("ul", { className: "why" }, ...data.why[i].map(text => element("li", {}, visible(data.whys[text])))),
@@ -116,27 +134,42 @@ function say(text, seen = false) {
 
 // ---- what is shown
 
+const isCopy = i => data.questions[data.question[i]] === "duplicate";
+
 function filter() {
-  const least = Number($("threshold").value) * data.scale;
-  const wanted = id => $(id)?.value ?? "";
-  const name = wanted("class") === "" ? null : Number(wanted("class"));
-  const kind = wanted("kind") === "" ? null : Number(wanted("kind"));
-  const marked = wanted("marked");
+  const rate = Number($("rate").value);
+  const name = $("class")?.value ? Number($("class").value) : null;
+  const question = document.querySelector("[data-question][aria-pressed=true]")?.dataset.question;
+  const marked = $("marked").value;
+  const counts = Object.fromEntries(data.questions.map(each => [each, 0]));
   shown = [];
-  let sum = 0;
-  for (let i = 0; i < data.probability.length && data.probability[i] >= least - 0.5; i++) {
+  let sum = 0, judged = 0;
+  for (let i = 0; i < data.path.length; i++) {
+    if (data.q[i] > rate * data.scale + 0.5 && !isCopy(i)) continue;
     if (name !== null && data.own[i] !== name && data.suggested[i] !== name) continue;
-    if (kind !== null && data.kind[i] !== kind) continue;
     if (marked && (marks.get(i) ?? "none") !== marked) continue;
+    counts[data.questions[data.question[i]]] += 1;
+    if (question && data.questions[data.question[i]] !== question) continue;
     shown.push(i);
+    if (isCopy(i)) continue;
     sum += probability(i);
+    judged += 1;
   }
-  $("least").textContent = percent(least / data.scale);
-  const expected = shown.length ? percent(sum / shown.length) : "–";
-  $("count").replaceChildren(element("b", {}, shown.length.toLocaleString("en")),
-    shown.length === 1 ? " image, " : " images, about ", element("b", {}, expected),
-    shown.length === 1 ? " likely to be a true find" : " of them true finds");
+  for (const button of document.querySelectorAll("[data-question]:not([data-question=''])"))
+    button.lastElementChild.textContent = counts[button.dataset.question].toLocaleString("en");
+  $("asked").textContent = percent(rate);
+  const bold = text => element("b", {}, text), copies = shown.length - judged;
+  const finds = [bold(judged.toLocaleString("en")), judged === 1 ? " image" : " images",
+    ...(judged ? [", about ", bold(percent(sum / judged)), judged === 1 ? " likely to be a true find" : " of them true finds"] : [])];
+  const twice = [bold(copies.toLocaleString("en")), copies === 1 ? " picture" : " pictures", " more than once"];
+  $("count").replaceChildren(...(judged || !copies ? finds : []), judged && copies ? "; " : "", ...(copies ? twice : []));
   show(0);
+}
+
+function asked(event) {
+  for (const button of document.querySelectorAll("[data-question]"))
+    button.setAttribute("aria-pressed", String(button === event.currentTarget));
+  filter();
 }
 
 function show(number) {
@@ -244,7 +277,7 @@ function exported() {
 }
 
 async function imported() {
-  say(fromCsv(await $("file").files[0].text()));
+  say(fromCsv(await textOf($("file").files[0])));
   $("file").value = "";
   keepMarks();
   filter();
@@ -255,9 +288,9 @@ function start() {
   if (!data.path.length) return;
   recall();
   data.names.forEach((name, value) => $("class")?.append(element("option", { value }, visible(name))));
-  data.kinds.forEach((name, value) => $("kind")?.append(element("option", { value }, name)));
-  $("threshold").value = data.threshold / data.scale;
-  for (const id of ["threshold", "class", "kind", "marked"]) $(id)?.addEventListener("input", filter);
+  $("rate").value = data.rate;
+  for (const button of document.querySelectorAll("[data-question]")) button.addEventListener("click", asked);
+  for (const id of ["rate", "class", "marked"]) $(id)?.addEventListener("input", filter);
   $("before").addEventListener("click", () => turn(page - 1));
   $("after").addEventListener("click", () => turn(page + 1));
   $("page").addEventListener("change", () => turn(Number($("page").value) - 1));

@@ -1,0 +1,166 @@
+"""Where a run of `find` writes to: checked before anything is computed, written in an order that leaves no ruin."""
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from common.errors import UserError
+from common.files import (
+    OUTPUT_MARK,
+    claim_folder,
+    exclusive,
+    remove_leftovers,
+    require_own_folder,
+    write_bytes,
+    writing_to,
+)
+from common.store import FeatureStore
+from find import review
+from find.copying import copy_flagged, require_copy_target
+from find.findings import Findings
+from find.listing import Images
+from find.page import PICTURES, write_page
+
+RUNS, STDOUT = Path("runs"), Path("-")
+NAMED = 10  # files that a sentence names at most
+
+
+@dataclass(kw_only=True)
+class Output:
+    """What one run on a store writes, as asked for on the command line; made before the images are judged.
+
+    out: the folder of the page and its tables. root: of the images. reviewed: a file of marks. copy_to: a folder for
+    copies of the flagged images. list_to: a file for their paths, "-" for the standard output. null: they end with NUL.
+    Raises UserError where something is missing, cannot be read, or is somebody else's. Nothing is written yet.
+    """
+
+    store: FeatureStore
+    out: Path | None
+    root: Path | None
+    reviewed: Path | None
+    copy_to: Path | None
+    list_to: Path | None
+    null: bool
+
+    def __post_init__(self) -> None:
+        self.folder = self.out or RUNS / f"find-{self.store.path.stem}"
+        require_own_folder(self.folder)
+        try:
+            self._check_root()
+            if self.null and self.list_to is None:
+                raise UserError("--null does nothing without --list: leave it out, or give it")
+            if self.list_to not in (None, STDOUT) and self.list_to.exists() and not self.list_to.is_file():
+                raise UserError(f"{self.list_to} is no regular file: give --list a file, or - for the standard output")
+            if self.copy_to is not None:
+                if self.root is None:
+                    raise UserError("it is not known where the images are: give --root, as when the store was made")
+                require_copy_target(self.copy_to, self.root)
+            self.reviews = review.read(self.reviewed) if self.reviewed else {}
+        except OSError as error:  # such as a name that is too long
+            reason = os.strerror(error.errno or 0).lower()
+            raise UserError(f"cannot look at {error.filename} ({reason}): check the path") from error
+
+    def _check_root(self) -> None:
+        root = self.root
+        if root is None:
+            return
+        if root.is_file() and self.store.header["provenance"]["request"].get("dataset") == "csv":
+            root = root.parent  # the paths in a table are relative to its folder
+        if not root.is_dir():
+            raise UserError(f"there is no folder {root}: give --root the folder of the images, as when they were read")
+        self.root = root.resolve()
+
+    def write(
+        self, found: Findings, *, paths: Sequence[str], splits: Sequence[str], own: Sequence[str] | None = None
+    ) -> None:
+        """Write everything, and print the page's path last.
+
+        paths, splits, own: path, split and class of each image that was judged; own is None where there are no classes.
+        Raises UserError, which says what is complete, where something cannot be written.
+        """
+        found = dataclasses.replace(found, root=None if self.root is None else str(self.root))
+        if self.reviews:
+            found, unknown = review.apply(found, self.reviews, Images.numbered(len(paths), paths, splits), own)
+            if unknown:
+                first = ", ".join(unknown[:NAMED])
+                _tell(f"{len(unknown):,} marks match no image: {first}{_more(unknown)}")
+        if self.folder.parent == RUNS:  # also in a folder of pictures
+            with writing_to(RUNS):
+                RUNS.mkdir(exist_ok=True)
+                (RUNS / OUTPUT_MARK).touch()
+        claim_folder(self.folder)
+        busy = f"another process writes into {self.folder}: wait for it, or choose another --out"
+        parts = [self.folder / name for name in ("findings.json", "findings.csv", "index.html")]
+        with exclusive(self.folder / PICTURES, busy, *parts, *(self.folder / PICTURES).glob("*/")):
+            found.write(self.folder)
+            with _saying(f"{parts[0]} and {parts[1].name} are complete"):
+                page = write_page(found, self.folder, thumbnails=self.store.thumbnails)
+        _tell(found.conclusion)
+        with _saying(f"the page is complete: {page}"):
+            if self.list_to:
+                self._list(found)
+            left = self._copy(found)
+            _print(os.fsencode(page) + b"\n", to_stderr=self.list_to == STDOUT)
+            if left:
+                raise UserError(
+                    f"{len(left):,} of {len(found.flagged):,} flagged images could not be copied to {self.copy_to}: "
+                    + "; ".join(left[:NAMED])
+                    + _more(left)
+                )
+
+    def _list(self, found: Findings) -> None:
+        root = self.root or Path()
+        paths = [os.fsencode(root / each.path) for each in found.flagged]
+        if not self.null and (broken := [path for path in paths if b"\n" in path]):
+            raise UserError(f"{len(broken):,} flagged paths have a line break in them: give --null, for xargs -0")
+        content = b"".join(path + (b"\0" if self.null else b"\n") for path in paths)
+        if self.list_to == STDOUT:
+            _print(content)
+        elif self.list_to is not None:
+            remove_leftovers(self.list_to, sure=False)
+            write_bytes(self.list_to, content)
+
+    def _copy(self, found: Findings) -> list[str]:
+        if self.copy_to is None or self.root is None:
+            return []
+        if not found.flagged:
+            _tell("no image is flagged: nothing is copied")
+            return []
+        least_side = self.store.header["provenance"].get("least_side")
+        return copy_flagged(found.flagged, self.root, self.copy_to, self.store.image_sha256, least_side)
+
+
+@contextlib.contextmanager
+def _saying(complete: str) -> Iterator[None]:
+    """Add what is complete to a UserError of the body."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error.message}; {complete}") from error
+
+
+def _tell(line: str) -> None:
+    """Say something that is also on the page: where it cannot be said, the work goes on."""
+    with contextlib.suppress(OSError):
+        click.echo(line, err=True)
+
+
+def _print(content: bytes, to_stderr: bool = False) -> None:
+    """Print; where that fails, the interpreter must not try again when it ends."""
+    try:
+        with writing_to(Path("the standard output")):
+            click.echo(content, nl=False, err=to_stderr)
+    except UserError:
+        with contextlib.suppress(OSError, ValueError):  # a stream that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _more(texts: Sequence[str]) -> str:
+    return f" and {len(texts) - NAMED:,} more" if len(texts) > NAMED else ""
