@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.errors import UserError
 from common.machine import fast_bfloat16
 from train.config import Config, HeadConfig, TrainingConfig
 from train.gaussian import ClassSpace, Normaliser
@@ -28,6 +30,7 @@ WARMUP = 0.05  # of the steps
 # Labels of data sets that people took care of are wrong this often at least (Northcutt et al., *Pervasive label errors
 # in test sets*, 2021): less cannot be told from images that are hard
 LEAST_NOISE = 0.005
+MOST_NOISE = 0.5  # if more were wrong, labels that nothing predicts would all be called wrong
 ROWS = 20_000  # that weights and noise are learnt from, at most
 STEPS = 150  # of training at least; and two epochs more
 
@@ -116,8 +119,9 @@ def out_of_fold(
     for number in numbers:
         rest, rows = np.flatnonzero((fold != number) & trusted), np.flatnonzero(fold == number)
         known, codes = np.unique(labels[rest], return_inverse=True)
-        space = ClassSpace.fit(features[rest], codes, normaliser)
-        scores[0][np.ix_(rows, known)] = space.log_likelihood_ratios(space.embed(features[rows]))
+        with suppress(UserError):  # classes that do not differ are told apart by nothing
+            space = ClassSpace.fit(features[rest], codes, normaliser)
+            scores[0][np.ix_(rows, known)] = space.log_likelihood_ratios(space.embed(features[rows]))
         if not networks:
             scores[1][np.ix_(rows, known)] = _regression(features[rest], codes, features[rows])
 
@@ -218,7 +222,7 @@ def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: 
     to_label = torch.from_numpy(given_wrong.T.astype(np.float32))[labels]
 
     weights = torch.zeros(len(parts), requires_grad=True)
-    noise = torch.tensor(-3.0, requires_grad=True)
+    noise = torch.tensor(-2.2, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights, noise], max_iter=100, line_search_fn="strong_wolfe")
 
     def log_posterior(of: Sequence[Tensor]) -> Tensor:
@@ -227,11 +231,11 @@ def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: 
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        q, rate = log_posterior(some).exp(), torch.sigmoid(noise)
+        q, rate = log_posterior(some).exp(), MOST_NOISE * torch.sigmoid(noise)
         value = -torch.log((1 - rate) * q.gather(1, chosen)[:, 0] + rate * (q * to_label).sum(1) + 1e-12).mean()
         value.backward()
         return value
 
     optimizer.step(loss)  # type: ignore[arg-type]
     with torch.no_grad():
-        return log_posterior(parts).numpy(), float(torch.sigmoid(noise))
+        return log_posterior(parts).numpy(), MOST_NOISE * float(torch.sigmoid(noise))
