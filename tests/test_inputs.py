@@ -106,4 +106,4 @@ def test_what_cannot_be_taken_is_refused_in_one_sentence(given, rule):
 
 def test_features_of_a_reference_are_named():
     with pytest.raises(UserError, match="the features of the reference have values"):
-        take_features(X * np.inf, "the features of the reference")
+        take_features(np.full((2, 3), np.inf), "the features of the reference")
