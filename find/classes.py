@@ -19,7 +19,7 @@ from train.methods import build_method
 from train.methods.base import Method
 
 FOLDS = 5
-FEW, MANY = 5_000, 20_000  # images: up to FEW a logistic regression has to do beside the Gaussian model; from MANY on
+FEW, MANY = 5_000, 15_000  # images: up to FEW a logistic regression has to do beside the Gaussian model; from MANY on
 # one round with one network
 PRIOR = 2000.0  # variance of a logit before any image was seen, in units of 1 / images
 # Strong dropout and few epochs: what matters is how little is left to a class that an image does not belong to, not
