@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from common.errors import UserError
 from common.machine import fast_bfloat16
 from train.config import Config, HeadConfig, TrainingConfig
 from train.gaussian import ClassSpace, Normaliser
@@ -17,7 +19,7 @@ from train.methods import build_method
 from train.methods.base import Method
 
 FOLDS = 5
-FEW, MANY = 5_000, 20_000  # images: up to FEW a logistic regression has to do beside the Gaussian model; from MANY on
+FEW, MANY = 5_000, 15_000  # images: up to FEW a logistic regression has to do beside the Gaussian model; from MANY on
 # one round with one network
 PRIOR = 2000.0  # variance of a logit before any image was seen, in units of 1 / images
 # Strong dropout and few epochs: what matters is how little is left to a class that an image does not belong to, not
@@ -28,6 +30,9 @@ WARMUP = 0.05  # of the steps
 # Labels of data sets that people took care of are wrong this often at least (Northcutt et al., *Pervasive label errors
 # in test sets*, 2021): less cannot be told from images that are hard
 LEAST_NOISE = 0.005
+# Bounds of log weights of scores and log-odds of noise. If more than half of the labels were wrong, labels that nothing
+# predicts would be called wrong
+WEIGHT_BOUNDS, NOISE_BOUNDS = (-5.0, 5.0), (-6.0, 0.0)
 ROWS = 20_000  # that weights and noise are learnt from, at most
 STEPS = 150  # of training at least; and two epochs more
 
@@ -116,8 +121,9 @@ def out_of_fold(
     for number in numbers:
         rest, rows = np.flatnonzero((fold != number) & trusted), np.flatnonzero(fold == number)
         known, codes = np.unique(labels[rest], return_inverse=True)
-        space = ClassSpace.fit(features[rest], codes, normaliser)
-        scores[0][np.ix_(rows, known)] = space.log_likelihood_ratios(space.embed(features[rows]))
+        with suppress(UserError):  # classes that do not differ are told apart by nothing
+            space = ClassSpace.fit(features[rest], codes, normaliser)
+            scores[0][np.ix_(rows, known)] = space.log_likelihood_ratios(space.embed(features[rows]))
         if not networks:
             scores[1][np.ix_(rows, known)] = _regression(features[rest], codes, features[rows])
 
@@ -189,6 +195,11 @@ def weigh(scores: Sequence[np.ndarray], labels: np.ndarray) -> Posterior:
     """
     classes, rows = scores[0].shape[1], np.arange(len(labels))
     log, noise = _most_likely(scores, labels, any_other(classes))
+    shares = np.bincount(labels, minlength=classes) / len(labels)
+    chance = shares.max() + 3 * np.sqrt(shares.max() * (1 - shares.max()) / len(labels))
+    if (log.argmax(1) == labels).mean() <= chance:  # the scores know no more than how frequent classes are
+        flat = np.broadcast_to(np.log(np.maximum(shares, 1e-12)).astype(np.float32), log.shape)
+        return Posterior(flat, LEAST_NOISE, 0.0, any_other(classes))
     q = np.exp(log)
     similar = np.stack([q[labels == label].mean(0) for label in range(classes)]) * (1 - np.eye(classes)) + 1e-12
     found = Posterior(log, noise, 0.0, similar / similar.sum(1, keepdims=True))
@@ -210,6 +221,8 @@ def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: 
 
     given_wrong: as `Posterior.given_wrong`. Scores that are too sure of themselves get small weights.
     """
+    from scipy.optimize import minimize  # here: it is slow to start
+
     parts = [torch.from_numpy(np.asarray(each, np.float32)) for each in scores]
     parts = [(part - part.mean(1, keepdim=True)) / part.std().clamp(min=1e-6) for part in parts]
     every = -(-len(labels) // ROWS)  # so few numbers need no more rows
@@ -217,21 +230,19 @@ def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: 
     chosen = torch.from_numpy(labels)[:, None]
     to_label = torch.from_numpy(given_wrong.T.astype(np.float32))[labels]
 
-    weights = torch.zeros(len(parts), requires_grad=True)
-    noise = torch.tensor(-3.0, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weights, noise], max_iter=100, line_search_fn="strong_wolfe")
-
-    def log_posterior(of: Sequence[Tensor]) -> Tensor:
+    def log_posterior(of: Sequence[Tensor], weights: Tensor) -> Tensor:
         mixed = sum(weight.exp() * part for weight, part in zip(weights, of, strict=True))
         return functional.log_softmax(mixed, 1)  # type: ignore[arg-type]
 
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        q, rate = log_posterior(some).exp(), torch.sigmoid(noise)
+    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
+        given = torch.tensor(values, dtype=torch.float32, requires_grad=True)
+        q, rate = log_posterior(some, given[:-1]).exp(), torch.sigmoid(given[-1])
         value = -torch.log((1 - rate) * q.gather(1, chosen)[:, 0] + rate * (q * to_label).sum(1) + 1e-12).mean()
         value.backward()
-        return value
+        assert given.grad is not None
+        return float(value), given.grad.numpy().astype(np.float64)
 
-    optimizer.step(loss)  # type: ignore[arg-type]
-    with torch.no_grad():
-        return log_posterior(parts).numpy(), float(torch.sigmoid(noise))
+    start = np.array([0.0] * len(parts) + [NOISE_BOUNDS[0] / 2])
+    bounds = [WEIGHT_BOUNDS] * len(parts) + [NOISE_BOUNDS]
+    best = torch.from_numpy(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x).float()
+    return log_posterior(parts, best[:-1]).numpy(), float(torch.sigmoid(best[-1]))

@@ -93,20 +93,6 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Bin:
-    """One bar of a reliability diagram: held-out images whose probability is in [low, high).
-
-    n: how many. mean: of their probabilities. observed: the share of them that really was wrong or odd.
-    """
-
-    low: float
-    high: float
-    n: int
-    mean: float
-    observed: float
-
-
-@dataclass(frozen=True)
 class Group:
     """Images of a folder that belong together, where there are several such groups.
 
@@ -132,7 +118,7 @@ class Findings:
     counts: "images", "findings", "flagged", and the number of findings of each question.
     thresholds: of "foreign", and in mode "audit" with two or more classes of "label".
     too_small: classes whose images were not judged, since there are too few, and how many images each has (0: empty).
-    calibration: the reliability diagram, empty where nothing could be held out. groups: empty unless there are several.
+    groups: empty unless there are several.
     root: the folder that paths start from; None where unknown.
     settings: provenance: the store's path and identity, the run, versions, what was asked.
     """
@@ -145,7 +131,6 @@ class Findings:
     counts: Mapping[str, int]
     thresholds: Mapping[str, Threshold]
     too_small: Mapping[str, int] = field(default_factory=dict)
-    calibration: tuple[Bin, ...] = ()
     groups: tuple[Group, ...] = ()
     root: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -172,7 +157,6 @@ class Findings:
                 "class_names": tuple(values["class_names"]),
                 "typical": {name: _images(images) for name, images in values["typical"].items()},
                 "thresholds": {name: Threshold(**each) for name, each in values["thresholds"].items()},
-                "calibration": tuple(Bin(**each) for each in values["calibration"]),
                 "groups": tuple(
                     Group(**{**each, "rows": tuple(each["rows"]), "typical": _images(each["typical"])})
                     for each in values["groups"]

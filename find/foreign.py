@@ -13,13 +13,14 @@ from find.rates import standardise
 NEAREST = 5
 CELLS = 1 << 24  # of one block of distances: 64 MB
 TANGENT = 0.9
+ROWS = 20_000  # that a covariance is estimated from, at most
 CENTRED = 20  # images, of which a class is centred half by itself, half like all
 OWN_WEIGHT = 2.0  # of the distance in the features as they are; the second opinion counts 1
 
 
 def unit(x: np.ndarray) -> np.ndarray:
     """Rows of length 1, float32."""
-    return (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)).astype(np.float32)
+    return (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)).astype(np.float32, copy=False)
 
 
 def nearest(x: np.ndarray, others: np.ndarray, k: int, itself: np.ndarray | None = None) -> np.ndarray:
@@ -115,11 +116,10 @@ def _within_class_white(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     from sklearn.covariance import ledoit_wolf
 
     counts = np.bincount(labels)
-    sums = np.zeros((len(counts), x.shape[1]))
-    order = np.argsort(labels, kind="stable")
-    sums = np.add.reduceat(x[order].astype(np.float64), np.searchsorted(labels[order], np.arange(len(counts))))
-    residuals = x - (sums / counts[:, None])[labels].astype(np.float32)
+    sums = np.stack([x[labels == label].sum(0, dtype=np.float64) for label in range(len(counts))])
+    some = slice(None, None, -(-len(x) // ROWS))
+    residuals = x[some] - (sums / counts[:, None])[labels[some]].astype(np.float32)
     covariance = ledoit_wolf(residuals, assume_centered=True)[0]
     root = np.linalg.cholesky(covariance + 1e-12 * np.eye(len(covariance)))
     transform = solve_triangular(root, np.eye(len(root)), lower=True).T.astype(np.float32)
-    return unit((x - x.mean(0)) @ transform)
+    return unit(x @ transform - x.mean(0) @ transform)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from find.findings import Bin, Finding, Findings, Group, Image, Threshold
+from find.findings import Finding, Findings, Group, Image, Threshold
 
 LISTED = 0.02  # findings of a lower probability are left out, but for the first of all
 AT_LEAST = 100
@@ -51,7 +51,6 @@ def make_findings(
     caveats: Mapping[str, str | None],
     class_names: Sequence[str] = (),
     too_small: Mapping[str, int] | None = None,
-    calibration: tuple[Bin, ...] = (),
     groups: tuple[Group, ...] = (),
     settings: Mapping[str, Any] | None = None,
 ) -> Findings:
@@ -75,7 +74,6 @@ def make_findings(
         counts={"images": n},
         thresholds={question: Threshold(rate, 0, None, caveat) for question, caveat in caveats.items()},
         too_small=too_small or {},
-        calibration=calibration,
         groups=groups,
         settings=settings or {},
     )

@@ -168,7 +168,7 @@ def _environment() -> Any:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters.update(percent=_percent, visible=visible, points=_points)
+    environment.filters.update(percent=_percent, visible=visible)
     return environment
 
 
@@ -177,13 +177,3 @@ def _percent(share: float) -> str:
     if 0 < share < 0.001 or 0.999 < share < 1:
         return "under 0.1 %" if share < 0.5 else "over 99.9 %"
     return f"{share * 100:.1f} %".replace(".0 %", " %")
-
-
-def _points(bins: Sequence[Any]) -> list[dict[str, float]]:
-    """The bars of a reliability diagram as circles in a square of 100 units, larger for more images."""
-    most = max((each.n for each in bins), default=1)
-    return [
-        {"x": 100 * each.mean, "y": 100 - 100 * each.observed, "r": 1.5 + 3.5 * (each.n / most) ** 0.5}
-        for each in bins
-        if each.n
-    ]

@@ -140,6 +140,14 @@ def test_classes_that_are_too_small_are_said_and_the_others_are_judged():
         find.audit(*clusters(4, 2))
 
 
+@pytest.mark.parametrize("images", [6, 60, 300])
+def test_labels_that_nothing_predicts_are_not_called_wrong(images):
+    features = np.random.default_rng(0).normal(size=(images, 16)).astype(np.float32)
+    for classes in (2, 4):
+        labels = np.random.default_rng(classes).permutation(np.arange(images) % min(classes, images // 3))
+        assert not [each for each in find.audit(features, labels).flagged if each.question == "label"]
+
+
 def test_two_classes_with_the_same_pictures_are_named():
     features, labels = clusters(3, 20)
     features[20:40] = features[:20]

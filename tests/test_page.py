@@ -14,7 +14,7 @@ from PIL import Image
 
 from common.errors import UserError
 from find import pictures, review
-from find.findings import Bin, Findings, Group, Threshold
+from find.findings import Findings, Group, Threshold
 from find.listing import Images
 from find.page import TEMPLATES, write_page
 
@@ -73,7 +73,7 @@ def test_names_stay_text(tmp_path):
 
 
 def test_the_page_asks_nobody_for_anything(tmp_path):
-    findings = make_findings([f"{i}.png" for i in range(5)], flagged=2, calibration=(Bin(0, 0.5, 9, 0.2, 0.3),))
+    findings = make_findings([f"{i}.png" for i in range(5)], flagged=2)
     page = Page(write_page(findings, tmp_path))
     assert not {"link"} & {tag for tag, attributes in page.elements if attributes.get("href") != "data:,"}
     sources = [
