@@ -37,7 +37,9 @@ def photographs(folder: Path, rounds: int, weights: str) -> dict[str, Any]:
     """
     backbone, preprocessing = load_backbone("resnet18", weights, 0, 224), Preprocessing()
     module = backbone.module.to(memory_format=torch.contiguous_format)
-    rates, left_out, sizes = {}, {}, {}
+    rates: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    sizes: dict[str, float] = {}
     for name, (height, width, n) in SIZES.items():
         root = folder / name.replace(" ", "")
         sizes[name] = make_photographs(root, height, width, n)
@@ -77,7 +79,7 @@ def make_photographs(root: Path, height: int, width: int, n: int) -> float:
                 pixels[..., channel] += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
         picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
         first = root / f"{number:04d}.{'png' if height == 32 else 'jpg'}"
-        picture.save(first, **({} if height == 32 else {"quality": 90}))
+        picture.save(first, quality=90)  # which PNG does not know, and ignores
         for copy in range(number + DISTINCT, n, DISTINCT):
             shutil.copy(first, root / f"{copy:04d}{first.suffix}")
     return round(sum(file.stat().st_size for file in root.iterdir()) / n / 1e6, 3)

@@ -143,8 +143,9 @@ def read_batch(
             decoded.append(pixels)
             if max(pixels.shape) > SMALL or i + 1 == min(first + GROUP, n):
                 preprocessed[:, begin : i + 1] = preprocessing(decoded)
-                begin, pixels = i + 1, None  # a thread holds no more than one large image
+                begin = i + 1
                 decoded.clear()
+            del pixels  # a thread holds no more than one large image
         return errors
 
     for errors in pool.map(read, range(0, n, GROUP)):
