@@ -18,8 +18,8 @@ from common.errors import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-# ".<stem>.<process>-<random><suffix>"; files of earlier versions have no random part
-TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<process>\d+)(-[0-9a-f]{8})?(?P<suffix>(\.[^.]+)?)")
+# ".<stem>.<process>-<random><suffix>"
+TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<process>\d+)-[0-9a-f]{8}(?P<suffix>(\.[^.]+)?)")
 LOCK = ".lock"
 
 

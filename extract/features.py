@@ -121,7 +121,6 @@ def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
     Raises DamagedStore, since what is damaged must not be sealed again, and UserError where it cannot be written.
     """
     with exclusive(partial_folder(store.path), busy(store.path), store.path):
-        store.verify()
         said = {"request": job.request, "data_set": as_text(job.source.name)}
         header = {**store.header, "provenance": {**store.header["provenance"], **said}}
         arrays = {name: store.array(name) for name in store.places}

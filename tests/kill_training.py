@@ -170,7 +170,7 @@ def result_of(run: Path) -> str:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timeless = [[{k: v for k, v in r.items() if "seconds" not in k} for r in h] for h in (lines, content["history"])]
     head = {name: value.tolist() for name, value in content["head"].items()}
-    return json.dumps([timeless, head, report["test"], report["val"], content["config"]])
+    return json.dumps([timeless, head, report["test"], report["val"], report["without_twins"], content["config"]])
 
 
 @click.command()
