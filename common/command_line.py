@@ -1,6 +1,7 @@
-"""What both command lines share: how they end when they are stopped."""
+"""What all command lines share: they end with one sentence when they are stopped, or the system refuses something."""
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -11,7 +12,9 @@ from typing import Any, NoReturn
 
 import click
 
-AGAIN = "the same command goes on"
+from common.errors import UserError, refusal_of
+
+AGAIN = "run the same command again"
 
 
 class Stopped(KeyboardInterrupt):
@@ -23,12 +26,42 @@ class Stopped(KeyboardInterrupt):
 
 
 class CommandLine(click.Group):
-    """A group of commands that ends with one sentence and exit code 130 on SIGINT, 143 on SIGTERM."""
+    """A group of commands that ends with one sentence: exit code 130 on SIGINT, 143 on SIGTERM, 2 for a UserError.
+
+    What the system refuses, such as memory, is an error of the user's, too: see `refusal_of`.
+    """
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Parse the arguments and run the command."""
+        with refusals_in_a_sentence():
+            return super().main(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         with stoppable():
             return super().invoke(ctx)
+
+
+def run_stage(name: str) -> None:
+    """Run the command line of a package. Its imports, which take a moment, end in a sentence, too."""
+    with stoppable(), refusals_in_a_sentence():
+        importlib.import_module(f"{name}.cli").main(prog_name=f"python -m {name}")
+
+
+@contextlib.contextmanager
+def refusals_in_a_sentence() -> Iterator[None]:
+    """Where the body fails since the system refused something, say so and exit with code 2."""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError, ImportError, ValueError) as error:
+        if not (sentence := refusal_of(error)):
+            raise
+        UserError(sentence).show()
+        try:
+            sys.stdout.flush()
+        except OSError:  # what could not be written is still there, and Python would try again when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(UserError.exit_code) from error
 
 
 @contextlib.contextmanager
@@ -59,7 +92,7 @@ def keeping(kept: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.add_note(kept())
+        stop.add_note(f"{kept()}; {AGAIN} to resume")
         raise
 
 
@@ -75,8 +108,7 @@ def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _end(stop: KeyboardInterrupt) -> NoReturn:
-    kept = "".join(f"{note}; " for note in getattr(stop, "__notes__", []))
-    click.echo(f"\nstopped: {kept}{AGAIN}", err=True)
+    click.echo(f"\nstopped: {'; '.join(getattr(stop, '__notes__', [AGAIN]))}", err=True)
     code = getattr(stop, "exit_code", 128 + signal.SIGINT)
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
     if others:  # the interpreter would wait for these, however long what they do takes

@@ -5,6 +5,7 @@ every byte that is not an array's. `docs/feature-store.md` is the specification.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -98,6 +99,8 @@ def reading(path: Path, stamp: tuple[int, ...] | None = None) -> Iterator[FileIO
 
     Raises MissingStore, ForeignStore for a folder or a pipe, or UnreadableStore with what the system said.
     """
+    if "\0" in str(path):
+        raise MissingStore(f"there is no feature store at {str(path)!r}: a path must not hold a NUL character")
     try:
         with open(path, "rb", buffering=0, opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -112,6 +115,8 @@ def reading(path: Path, stamp: tuple[int, ...] | None = None) -> Iterator[FileIO
     except IsADirectoryError as error:
         raise ForeignStore(f"{path} is a folder: give the path of a .h5 that extract wrote") from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise MissingStore(f"there is no feature store at {str(path)[:100]} …: no name may be so long") from error
         reason = (error.strerror or str(error)).lower()
         raise UnreadableStore(f"cannot read {path} ({reason}): its content may be sound, see to the cause") from error
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, is_scarce
 
 RULE = 2  # goes up when the rule gives other pixels for some file; a store's request names it
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes a file for a decompression bomb
@@ -98,6 +98,8 @@ def read_image(path: Path, max_pixels: int = MAX_PIXELS, data: bytes | None = No
     except Image.DecompressionBombError as error:
         raise UnreadableImage(path, too_large(max_pixels)) from error
     except Exception as error:  # decoders raise errors of any kind on a damaged file
+        if is_scarce(error):  # no fault of the image's
+            raise
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         shown = repr(str(path) if data is None else content)  # Pillow names what it was given
         raise UnreadableImage(path, reason.split("\n", 1)[0].replace(f" {shown}", "")) from error

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.files import exclusive
 from common.machine import choose_device
 from common.store import DamagedStore, FeatureStore
-from common.store_partial import partial_folder
+from common.store_partial import clear_up, partial_folder
 from common.store_writer import name_arrays, write_store
 from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
 from extract.decoding import printable
@@ -38,6 +38,7 @@ def features(root: Path | str, store: Path | str, dataset: str = "imagefolder", 
     asked, target = request(dataset, Path(root), **options), Path(store)
     found = store_at(target, how.get("overwrite", False))
     if found is not None and has_what_is_asked(found, asked.as_json()):
+        clear_up(found)
         return found
     return make_features(asked, target, **how)[0]
 

@@ -357,7 +357,10 @@ def test_a_stopped_extraction_keeps_its_batches_and_says_so(tmp_path, number, co
     assert output == ""
     kept, n = read_progress(store)
     assert 8 <= kept < n == 400
-    assert error.strip().splitlines()[-1] == f"stopped: {kept} of 400 images are kept; the same command goes on"
+    assert (
+        error.strip().splitlines()[-1]
+        == f"stopped: {kept} of 400 images are saved; run the same command again to resume"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [".s.h5.partial", "images"]
 
 

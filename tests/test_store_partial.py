@@ -313,3 +313,11 @@ def test_what_is_under_way_to_replace_a_store_by_something_else_is_not_cleared_u
     with exclusive(partial_folder(path), "busy"):
         clear_up(FeatureStore.open(path))
     assert read_progress(path) == (5, N)
+
+
+def test_a_journal_without_a_plan_is_left_by_a_kill_and_cleared_up(path):
+    store = complete(writer(path))
+    (partial_folder(path)).mkdir(exist_ok=True)
+    (partial_folder(path) / "journal.jsonl").write_text("")
+    clear_up(store)
+    assert [file.name for file in path.parent.iterdir()] == ["s.h5"]

@@ -177,23 +177,28 @@ def _wrong(content: Any) -> str:
         return "it has only one of model and optimizer"
     try:
         tomllib.loads(content["config"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"its config is not TOML: {error}"
     return ""
 
 
 def _layout(state: Any) -> dict[str, Any]:
-    return {name: (value.shape, value.dtype, value.layout, value.device.type) for name, value in state.items()}
+    return {name: _kind(value) for name, value in state.items()}
+
+
+def _kind(value: Tensor) -> tuple[Any, ...]:
+    return value.shape, value.dtype, value.layout, value.device.type
 
 
 def _optimizer_fits(optimizer: dict[str, Any], wanted: dict[str, Any], shapes: list[torch.Size]) -> bool:
     """Whether AdamW's state has the moments and steps of each parameter, and the settings of the config."""
     try:
         state, (group,) = optimizer["state"], optimizer["param_groups"]
-        moments = [[state[i][name].shape for name in ("exp_avg", "exp_avg_sq", "step")] for i in range(len(shapes))]
+        moments = [[_kind(state[i][name]) for name in ("exp_avg", "exp_avg_sq", "step")] for i in range(len(shapes))]
         same = all(wanted.get(name, value) == value for name, value in group.items() if name != "lr")
         whole = type(group["lr"]) is float and group["params"] == wanted["params"] and len(state) == len(shapes)
-        return bool(same and whole) and moments == [[shape, shape, torch.Size()] for shape in shapes]
+        expected = [[_kind(torch.empty(shape)) for shape in (shape, shape, ())] for shape in shapes]
+        return bool(same and whole) and moments == expected
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError):
         return False
 
