@@ -1,6 +1,7 @@
-"""What both command lines share: how they end when they are stopped."""
+"""What all command lines share: they end with one sentence when they are stopped, or the system refuses something."""
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -11,9 +12,10 @@ from typing import Any, NoReturn
 
 import click
 
+from common.errors import UserError, refusal_of
 from common.progress import be_quiet
 
-AGAIN = "the same command goes on"
+AGAIN = "run the same command again"
 
 
 class Stopped(KeyboardInterrupt):
@@ -25,12 +27,10 @@ class Stopped(KeyboardInterrupt):
 
 
 class CommandLine(click.Group):
-    """A group of commands that end with one sentence and exit code 130 on SIGINT, 143 on SIGTERM.
+    """A group of commands that end with one sentence: exit code 130 on SIGINT, 143 on SIGTERM, 2 for a UserError.
 
-    Each of them takes --quiet. again: the end of the sentence, what the same command does the next time.
+    What the system refuses, such as memory, is an error of the user's, too: see `refusal_of`. Each takes --quiet.
     """
-
-    again = AGAIN
 
     def add_command(self, command: click.Command, name: str | None = None) -> None:
         """Add a command, with the option --quiet."""
@@ -39,9 +39,14 @@ class CommandLine(click.Group):
         )
         super().add_command(command, name)
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Parse the arguments and run the command."""
+        with refusals_in_a_sentence():
+            return super().main(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        with stoppable(self.again):
+        with stoppable():
             return super().invoke(ctx)
 
 
@@ -50,8 +55,30 @@ def _quiet(context: click.Context, option: click.Parameter, given: bool) -> None
         be_quiet()
 
 
+def run_stage(name: str) -> None:
+    """Run the command line of a package. Its imports, which take a moment, end in a sentence, too."""
+    with stoppable(), refusals_in_a_sentence():
+        importlib.import_module(f"{name}.cli").main(prog_name=f"python -m {name}")
+
+
 @contextlib.contextmanager
-def stoppable(again: str = AGAIN) -> Iterator[None]:
+def refusals_in_a_sentence() -> Iterator[None]:
+    """Where the body fails since the system refused something, say so and exit with code 2."""
+    try:
+        yield
+    except (OSError, MemoryError, RuntimeError, ImportError, ValueError) as error:
+        if not (sentence := refusal_of(error)):
+            raise
+        UserError(sentence).show()
+        try:
+            sys.stdout.flush()
+        except OSError:  # what could not be written is still there, and Python would try again when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(UserError.exit_code) from error
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into `Stopped`, and let that end the process; a second one ends it at once.
 
     Both are safe: whatever is written is written atomically, so that even `kill -9` loses no more than a step.
@@ -65,7 +92,7 @@ def stoppable(again: str = AGAIN) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
-        _end(stop, again)
+        _end(stop)
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) is _stop:  # else it was stopped, and nothing is to cut its end off
@@ -78,7 +105,7 @@ def keeping(kept: Callable[[], str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.add_note(kept())
+        stop.add_note(f"{kept()}; {AGAIN} to resume")
         raise
 
 
@@ -93,9 +120,8 @@ def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
-def _end(stop: KeyboardInterrupt, again: str) -> NoReturn:
-    kept = "".join(f"{note}; " for note in getattr(stop, "__notes__", []))
-    click.echo(f"\nstopped: {kept}{again}", err=True)
+def _end(stop: KeyboardInterrupt) -> NoReturn:
+    click.echo(f"\nstopped: {'; '.join(getattr(stop, '__notes__', [AGAIN]))}", err=True)
     code = getattr(stop, "exit_code", 128 + signal.SIGINT)
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
     if others:  # the interpreter would wait for these, however long what they do takes

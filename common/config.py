@@ -19,6 +19,7 @@ from common.errors import UserError, unknown_name
 T = TypeVar("T")
 
 STRINGS = tuple[str, ...]
+LARGEST = 2**63 - 1
 RULES = {
     str: "a string",
     bool: "true or false",
@@ -70,11 +71,13 @@ def to_toml(config: Any) -> str:
 def read(path: Path) -> dict[str, Any]:
     """The content of a TOML file. Raises UserError where it cannot be read, or is no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin a file with a mark
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"cannot read the config {path} ({reason}): check the path") from error
-    except ValueError as error:  # broken TOML, or bytes that are no UTF-8
+    except RecursionError as error:
+        raise UserError(f"the config {path} is nested too deeply: a config has tables of keys, no deeper") from error
+    except ValueError as error:  # broken TOML, bytes that are no UTF-8, or a NUL in the path
         raise UserError(f"the config {path} is not valid TOML: {error}") from error
 
 
@@ -105,19 +108,26 @@ def _checked(cls: type, mapping: Mapping[str, Any], where: str, prefix: str = ""
         elif isinstance(value, Mapping):
             values[name] = _checked(typing.cast(type, kind), value, where, f"{key}.", root)
         else:
-            raise UserError(f"{key} must be a table of keys, got {value!r} (in {where})")
+            raise UserError(f"{key} must be a table of keys, got {_short(value)} (in {where})")
     return values
 
 
 def _converted(kind: Any, value: Any, key: str, where: str) -> Any:
     """`value` as `kind`. Whole numbers pass for numbers; true and false never do, though Python says so."""
+    if type(value) is int and not -LARGEST <= value <= LARGEST:
+        raise UserError(f"{key} must lie within ±{LARGEST:,}, got a number of {len(str(value)):,} digits (in {where})")
     if kind is float and type(value) is int:
         return float(value)
     if kind == STRINGS and isinstance(value, list | tuple) and all(type(item) is str for item in value):
         return tuple(value)
     if type(value) is not kind:
-        raise UserError(f"{key} must be {RULES[kind]}, got {value!r} (in {where})")
+        raise UserError(f"{key} must be {RULES[kind]}, got {_short(value)} (in {where})")
     return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 100 else f"{text[:100]} …"
 
 
 def _apply(cls: type, values: dict[str, Any], override: str) -> None:
@@ -138,7 +148,7 @@ def _override_value(kind: Any, text: str) -> Any:
     """The value that `text` means for a field of type `kind`."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     if kind in (str, STRINGS) and not isinstance(value, str | list):
         value = text  # a class may be called 7, or true

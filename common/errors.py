@@ -1,11 +1,26 @@
-"""The one exception that a user sees."""
+"""The one exception that a user sees, and the sentences for what the system refuses."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 import click
 
 LISTED = 100  # names in one sentence, at most
+AGAIN = "what was complete is kept; run the same command again"
+NO_FILES = (errno.EMFILE, errno.ENFILE)
+# What libraries say when memory, or an address for it, is refused; they raise RuntimeError or ImportError
+NO_MEMORY = (
+    "allocate memory",
+    "out of memory",
+    "not enough memory",
+    "bad_alloc",
+    "failed to map segment",
+    "start new thread",
+    "array is too big",
+    "storage size calculation overflowed",
+)
 
 
 class UserError(click.ClickException):
@@ -33,3 +48,33 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
         similar = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
         hint = f"choose one of {len(known):,}, such as {', '.join(similar)}"
     return UserError(f'unknown {kind} "{name}": {hint}')
+
+
+def is_scarce(error: BaseException) -> bool:
+    """Whether an error says that the system has no memory, or no more open files, for this process."""
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in (errno.ENOMEM, *NO_FILES)
+
+
+def refusal_of(error: BaseException) -> str:
+    """One sentence for an error by which the system or a library refuses memory, open files or a path; "" for others.
+
+    >>> refusal_of(OSError(24, "Too many open files"))[:46]
+    'too many open files: raise the limit (`ulimit '
+    """
+    text, number = str(error).lower(), getattr(error, "errno", None)
+    if number in NO_FILES or "too many open files" in text:
+        return f"too many open files: raise the limit (`ulimit -n 1024`); {AGAIN}"
+    if is_scarce(error) or any(words in text for words in NO_MEMORY):
+        return (
+            "out of memory (`ulimit -v` shows whether it is limited): free some, or ask for less, such as smaller "
+            f"batches or a smaller model; {AGAIN}"
+        )
+    if isinstance(error, ValueError) and "embedded null" in text:
+        return "a path must not hold a NUL character: correct it"
+    if not isinstance(error, OSError) or number is None or isinstance(error, BrokenPipeError):
+        return ""
+    reason = os.strerror(number).lower()
+    if number == errno.ENAMETOOLONG:
+        return f"cannot use {os.fsdecode(error.filename or 'a path')[:100]} … ({reason}): choose a shorter name"
+    where = f"cannot use {os.fsdecode(error.filename)}" if error.filename is not None else "cannot read or write"
+    return f"{where} ({reason}): see to it; {AGAIN}"

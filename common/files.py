@@ -14,12 +14,12 @@ from typing import Any
 
 import click
 
-from common.errors import UserError
+from common.errors import UserError, is_scarce, refusal_of
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-# ".<stem>.<process>-<random><suffix>"; files of earlier versions have no random part
-TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<process>\d+)(-[0-9a-f]{8})?(?P<suffix>(\.[^.]+)?)")
+# ".<stem>.<process>-<random><suffix>"
+TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<process>\d+)-[0-9a-f]{8}(?P<suffix>(\.[^.]+)?)")
 LOCK = ".lock"
 OUTPUT_MARK = ".set-anomaly-output"  # in a folder of ours: extraction takes no image from it
 
@@ -75,6 +75,13 @@ def writing_to(target: Path) -> Iterator[None]:
             raise
         if error.errno in FULL:
             raise UserError(f"no space left for {target}: free some and run the same command again") from error
+        if is_scarce(error):
+            raise UserError(f"cannot write {target}: {refusal_of(error)}") from error
+        file = next((path for path in (target, *target.parents) if path.is_file()), None)
+        if error.errno in (errno.EEXIST, errno.ENOTDIR) and file:
+            raise UserError(
+                f"cannot write {target}: {file} is a file, and must be a folder; choose another path"
+            ) from error
         reason = os.strerror(error.errno).lower()
         raise UserError(f"cannot write {target} ({reason}): choose a path that is writable") from error
 
@@ -192,6 +199,16 @@ def exclusive(folder: Path, busy: str, *writes: Path) -> Iterator[None]:
                 path.unlink()
                 folder.rmdir()
         lock.release()
+
+
+def clear_up_folder(folder: Path) -> None:
+    """Remove what a killed process left in a folder whose work is complete: its lock, and temporary files.
+
+    Nothing happens where there is nothing, where another process is at work, or where nothing can be written.
+    """
+    if any(path.name == LOCK or TEMPORARY.fullmatch(path.name) for path in folder.glob(".*")):
+        with contextlib.suppress(UserError, OSError), exclusive(folder, "another process is at work"):
+            pass
 
 
 def remove_leftovers(place: Path, sure: bool) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from common.decoding import decode
-from common.errors import UserError
+from common.errors import UserError, is_scarce
 
 RULE = 3  # goes up when the rule gives other pixels for some file; a store's request names it
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes a file for a decompression bomb
@@ -117,6 +117,8 @@ def read_image(
     except Image.DecompressionBombError as error:
         raise UnreadableImage(path, too_large) from error
     except Exception as error:  # decoders raise errors of any kind on a damaged file
+        if is_scarce(error):  # no fault of the image's
+            raise
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         shown = repr(str(path) if data is None else content)  # Pillow names what it was given
         raise UnreadableImage(path, reason.split("\n", 1)[0].replace(f" {shown}", "")) from error

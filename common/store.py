@@ -24,10 +24,12 @@ from common.store_format import (
     Layout,
     MissingStore,
     NewerStore,
+    OlderStore,
     UnreadableStore,
     read_at,
     read_layout,
     reading,
+    require_at_rest,
 )
 from common.store_schema import BLOCK_BYTES, SPLITS, check_content, check_schema, identity_digest
 
@@ -42,6 +44,7 @@ __all__ = [
     "ForeignStore",
     "MissingStore",
     "NewerStore",
+    "OlderStore",
     "UnreadableStore",
     "block_digests",
     "check_features",
@@ -51,7 +54,6 @@ __all__ = [
 ROOMY = 1 << 30
 # Room in the memory is not asked for in advance, which a store that is larger than the memory would not get
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
-SMALL_ARRAYS = ("labels", "split", "image_index", "name_bytes", "name_offsets")
 
 
 def block_digests(array: np.ndarray) -> list[str]:
@@ -62,29 +64,31 @@ def block_digests(array: np.ndarray) -> list[str]:
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A complete feature store, memory-mapped on first use.
+    """A complete feature store. Its arrays are mapped, and verified on first use: damaged ones are not handed out.
 
     features (V, N, D) float32 or float16 · labels (N,) int64 · image_index (N,) int64 · split (N,) uint8, an index
     into `SPLITS` · image_sha256 (N, 32) uint8 · thumbnails (N, H, W, 3) uint8 or None.
 
+    `array` and the properties verify an array whole, once; `rows` the blocks of these rows; `unverified` nothing.
     Unsorted and repeated rows cost what they cost in memory; processes share the pages. The maps are private
     (copy-on-write): nothing written to them reaches the file. An instance pickles as its path and holds no HDF5 handle.
     """
 
     path: Path
     layout: Layout = field(repr=False)
+    _verified: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path | str) -> "FeatureStore":
         """Open a store: milliseconds, whatever its size. Its arrays are not read.
 
-        Raises MissingStore, UnreadableStore, ForeignStore, NewerStore, or DamagedStore when the file is truncated, a
-        byte outside its arrays has changed, or the header or an array is not as the specification says.
+        Raises MissingStore, UnreadableStore, ForeignStore, OlderStore, NewerStore, or DamagedStore when the file is
+        truncated, a byte outside its arrays has changed, or the header or an array is not as the specification says.
         """
         path = Path(path)
         layout = read_layout(path)
         with _damage(path):
-            check_schema(layout.version, layout.header, layout.places)
+            check_schema(layout.header, layout.places)
         return cls(path, layout)
 
     @property
@@ -164,44 +168,54 @@ class FeatureStore:
         """The rows (n,) int64 of a split, ascending."""
         return np.flatnonzero(self.split == SPLITS.index(split))
 
-    def names(self, rows: Sequence[int] | np.ndarray) -> list[str] | None:
-        """The file of each of these rows, relative to the root of the images; None where the store does not say.
+    def names(self, rows: Sequence[int] | np.ndarray) -> list[str]:
+        """The file of each of these rows, relative to the root of the images.
 
         Bytes that are not UTF-8 come as Python has them in file names: `os.fsencode` gives them back.
         """
-        if "name_offsets" not in self.places:
-            return None
         offsets, data = self.array("name_offsets"), self.array("name_bytes")
         return [data[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8", "surrogateescape") for row in rows]
 
-    def name(self, row: int) -> str | None:
-        """The file of one row, as `names` has it."""
-        names = self.names([row])
-        return names[0] if names else None
+    def array(self, name: str) -> np.ndarray:
+        """An array, mapped. It is verified before it is handed out for the first time; raises DamagedStore."""
+        if name not in self._verified:
+            self.verify((name,))
+        return self.unverified(name)
+
+    def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """A copy of rows of an array whose first axis is N. Only the blocks that hold them are read and verified."""
+        place = self.places[name]
+        width = place.nbytes // place.shape[0]
+        first = np.unique(rows) * width
+        for number in np.unique([first // BLOCK_BYTES, (first + width - 1) // BLOCK_BYTES]).tolist():
+            self._verify_block(name, number)
+        return self.unverified(name)[rows]
 
     def verify(self, names: Sequence[str] | None = None, look: Callable[[str, bytes], None] = lambda *_: None) -> None:
-        """Compare every block of the arrays `names` with its digest, and see whether labels and the like are possible.
+        """Compare every block of the arrays `names` with its digest, and see whether their values are possible.
 
         names: default all. look: gets the name and the bytes of each sound block, for what else is to be seen in the
         same pass. DamagedStore names a bad block or array.
         """
         for name in names or tuple(self.places):
-            for number, (block, sealed) in enumerate(zip(self.blocks(name), self.header["blocks"][name], strict=True)):
-                if hashlib.sha256(block).hexdigest() != sealed:
-                    raise DamagedStore(
-                        f"{self.path} is damaged: block {number} of /{name} does not match its digest; extract it again"
-                    )
-                look(name, block)
-        with _damage(self.path):
-            small = [name for name in SMALL_ARRAYS if name in self.places]
-            check_content({name: self.array(name) for name in small}, len(self.class_names))
+            for number in range(len(self.header["blocks"][name])):
+                look(name, self._verify_block(name, number))
+            with _damage(self.path):
+                check_content(name, self.unverified(name), self.array, self.header)
+            self._verified.add(name)
 
-    def blocks(self, name: str) -> Iterator[bytes]:
-        """The bytes of an array, `BLOCK_BYTES` at a time, read without mapping them: memory stays as it is."""
+    def _verify_block(self, name: str, number: int) -> bytes:
+        """The bytes of a block, read without mapping them: memory stays as it is."""
         place = self.places[name]
+        offset = place.offset + number * BLOCK_BYTES
         with reading(self.path, self.layout.stamp) as file:
-            for offset in range(place.offset, place.stop, BLOCK_BYTES):
-                yield read_at(file, offset, min(BLOCK_BYTES, place.stop - offset))
+            block = read_at(file, offset, min(BLOCK_BYTES, place.stop - offset))
+            if hashlib.sha256(block).hexdigest() != self.header["blocks"][name][number]:
+                require_at_rest(self.path, file, self.layout.stamp)
+                raise DamagedStore(
+                    f"{self.path} is damaged: block {number} of /{name} does not match its digest; extract it again"
+                )
+        return block
 
     def release(self) -> None:
         """Give the pages of mapped features back to the system, which keeps them for the next use while it has room.
@@ -217,7 +231,8 @@ class FeatureStore:
         if mapped.nbytes >= ROOMY and isinstance(mapped.base, mmap.mmap) and hasattr(mmap, advice):
             mapped.base.madvise(getattr(mmap, advice))
 
-    def array(self, name: str) -> np.ndarray:
+    def unverified(self, name: str) -> np.ndarray:
+        """An array, mapped, as it lies on the disk: nothing says that it is what was written."""
         place = self.places[name]
         with reading(self.path, self.layout.stamp) as file:
             if not hasattr(mmap, "MAP_PRIVATE"):  # Windows

@@ -5,6 +5,7 @@ every byte that is not an array's. `docs/feature-store.md` is the specification.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -28,8 +29,14 @@ MAGIC = f"{FORMAT}\n".encode()
 HDF5 = b"\x89HDF\r\n\x1a\n"
 HEAD = 1 << 16  # what is read first: whose file it is shows there
 MAX_HEADER = 1 << 28
+OPEN_FLAG = 11  # in the superblock of HDF5: bit 0 is set as long as the file is open for writing
 MAX_OTHER = 1 << 20  # what HDF5 itself needs beside the header is a few KB
 _SEAL = slice(len(MAGIC), len(MAGIC) + 64)
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Read = Callable[[int, int], bytes]
 
@@ -42,8 +49,12 @@ class ForeignStore(UserError):
     """The file is not a feature store."""
 
 
+class OlderStore(UserError):
+    """The file was made before version 2 of the format, which this code does not read."""
+
+
 class NewerStore(UserError):
-    """The file is a feature store of a version that this code does not know."""
+    """The file is a feature store of a version that this code does not know yet."""
 
 
 class MissingStore(UserError):
@@ -75,9 +86,8 @@ class ArrayPlace:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file says of itself: the version, the header as JSON, and the places of the arrays."""
+    """What a file says of itself: the header as JSON, and the places of the arrays."""
 
-    version: int
     header: Any
     places: dict[str, ArrayPlace]
     stamp: tuple[int, ...]  # of the file that was read, to notice when another takes its place
@@ -89,12 +99,14 @@ def reading(path: Path, stamp: tuple[int, ...] | None = None) -> Iterator[FileIO
 
     Raises MissingStore, ForeignStore for a folder or a pipe, or UnreadableStore with what the system said.
     """
+    if "\0" in str(path):
+        raise MissingStore(f"there is no feature store at {str(path)!r}: a path must not hold a NUL character")
     try:
         with open(path, "rb", buffering=0, opener=_open_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ForeignStore(f"{path} is not a regular file: give the path of a .h5 that extract wrote")
             if stamp is not None and stamp_of(file) != stamp:
-                raise UnreadableStore(f"{path} was replaced while it was in use: run the same command again")
+                raise UnreadableStore(f"{path} was replaced or changed while it was in use: run the same command again")
             yield file
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingStore(
@@ -103,6 +115,8 @@ def reading(path: Path, stamp: tuple[int, ...] | None = None) -> Iterator[FileIO
     except IsADirectoryError as error:
         raise ForeignStore(f"{path} is a folder: give the path of a .h5 that extract wrote") from error
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise MissingStore(f"there is no feature store at {str(path)[:100]} …: no name may be so long") from error
         reason = (error.strerror or str(error)).lower()
         raise UnreadableStore(f"cannot read {path} ({reason}): its content may be sound, see to the cause") from error
 
@@ -126,31 +140,49 @@ def read_at(file: FileIO, offset: int, size: int) -> bytes:
 def read_layout(path: Path) -> Layout:
     """Read and check all of a store but its arrays: milliseconds, whatever its size.
 
-    Raises MissingStore, UnreadableStore, ForeignStore, NewerStore or DamagedStore.
+    Raises MissingStore, UnreadableStore, ForeignStore, OlderStore, NewerStore or DamagedStore.
     """
-    from common.store_v1 import read_version_1
-
     with reading(path) as file:
         stamp = stamp_of(file)
         size = stamp[2]
         head = read_at(file, 0, HEAD)
         try:
             if head.startswith(MAGIC) or _seal(head) == head[_SEAL]:
-                version, text, places = _read_version_2(head, size, lambda offset, n: read_at(file, offset, n))
-            elif HDF5 not in (head[:8], head[BLOCK : BLOCK + 8]):
+                text, places = _read_parts(head, size, lambda offset, n: read_at(file, offset, n))
+                return Layout(parse_json(text, "/header"), places, stamp)
+            if HDF5 not in (head[:8], head[BLOCK : BLOCK + 8]):
                 raise ForeignStore(
                     f"{path} is not an HDF5 file, so not a feature store: give the path of a .h5 that extract wrote"
                 )
-            elif FORMAT.encode() not in head and b"header_sha256" not in head:  # one of them may be what is damaged
+            if FORMAT.encode() not in head and b"header_sha256" not in head:  # one of them may be what is damaged
                 raise ForeignStore(f'{path} is HDF5, but its "format" is not "{FORMAT}": give a feature store')
-            else:
-                version = 1
-                text, places = read_version_1(size, lambda offset, n: read_at(file, offset, n))
-            return Layout(version, parse_json(text, "/header"), places, stamp)
+            if head.startswith(HDF5):
+                raise OlderStore(f"{path} was made by an older version of this project: extract it again")
+            raise Damage("its first block does not match its seal")
         except Newer as error:
             raise NewerStore(f"{path} has {error}, this code reads up to {VERSION}: update it") from error
         except Damage as error:
+            require_at_rest(path, file, stamp)
             raise DamagedStore(f"{path} is damaged: {error}; extract it again") from error
+
+
+def require_at_rest(path: Path, file: FileIO, stamp: tuple[int, ...]) -> None:
+    """Raise UnreadableStore where another program writes the file, or has opened it to write: so it looks damaged.
+
+    HDF5 notes that in the file, and holds a lock where the file system has locks.
+    """
+    if stamp_of(file) != stamp:
+        raise UnreadableStore(f"{path} changes while it is read: wait for the program that writes it")
+    opened = bool((read_at(file, BLOCK + OPEN_FLAG, 1) or b"\0")[0] & 1)
+    if not opened and fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            opened = True
+        except OSError:  # no locks here
+            pass
+    if opened:
+        raise UnreadableStore(f"{path} is open for writing in another program: close it there, and try again")
 
 
 class Damage(ValueError):
@@ -211,8 +243,8 @@ def _seal(block: bytes) -> bytes:
     return hashlib.sha256(block[: _SEAL.start] + block[_SEAL.stop : BLOCK]).hexdigest().encode()
 
 
-def _read_version_2(head: bytes, size: int, read: Read) -> tuple[int, bytes, dict[str, ArrayPlace]]:
-    """The version, the bytes of the header and the places of the arrays."""
+def _read_parts(head: bytes, size: int, read: Read) -> tuple[bytes, dict[str, ArrayPlace]]:
+    """The bytes of the header and the places of the arrays."""
     if len(head) < BLOCK or _seal(head) != head[_SEAL]:
         raise Damage("its first block does not match its seal")
     facts = parse_json(head[_SEAL.stop : BLOCK].rstrip(b"\0"), "its first block")
@@ -232,7 +264,7 @@ def _read_version_2(head: bytes, size: int, read: Read) -> tuple[int, bytes, dic
         raise Damage("its header or HDF5's own part does not match its digest")
     for a, b in ranges:
         if a <= start and start + length <= b:
-            return version, pieces[a][start - a : start - a + length], places
+            return pieces[a][start - a : start - a + length], places
     raise Damage("its header lies in an array")
 
 

@@ -59,9 +59,9 @@ def clear_up(store: FeatureStore) -> None:
         folder = partial_folder(store.path)
         if leftovers:
             with exclusive(folder, "another process makes it", store.path):
-                content = read_content(folder)
+                content = read_content(folder)  # nothing can be gone on with where there is no plan
                 made = store.header["provenance"]["request"]
-                if content and {**content["plan"].get("request", {}), "fingerprint": content["source"]} == made:
+                if not content or {**content["plan"].get("request", {}), "fingerprint": content["source"]} == made:
                     _clear(folder)
 
 

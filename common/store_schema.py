@@ -1,5 +1,6 @@
 """What `docs/feature-store.md` asks of a header and its arrays: each violation is one sentence that names the key."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ from common.files import canonical_json, sha256_text
 from common.store_format import ArrayPlace, Damage
 
 BLOCK_BYTES = 4 << 20
+LABELS_AT_A_TIME = 1 << 20
 SPLITS = ("train", "test")
 STORED_AS = {"float32": "<f4", "bfloat16": "<f2"}  # half precision has room for every digit that bfloat16 gives
 # name: (dtype, shape); None is any length of at least 1
@@ -22,8 +24,7 @@ ARRAYS: dict[str, tuple[tuple[str, ...], tuple[str | int | None, ...]]] = {
     "name_bytes": (("|u1",), (None,)),
     "name_offsets": (("<i8",), ("N + 1",)),
 }
-NAMES = ("name_bytes", "name_offsets")
-OPTIONAL = {"thumbnails", *NAMES}
+OPTIONAL = {"thumbnails"}
 
 
 def identity_digest(identity: dict[str, Any]) -> str:
@@ -31,43 +32,71 @@ def identity_digest(identity: dict[str, Any]) -> str:
     return sha256_text(canonical_json(identity))
 
 
-def check_schema(version: int, header: Any, places: dict[str, ArrayPlace]) -> None:
+def labels_digest(labels: np.ndarray) -> str:
+    """Hexadecimal SHA-256 of the labels of a split, as an identity has it: of the text of their list.
+
+    >>> labels_digest(np.array([0, 12])) == sha256_text("[0, 12]")
+    True
+    """
+    digest, comma = hashlib.sha256(b"["), ""
+    for start in range(0, len(labels), LABELS_AT_A_TIME):
+        part = labels[start : start + LABELS_AT_A_TIME].tolist()
+        digest.update((comma + ", ".join(map(str, part))).encode())
+        comma = ", "
+    digest.update(b"]")
+    return digest.hexdigest()
+
+
+def check_schema(header: Any, places: dict[str, ArrayPlace]) -> None:
     """Raise Damage, naming the key, unless header and arrays are as the specification says. Reads no array."""
     _require(isinstance(header, dict), "/header must be a JSON object", header)
-    _check_arrays(version, places)
+    _check_arrays(places)
     _check_names(header)
-    _check_identity(version, header, places["features"])
+    _check_identity(header, places["features"])
     provenance = _of_type(header, "provenance", dict)
     _of_type(provenance, "request", dict, "provenance.")
     _check_blocks(header, places)
 
 
-def check_content(arrays: dict[str, np.ndarray], classes: int) -> None:
-    """Raise Damage, naming the array, unless the values of the small arrays are possible ones. Reads them whole."""
-    labels, split, index = arrays["labels"], arrays["split"], arrays["image_index"]
-    _require(bool(((labels >= 0) & (labels < classes)).all()), f"/labels must lie in 0 … {classes - 1}", labels)
-    _require(
-        bool((split < len(SPLITS)).all() and (split[1:] >= split[:-1]).all()),
-        "/split must be 0 (train), then 1 (test)",
-        split,
-    )
-    rises = (index[1:] > index[:-1]) | (split[1:] != split[:-1])
-    _require(bool(rises.all() and (index >= 0).all()), "/image_index must rise within each split from 0 on", index)
-    if "name_offsets" in arrays:
-        offsets, length = arrays["name_offsets"], len(arrays["name_bytes"])
+def check_content(name: str, array: np.ndarray, read: Callable[[str], np.ndarray], header: dict[str, Any]) -> None:
+    """Raise Damage, naming the array, unless its values are possible ones. Reads it whole.
+
+    read: gives another array by its name.
+    """
+    if name == "labels":
+        _check_labels(array, read("split"), header)
+    elif name == "split":
+        rises = bool((array[1:] >= array[:-1]).all())
+        _require(rises and array[-1] < len(SPLITS), "/split must be 0 (train), then 1 (test)", array)
+    elif name == "image_index":
+        split = read("split")
+        rises = bool(((array[1:] > array[:-1]) | (split[1:] != split[:-1])).all())
+        _require(rises and bool((array >= 0).all()), "/image_index must rise within each split from 0 on", array)
+    elif name == "name_offsets":
+        length, rises = len(read("name_bytes")), bool((array[1:] > array[:-1]).all())
         _require(
-            bool(offsets[0] == 0 and offsets[-1] == length and (offsets[1:] > offsets[:-1]).all()),
+            rises and array[0] == 0 and array[-1] == length,
             f"/name_offsets must rise from 0 to the length of /name_bytes, {length}",
-            offsets,
+            array,
         )
 
 
-def _check_arrays(version: int, places: dict[str, ArrayPlace]) -> None:
-    known = set(ARRAYS) - (set(NAMES) if version == 1 else set())
-    _require(set(places) <= known, f"its arrays must be among {', '.join(sorted(known))}", sorted(places))
-    for name in sorted(known - OPTIONAL - set(places)):
+def _check_labels(labels: np.ndarray, split: np.ndarray, header: dict[str, Any]) -> None:
+    classes = len(header["class_names"])
+    _require(bool(((labels >= 0) & (labels < classes)).all()), f"/labels must lie in 0 … {classes - 1}", labels)
+    for name, expected in header["identity"]["data_set"]["labels"].items():
+        found = labels_digest(labels[split == SPLITS.index(name)])
+        _require(
+            found == expected,
+            f'/labels of {name} must have the digest of "identity.data_set.labels", {expected}',
+            found,
+        )
+
+
+def _check_arrays(places: dict[str, ArrayPlace]) -> None:
+    _require(set(places) <= set(ARRAYS), f"its arrays must be among {', '.join(sorted(ARRAYS))}", sorted(places))
+    for name in sorted(set(ARRAYS) - OPTIONAL - set(places)):
         raise Damage(f"/{name} is missing")
-    _require(len(set(NAMES) & set(places)) != 1, "/name_bytes and /name_offsets must be there both or not at all")
     shape = places["features"].shape
     sizes: dict[Any, int] = dict(zip("VND", shape, strict=False))
     sizes["N + 1"] = sizes.get("N", 0) + 1
@@ -100,7 +129,7 @@ def _check_names(header: dict[str, Any]) -> None:
     )
 
 
-def _check_identity(version: int, header: dict[str, Any], features: ArrayPlace) -> None:
+def _check_identity(header: dict[str, Any], features: ArrayPlace) -> None:
     identity = _of_type(header, "identity", dict)
     views, _, feature_dim = features.shape
     parts = {key: _of_type(identity, key, dict, "identity.") for key in _PARTS}
@@ -114,12 +143,11 @@ def _check_identity(version: int, header: dict[str, Any], features: ArrayPlace) 
         f'header "identity.precision" must be {" or ".join(STORED_AS)}',
         precision,
     )
-    if version > 1:
-        _require(
-            STORED_AS[precision] == features.dtype,
-            f'/features must be {STORED_AS[precision]} where header "identity.precision" is {precision}',
-            features.dtype,
-        )
+    _require(
+        STORED_AS[precision] == features.dtype,
+        f'/features must be {STORED_AS[precision]} where header "identity.precision" is {precision}',
+        features.dtype,
+    )
     for key, found, expected in (
         ("data_set.class_names", parts["data_set"]["class_names"], header["class_names"]),
         ("backbone.feature_dim", parts["backbone"]["feature_dim"], feature_dim),
@@ -132,12 +160,11 @@ def _check_identity(version: int, header: dict[str, Any], features: ArrayPlace) 
         f'header "identity.backbone.layers" must be pairs of name and dimension, last first, that sum to {feature_dim}',
         layers,
     )
-    if version > 1 or "identity_sha256" in header:
-        _require(
-            header.get("identity_sha256") == identity_digest(identity),
-            'header "identity_sha256" must be the digest of "identity"',
-            header.get("identity_sha256"),
-        )
+    _require(
+        header.get("identity_sha256") == identity_digest(identity),
+        'header "identity_sha256" must be the digest of "identity"',
+        header.get("identity_sha256"),
+    )
 
 
 def _check_blocks(header: dict[str, Any], places: dict[str, ArrayPlace]) -> None:
@@ -183,7 +210,7 @@ def _per_split(value: Any) -> bool:
 _PARTS: dict[str, dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "data_set": {
         "pixels": ("a digest for train and one for test", _per_split),
-        "labels": ("digests by split", _are_texts),
+        "labels": ("digests by split", lambda value: _are_texts(value) and set(value) <= set(SPLITS)),
         "class_names": ("a list of names", _are_names),
     },
     "backbone": {

@@ -83,7 +83,7 @@ def _around(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[dict
     layout = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     memory, header_offset, places = _draw_up(text, layout)
     size = memory.seek(0, os.SEEK_END)
-    check_schema(VERSION, parse_json(text.encode(), "the header"), places)
+    check_schema(parse_json(text.encode(), "the header"), places)
     pieces = {start: memory.read_at(start, stop - start) for start, stop in gaps(places, size)}
     rest_sha256 = hashlib.sha256(b"".join(pieces.values())).hexdigest()
     return {0: seal_block((header_offset, len(text.encode())), places, size, rest_sha256), **pieces}, places

@@ -1,6 +1,3 @@
-from common.command_line import stoppable
+from common.command_line import run_stage
 
-with stoppable():  # from here, since what the command line imports takes a moment, too
-    from extract.cli import main
-
-    main(prog_name="python -m extract")
+run_stage("extract")

@@ -151,15 +151,15 @@ def features(
 @main.command()
 @click.argument("store", type=click.Path(path_type=Path))
 def status(store: Path) -> None:
-    """Say what a file is: complete, partial, damaged, foreign, newer, unreadable or missing. Exit code 0 for complete.
+    """Say what a file is: complete, partial, damaged, foreign, older, newer, unreadable or missing.
 
-    Else it is 2 for a damaged file, 1 for the others.
+    Exit code 0 for complete, 2 for a damaged or older file, 1 for the others.
 
     Reads the header only; `verify` reads every byte.
     """
     word, detail = store_status(store)
     click.echo(f"{word}: {detail}")
-    raise SystemExit({"complete": 0, "damaged": 2}.get(word, 1))
+    raise SystemExit({"complete": 0, "damaged": 2, "older": 2}.get(word, 1))
 
 
 @main.command()
@@ -187,12 +187,6 @@ def verify(store: Path) -> None:
 def names(store: Path) -> None:
     """Print which file is which row, as CSV: row, split, class, file."""
     opened = FeatureStore.open(store)
-    if "name_bytes" not in opened.places:
-        raise UserError(
-            f"{store} does not hold the names of its files (it is of format version {opened.layout.version}): "
-            "extract the images to another --store"
-        )
-    opened.verify(("labels", "split", "name_bytes", "name_offsets"))
     for text in _name_lines(opened):
         click.echo(text.encode("utf-8", "surrogateescape"), nl=False)
 
@@ -202,7 +196,7 @@ def _name_lines(store: FeatureStore) -> Iterator[str]:
     n = len(store.labels)
     for start in range(0, n, ROWS):
         rows, text = range(start, min(start + ROWS, n)), io.StringIO()
-        files = store.names(rows) or []
+        files = store.names(rows)
         csv.writer(text, lineterminator="\n").writerows(
             (row, SPLITS[store.split[row]], store.class_names[store.labels[row]], file)
             for row, file in zip(rows, files, strict=True)

@@ -16,7 +16,7 @@ from common.images import printable
 from common.machine import choose_device
 from common.progress import Progress, say
 from common.store import DamagedStore, FeatureStore
-from common.store_partial import partial_folder
+from common.store_partial import clear_up, partial_folder
 from common.store_writer import name_arrays, write_store
 from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
 from extract.network import Connect, Extraction, local_network
@@ -39,6 +39,7 @@ def features(root: Path | str, store: Path | str, dataset: str = "imagefolder", 
     asked, target = request(dataset, Path(root), **options), Path(store)
     found = store_at(target, how.get("overwrite", False))
     if found is not None and has_what_is_asked(found, asked.as_json()):
+        clear_up(found)
         return found
     return make_features(asked, target, **how)[0]
 
@@ -130,7 +131,6 @@ def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
     Raises DamagedStore, since what is damaged must not be sealed again, and UserError where it cannot be written.
     """
     with exclusive(partial_folder(store.path), busy(store.path), store.path):
-        store.verify()
         said = {"request": job.request, "data_set": as_text(job.source.name)}
         header = {**store.header, "provenance": {**store.header["provenance"], **said}}
         arrays = {name: store.array(name) for name in store.places}

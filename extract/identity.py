@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from common.files import sha256_text
 from common.store import SPLITS
+from common.store_schema import labels_digest
 from extract.backbones import Backbone
 from extract.preprocessing import Preprocessing
 from extract.sources import ImageSource
@@ -21,7 +21,7 @@ def identity_of(
     return {
         "data_set": {
             "pixels": split_digests(source, image_sha256),
-            "labels": {name: sha256_text(str(source.splits[name].labels.tolist())) for name in SPLITS},
+            "labels": {name: labels_digest(source.splits[name].labels) for name in SPLITS},
             "class_names": source.class_names,
         },
         # Where it goes without saying it stays unsaid: what was made before there were layers is still the same

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.errors import is_scarce
 from common.images import UnreadableImage, pixel_digest
 from extract.network import Extraction
 from extract.reading import AllImages, names_of
@@ -73,6 +74,8 @@ class Orders:
         except UnreadableImage as error:
             return error.reason
         except OSError as error:
+            if is_scarce(error):  # no fault of the image's
+                raise
             return error.strerror or str(error)
 
 

@@ -38,7 +38,7 @@ def extract(job: Extraction, target: Path, connect: Connect = local_network) -> 
         writer = _writer(job, target, network.environment)
         _keep_what_is_sound(writer, images)
         unreadable = Unreadable(names_of(job.source), say)
-        with keeping(lambda: f"{sum(b - a for a, b in writer.done.items()):,} of {len(images):,} images are kept"):
+        with keeping(lambda: f"{sum(b - a for a, b in writer.done.items()):,} of {len(images):,} images are saved"):
             _fill(writer, network, unreadable)
             stack.close()
             if unreadable.reasons and job.on_error == "fail":

@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.store import DamagedStore, FeatureStore, ForeignStore, MissingStore, NewerStore, UnreadableStore
+from common.store import (
+    DamagedStore,
+    FeatureStore,
+    ForeignStore,
+    MissingStore,
+    NewerStore,
+    OlderStore,
+    UnreadableStore,
+)
 from common.store import identity_digest as digest
 from common.store_partial import read_progress
 from extract.sources import Reading, reading_request, source_kind
@@ -125,7 +133,7 @@ def store_at(path: Path, overwrite: bool) -> FeatureStore | None:
         return FeatureStore.open(path)
     except MissingStore:
         return None
-    except DamagedStore as error:
+    except (DamagedStore, OlderStore) as error:
         if overwrite:
             return None
         raise UserError(f"{error.message} (--overwrite replaces it)") from error
@@ -164,6 +172,8 @@ def store_status(path: Path) -> tuple[str, str]:
         return "damaged", error.message
     except ForeignStore as error:
         return "foreign", error.message
+    except OlderStore as error:
+        return "older", error.message
     except NewerStore as error:
         return "newer", error.message
     except UnreadableStore as error:

@@ -1,9 +1,13 @@
 """Reading a state dict from a file, whatever it is wrapped in, and never by running what the file says."""
 
+import contextlib
+import io
 import pickle
 import re
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, is_scarce
 
 State = dict[str, Tensor]
 # What a network may end in after fine-tuning or self-supervision; it is thrown away like the classifier
@@ -62,15 +66,16 @@ def _read(path: Path) -> Any:
         raise UserError(f"{path} is a web page, not weights: download the file that the page links to")
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
         return _read_safetensors(path)
-    if start.startswith(b"PK"):
-        _check_archive(path)
+    source = _checked_archive(path) if start.startswith(b"PK") else path
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what is odd in a file; whether it will do is seen below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(source, map_location="cpu", weights_only=True)
     except MemoryError as error:
         raise UserError(f"{path} asks for more memory than there is: get the weights again") from error
     except Exception as error:  # torch.load raises errors of any kind on a damaged file
+        if is_scarce(error):
+            raise
         raise UserError(_unreadable(path, error)) from error
 
 
@@ -81,16 +86,19 @@ def _read_safetensors(path: Path) -> State:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
+        if is_scarce(error):
+            raise
         raise UserError(f"{path} is a damaged safetensors file ({error}): get it again") from error
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse TorchScript, and archives that would grow in the memory, by their table of contents."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise UserError(f"{path} is truncated or damaged ({error}): get it again") from error
+def _checked_archive(path: Path) -> Path | io.BytesIO:
+    """A zip file as torch may read it. Refuses TorchScript, and archives that would grow in the memory.
+
+    Its parts are checked by their checksums and put together anew: torch heeds fields of the directory that no checksum
+    covers, and gives other memory as weights where they are damaged.
+    """
+    with _damage(path), zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
     declared, size = sum(entry.file_size for entry in entries), path.stat().st_size
     if declared > size + SLACK:
         raise UserError(
@@ -99,6 +107,25 @@ def _check_archive(path: Path) -> None:
         )
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise UserError(f"{path} is a TorchScript program, not a state dict: {SAVE}")
+    if not any(entry.CRC for entry in entries):  # torch leaves checksums out where it is told to
+        return path
+    anew = io.BytesIO()
+    with _damage(path), zipfile.ZipFile(path) as archive, zipfile.ZipFile(anew, "w") as copy:
+        for entry in entries:
+            copy.writestr(entry.filename, archive.read(entry))
+    anew.seek(0)
+    return anew
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Raise UserError for whatever zipfile raises on a damaged file."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError, struct.error) as error:
+        if is_scarce(error):
+            raise
+        raise UserError(f"{path} is truncated or damaged ({error}): get it again") from error
 
 
 def _unreadable(path: Path, error: Exception) -> str:

@@ -5,9 +5,6 @@ from pathlib import Path
 if Path(sys.path[0]) == Path.cwd() != Path(__file__).resolve().parents[1]:
     del sys.path[0]
 
-from common.command_line import stoppable
+from common.command_line import run_stage
 
-with stoppable():  # from here, since what the command line imports takes a moment, too
-    from find.cli import main
-
-    main(prog_name="python -m find")
+run_stage("find")

@@ -14,13 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-class FindCommandLine(CommandLine):
-    """Nothing is kept of a find that is stopped."""
-
-    again = "the same command starts anew"
-
-
-@click.group(cls=FindCommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Stage 3: find the odd image in a folder, and wrong labels in a data set."""
 

@@ -1,6 +1,6 @@
 """Damaged files: seeded mutations of bytes, and stores whose edited parts are sealed again as if nothing had happened.
 
-`python -m tests.mutate --count 10000` counts what the reader makes of mutated stores of both format versions.
+`python -m tests.mutate --count 10000` counts what the reader makes of mutated stores.
 """
 
 import collections
@@ -23,7 +23,6 @@ from common.store import FeatureStore
 from common.store_format import BLOCK, MAGIC, ArrayPlace, gaps
 
 LIMIT = 10  # seconds
-ROOT = Path(__file__).parent
 
 
 def mutated(content: bytes, generator: np.random.Generator) -> tuple[str, bytes]:
@@ -58,12 +57,20 @@ def mutated(content: bytes, generator: np.random.Generator) -> tuple[str, bytes]
     return kind, bytes(data)
 
 
+def flipped(content: bytes, places: dict[str, ArrayPlace], generator: np.random.Generator) -> tuple[str, bytes]:
+    """One flipped bit in an array, each array as often as any other; and its name."""
+    name = str(generator.choice(sorted(places)))
+    data = bytearray(content)
+    data[int(generator.integers(places[name].offset, places[name].stop))] ^= 1 << int(generator.integers(8))
+    return f"bit in {name}", bytes(data)
+
+
 def resealed(
     content: bytes,
     header: Callable[[Any], Any] = lambda value: value,
     facts: Callable[[Any], Any] = lambda value: value,
 ) -> bytes:
-    """A store of version 2 with another header, or other facts in its first block, and right seals for them."""
+    """A store with another header, or other facts in its first block, and right seals for them."""
     before = json.loads(content[len(MAGIC) + 64 : BLOCK].rstrip(b"\0"))
     start, length = before["header"]
     text = json.dumps(header(json.loads(content[start : start + length]))).encode()
@@ -106,19 +113,23 @@ def edited(value: Any, generator: np.random.Generator) -> Any:
 
 
 def content_of(path: Path) -> dict[str, Any]:
-    """All that a store says, after it was verified."""
+    """All that a store says to whoever uses it."""
     store = FeatureStore.open(path)
-    store.verify()
     n = store.places["features"].shape[1]
-    arrays = {name: hashlib.sha256(b"".join(store.blocks(name))).hexdigest() for name in store.places}
+    arrays = {name: hashlib.sha256(store.array(name).tobytes()).hexdigest() for name in store.places}
     return {"header": store.header, "shapes": str(store.places), "names": store.names(range(n)), **arrays}
 
 
-def judge(path: Path, sound: dict[str, Any] | None) -> str:
-    """What the reader makes of a file: refused, harmless (all is as in `sound`), ACCEPTED, TRACEBACK or HANG."""
+def judge(path: Path, sound: dict[str, Any] | None, verify: bool = True) -> str:
+    """What the reader makes of a file: refused, harmless (all is as in `sound`), ACCEPTED, TRACEBACK or HANG.
+
+    verify: as a whole; else it is only used.
+    """
     started = time.monotonic()
     signal.setitimer(signal.ITIMER_REAL, LIMIT)
     try:
+        if verify:
+            FeatureStore.open(path).verify()
         found = content_of(path)
         verdict = "harmless" if found == sound else "ACCEPTED"
     except UserError:
@@ -134,7 +145,7 @@ def judge(path: Path, sound: dict[str, Any] | None) -> str:
 
 
 def sealed_edit(content: bytes, generator: np.random.Generator) -> bytes:
-    """A store of version 2 whose header or first block was edited and sealed again."""
+    """A store whose header or first block was edited and sealed again."""
     if generator.random() < 0.7:
         return resealed(content, header=lambda value: edited(value, generator))
     return resealed(content, facts=lambda value: edited(value, generator))
@@ -144,40 +155,36 @@ def sealed_edit(content: bytes, generator: np.random.Generator) -> bytes:
 @click.option("--count", default=10_000, show_default=True, help="Mutated stores; a fifth of them are sealed again.")
 @click.option("--seed", default=0, show_default=True)
 def main(count: int, seed: int) -> None:
-    """Mutate stores of both format versions and count what the reader makes of them."""
+    """Mutate stores and count what the reader makes of them."""
     from common.synthetic import make_store
 
     def too_long(*_: Any) -> None:
         raise TimeoutError
 
     signal.signal(signal.SIGALRM, too_long)
-    counts: collections.Counter[tuple[str, str, str]] = collections.Counter()
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
     generator = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mutated.h5"
-        paths = {
-            "version 1": ROOT / "store_version_1.h5",
-            "version 2": make_store(Path(folder) / "s.h5", classes=2, train=4, test=3).path,
-        }
-        originals = {version: (file.read_bytes(), content_of(file)) for version, file in paths.items()}
+        store = make_store(Path(folder) / "s.h5", classes=2, train=4, test=3)
+        content, expected = store.path.read_bytes(), content_of(store.path)
         for number in range(count):
+            sound, kind, damaged = expected, "", b""
             if number % 5 == 4:
-                version, kind = "version 2", "sealed again"
-                path.write_bytes(sealed_edit(originals[version][0], generator))
+                kind, damaged = "sealed again", sealed_edit(content, generator)
                 sound = None  # whatever is accepted obeys the schema; it must not raise or hang
+            elif number % 5 == 3:
+                kind, damaged = flipped(content, store.places, generator)
             else:
-                version = ("version 1", "version 2", "version 2")[number % 3]
-                content, sound = originals[version]
                 kind, damaged = mutated(content, generator)
-                if damaged == content:
-                    kind = "unchanged"
-                path.write_bytes(damaged)
-            verdict = judge(path, sound)
-            counts[version, kind, "fits the schema" if sound is None and verdict == "ACCEPTED" else verdict] += 1
-    for (version, kind, verdict), n in sorted(counts.items()):
-        click.echo(f"{version}  {kind:13}{verdict:16}{n:6}")
+            path.write_bytes(damaged)
+            verdict = judge(path, sound, verify=number % 2 == 0)
+            kind = "unchanged" if damaged == content else kind
+            counts[kind, "fits the schema" if sound is None and verdict == "ACCEPTED" else verdict] += 1
+    for (kind, verdict), n in sorted(counts.items()):
+        click.echo(f"{kind:24}{verdict:16}{n:6}")
     totals = collections.Counter(dict.fromkeys(("refused", "harmless", "ACCEPTED", "TRACEBACK", "HANG"), 0))
-    for (_, _, verdict), n in counts.items():
+    for (_, verdict), n in counts.items():
         totals[verdict] += n
     click.echo(", ".join(f"{verdict} {n}" for verdict, n in totals.items()))
     sys.exit(any(totals[verdict] for verdict in ("ACCEPTED", "TRACEBACK", "HANG")))

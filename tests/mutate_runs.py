@@ -1,7 +1,7 @@
-"""Damaged checkpoints and run folders: what training makes of them.
+"""Damaged checkpoints, run folders and stores: what training makes of them.
 
-`python -m tests.mutate_runs --checkpoints 2000 --folders 300` counts. A damaged checkpoint must be refused, or hold
-what it held; a damaged folder must be refused, or end as the run that nobody damaged.
+`python -m tests.mutate_runs --checkpoints 2000 --folders 300 --stores 300` counts. A damaged checkpoint must be
+refused, or hold what it held; a damaged folder or store must be refused, or end as the run that nobody damaged.
 """
 
 import collections
@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from common.errors import UserError
+from common.store import FeatureStore
 from common.synthetic import make_store
 from tests.kill_training import result_of
-from tests.mutate import mutated
+from tests.mutate import flipped, mutated
 from train.checkpoint import load_checkpoint, progress_of, require_fitting, sealed
 from train.config import Config
 from train.fit import fit
@@ -75,12 +76,6 @@ class Campaign:
         fit(OTHER, self.store, self.other, quiet)
         with contextlib.suppress(Killed):
             fit(CONFIG, self.store, self.begun, self._kill)
-        self.old = Path(shutil.copytree(self.finished, folder / "old"))
-        (self.old / "DONE").write_text("")
-        for run in (self.old, self.begun):  # the begun one as format 1, too
-            content = load_checkpoint(run / "checkpoint.pt")
-            torch.save(content | {"format": 1}, folder / f"{run.name}.pt")
-        shutil.copy(folder / "old.pt", self.old / "checkpoint.pt")
         self.sound = result_of(self.finished)
 
     def _kill(self, line: str) -> None:
@@ -101,10 +96,10 @@ class Campaign:
         self.counts["HANG"] += time.process_time() - started > LIMIT
 
     def checkpoint(self, number: int) -> None:
-        """Damage the checkpoint of an unfinished run, of either format; or edit its content and seal it again."""
+        """Damage the checkpoint of an unfinished run; or edit its content and seal it again."""
         path = self.folder / "mutated/checkpoint.pt"
         path.parent.mkdir(exist_ok=True)
-        original = self.begun / "checkpoint.pt" if number % 3 else self.folder / "begun.pt"
+        original = self.begun / "checkpoint.pt"
         if number % 4 == 3:
             content = edited(load_checkpoint(self.begun / "checkpoint.pt"), self.generator)
             buffer = io.BytesIO()
@@ -116,8 +111,7 @@ class Campaign:
         path.write_bytes(damaged)
         kind = "unchanged" if damaged == original.read_bytes() else kind
         before = str(load_checkpoint(original))
-        version = "format 2" if number % 3 else "format 1"
-        self.judge(f"checkpoint, {version}, {kind}", lambda: str(load_checkpoint(path)) == before)
+        self.judge(f"checkpoint, {kind}", lambda: str(load_checkpoint(path)) == before)
 
     def _goes_on(self, path: Path) -> bool:
         """Whoever seals may say what he likes, but it must be refused, or training must go on with it."""
@@ -133,13 +127,10 @@ class Campaign:
 
     def damaged_folder(self) -> None:
         """Damage one or two files of a run, and give the command that began it, or compare."""
-        kinds = {"finished": self.finished, "begun": self.begun, "of an earlier version": self.old}
+        kinds = {"finished": self.finished, "begun": self.begun}
         kind = str(self.generator.choice(list(kinds)))
         run = Path(shutil.copytree(kinds[kind], self.folder / "damaged"))
-        # What an earlier version's DONE does not declare can be lost, but not be told from other bytes
-        ways = ["gone", "of another run", "half", "empty", "a folder"] + ["bytes"] * 3 * (
-            kind != "of an earlier version"
-        )
+        ways = ["gone", "of another run", "half", "empty", "a folder", "bytes", "bytes", "bytes"]
         names = [name for name in DECLARED if (run / name).is_file()]
         for _ in range(1 + int(self.generator.random() < 0.3)):
             name, way = str(self.generator.choice(names)), str(self.generator.choice(ways))
@@ -148,6 +139,18 @@ class Campaign:
         if RunFolder(run).is_done:
             self.judge(f"compare, {kind}, {way}", lambda: bool(load_run(run)) and result_of(run) == self.sound)
         shutil.rmtree(run)
+
+    def damaged_store(self, number: int) -> None:
+        """Flip a bit in an array of the store, and train from it; every third time a run that is begun goes on."""
+        path, run = self.folder / "damaged.h5", self.folder / "from_damaged"
+        what, damaged = flipped(self.store.path.read_bytes(), self.store.places, self.generator)
+        path.write_bytes(damaged)
+        if number % 3 == 0:
+            shutil.copytree(self.begun, run)
+        self.judge(f"store, {what}", lambda: self._completes(run, FeatureStore.open(path)))
+        if (run / "DONE").exists() and result_of(run) != self.sound:
+            self.counts["ACCEPTED: a report of a damaged store is sealed"] += 1
+        shutil.rmtree(run, ignore_errors=True)
 
     def _damage(self, path: Path, way: str) -> None:
         content = path.read_bytes() if path.is_file() else b""
@@ -160,17 +163,18 @@ class Campaign:
             cut = content[: len(content) // 2] if way == "half" else b""
             path.write_bytes(mutated(content, self.generator)[1] if way == "bytes" and content else cut)
 
-    def _completes(self, run: Path) -> bool:
-        fit(CONFIG, self.store, run, quiet)
+    def _completes(self, run: Path, store: FeatureStore | None = None) -> bool:
+        fit(CONFIG, store or self.store, run, quiet)
         return result_of(run) == self.sound
 
 
 @click.command()
 @click.option("--checkpoints", default=2000, show_default=True, help="Mutated checkpoints of unfinished runs.")
 @click.option("--folders", default=300, show_default=True, help="Damaged run folders.")
+@click.option("--stores", default=300, show_default=True, help="Stores with a flipped bit in an array.")
 @click.option("--seed", default=0, show_default=True)
-def main(checkpoints: int, folders: int, seed: int) -> None:
-    """Damage checkpoints and run folders, and count what training makes of them."""
+def main(checkpoints: int, folders: int, stores: int, seed: int) -> None:
+    """Damage checkpoints, run folders and stores, and count what training makes of them."""
     torch.set_num_threads(1)
     matplotlib.figure.Figure.savefig = lambda _, file, **options: file.write(b"a picture")  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
@@ -179,6 +183,8 @@ def main(checkpoints: int, folders: int, seed: int) -> None:
             campaign.checkpoint(number)
         for _ in range(folders):
             campaign.damaged_folder()
+        for number in range(stores):
+            campaign.damaged_store(number)
     totals: collections.Counter[str] = collections.Counter({"HANG": 0, "TRACEBACK": 0, "ACCEPTED": 0})
     for what, count in sorted(campaign.counts.items()):
         click.echo(f"{count:6}  {what}")

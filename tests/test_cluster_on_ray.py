@@ -113,7 +113,7 @@ def test_a_killed_driver_and_a_stopped_one_leave_no_worker_and_the_same_command_
         process.send_signal(number)
         assert process.wait(60) == {signal.SIGINT: 130, signal.SIGKILL: -9}[number]
         if number == signal.SIGINT:
-            assert "images are kept; the same command goes on" in (tmp_path / LOG).read_text()
+            assert "images are saved; run the same command again to resume" in (tmp_path / LOG).read_text()
         deadline = time.monotonic() + 30
         while workers() and time.monotonic() < deadline:
             time.sleep(0.2)

@@ -59,7 +59,7 @@ def test_a_stopped_command_says_one_sentence_and_how_it_was_stopped(command, num
     _, error = process.communicate(timeout=30)
     assert process.returncode == code
     assert error.strip().count("\n") == 0
-    assert "the same command goes on" in error
+    assert "run the same command again" in error
     assert ("3 epochs are kept" in error) == (command == "keeps")
     assert time.monotonic() - started < 10
 
@@ -72,5 +72,5 @@ def test_a_second_signal_ends_a_slow_clean_up(first, second, code):
     process.send_signal(signal.Signals[second])
     _, error = process.communicate(timeout=30)
     assert process.returncode == code
-    assert "the same command goes on" in error
+    assert "run the same command again" in error
     assert time.monotonic() - started < 10

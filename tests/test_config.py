@@ -469,3 +469,42 @@ def test_the_recommended_recipe_is_that_of_phase_5():
     recommended = Config.load(RECOMMENDED)
     assert recommended == Config.load(phase5)
     assert recommended.method == "posterior_transformer"
+
+
+@pytest.mark.parametrize("key", ["training.seed", "data.split_seed", "training.epochs", "head.width", "head.layers"])
+@pytest.mark.parametrize("value", [2**62, 2**63 - 1, 2**63, 10**26, 10**400])
+def test_numbers_beyond_all_use_are_a_sentence_with_the_bound(key, value):
+    if key.endswith("seed") and value < 2**63:
+        assert make_config(f"{key}={value}")
+        return
+    with pytest.raises(UserError, match=rf"{key} must (be from|lie within)") as caught:
+        make_config(f"{key}={value}")
+    assert len(caught.value.message) < 200
+
+
+def test_a_whole_number_too_large_for_a_number_is_a_sentence():
+    with pytest.raises(UserError, match=r"training\.learning_rate must lie within"):
+        make_config(f"training.learning_rate={10**400}")
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 5000, "a = " + "{a = " * 5000, "[" + ".".join(["a"] * 5000) + "]"])
+def test_toml_that_is_nested_too_deeply_is_a_sentence(tmp_path, text):
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        Config.load(tmp_path / "c.toml")
+    assert len(caught.value.message) < 500 + len(str(tmp_path))
+    with pytest.raises(UserError, match=r"head\.width must be an integer"):
+        make_config(f"head.width={text[4:]}")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
+    (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbfmethod = 'knn'")
+    assert Config.load(tmp_path / "c.toml").method == "knn"
+    (tmp_path / "classes.txt").write_bytes(b"\xef\xbb\xbfcat\ndog\n")
+    assert classes_from(str(tmp_path / "classes.txt")) == ("cat", "dog")
+
+
+def test_a_path_that_no_file_can_have_is_a_sentence():
+    for path in (Path("a\0b"), Path("n" * 300)):
+        with pytest.raises(UserError, match="config"):
+            Config.load(path)

@@ -1,4 +1,71 @@
-from common.errors import LISTED, unknown_name
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import LISTED, is_scarce, refusal_of, unknown_name
+
+GIGABYTE = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "out of memory"),
+        (OSError(errno.ENOMEM, "x"), "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "out of memory"),
+        (RuntimeError("can't start new thread"), "out of memory"),
+        (ImportError("libx.so: failed to map segment from shared object"), "out of memory"),
+        (ValueError("array is too big; `arr.size * arr.dtype.itemsize` is"), "out of memory"),
+        (OSError(errno.EMFILE, "x"), "too many open files"),
+        (ImportError("/x.so: cannot open shared object file: Too many open files"), "too many open files"),
+        (OSError(errno.ENAMETOOLONG, "x", "n" * 300), "file name too long"),
+        (ValueError("embedded null byte"), "NUL"),
+        (PermissionError(errno.EACCES, "x", "/a/b"), "cannot use /a/b (permission denied)"),
+        (OSError(errno.ENOSPC, "x"), "cannot read or write (no space left on device)"),
+    ],
+)
+def test_what_the_system_refuses_is_one_short_sentence(error, words):
+    sentence = refusal_of(error)
+    assert words in sentence
+    assert "\n" not in sentence
+    assert len(sentence) < 250
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), ValueError("x"), BrokenPipeError(32, "x"), KeyError()]
+)
+def test_what_is_a_mistake_in_the_code_stays_a_traceback(error):
+    assert refusal_of(error) == ""
+    assert not is_scarce(error)
+
+
+@pytest.mark.parametrize("stage", ["train", "extract", "find"])
+def test_a_stage_whose_imports_are_refused_ends_in_a_sentence(stage):
+    code = (
+        "import builtins, errno, sys; from common.command_line import run_stage; real = builtins.__import__\n"
+        "def refuse(name, *rest):\n"
+        f"    if name.startswith('{stage}.'): raise ImportError('x.so: failed to map segment from shared object')\n"
+        "    return real(name, *rest)\n"
+        "builtins.__import__ = refuse; import importlib; importlib.import_module = lambda name: refuse(name)\n"
+        f"run_stage('{stage}')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("Error: out of memory")
+
+
+def test_a_full_device_behind_the_output_is_a_sentence():
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "train", "--help"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert result.returncode == 2
+    assert result.stderr.startswith("Error: cannot read or write (no space left on device)")
+    assert result.stderr.count("\n") == 1
 
 
 def test_an_unknown_name_among_thousands_is_answered_by_some_that_are_similar():

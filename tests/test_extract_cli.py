@@ -11,15 +11,13 @@ import time
 from pathlib import Path
 
 import h5py
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from mutate import resealed
 
 from common.errors import UserError
-from common.files import canonical_json
-from common.store import BLOCK_BYTES, FeatureStore, block_digests
+from common.store import FeatureStore
 from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images, make_store
 from extract.cli import main
@@ -150,7 +148,7 @@ def test_files_that_were_moved_have_their_new_names_in_the_store(root, tmp_path)
     features(root, tmp_path / "s.h5")
     (root / "train/class1/003.png").rename(root / "train/class1/003b.png")
     assert "their pixels are the same" in features(root, tmp_path / "s.h5").stderr
-    assert FeatureStore.open(tmp_path / "s.h5").name(15) == "train/class1/003b.png"
+    assert FeatureStore.open(tmp_path / "s.h5").names([15])[0] == "train/class1/003b.png"
 
 
 def test_damage_is_not_sealed_again_when_files_were_touched(root, tmp_path):
@@ -178,36 +176,18 @@ def test_a_store_that_cannot_be_renewed_is_used(root, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "s.h5"]
 
 
-def test_a_store_of_version_1_goes_on_being_up_to_date(root, tmp_path, monkeypatch):
+def test_a_store_of_version_1_is_made_again_when_that_is_said(root, tmp_path):
     store = tmp_path / "s.h5"
-    features(root, store)
-    made = FeatureStore.open(store)
-    header = {key: value for key, value in made.header.items() if key not in ("blocks", "block_bytes")}
-    arrays = {name: made.array(name).copy() for name in made.places if not name.startswith("name_")}
-    write_version_1(store, header, arrays)
-    before = store.read_bytes()
-    assert FeatureStore.open(store).layout.version == 1
-    assert "up to date" in features(root, store).stderr
-    assert "format version 1" in run("names", store, code=2).output
-    assert store.read_bytes() == before
-    (root / "train/class0/000.png").touch()
-    assert "their pixels are the same" in features(root, store).stderr
-    assert FeatureStore.open(store).layout.version == 2
-    assert FeatureStore.open(store).identity == made.identity
-
-
-def write_version_1(path, header, arrays):
-    """As the code of version 1 wrote it."""
-    text = canonical_json(
-        {**header, "block_bytes": BLOCK_BYTES, "blocks": {n: block_digests(a) for n, a in arrays.items()}}
-    )
-    with h5py.File(path, "w", libver=("v108", "v108")) as file:
+    with h5py.File(store, "w", libver=("v108", "v108")) as file:
         file.attrs["format"] = "set-anomaly/feature-store"
-        file.attrs["format_version"] = 1
-        file.attrs["header_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-        file.create_dataset("header", data=np.bytes_(text.encode()))
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array)
+    before = store.read_bytes()
+    for command in ("status", "verify", "names", "info"):
+        assert "was made by an older version of this project: extract it again" in run(command, store, code=2).output
+    result = features(root, store, code=2)
+    assert "extract it again (--overwrite replaces it)" in result.output
+    assert store.read_bytes() == before
+    features(root, store, "--overwrite")
+    FeatureStore.open(store).verify()
 
 
 def test_which_row_is_which_file(root, tmp_path):
@@ -380,7 +360,10 @@ def test_a_stopped_extraction_keeps_its_batches_and_says_so(tmp_path, number, co
     assert output == ""
     kept, n = read_progress(store)
     assert 8 <= kept < n == 400
-    assert error.strip().splitlines()[-1] == f"stopped: {kept} of 400 images are kept; the same command goes on"
+    assert (
+        error.strip().splitlines()[-1]
+        == f"stopped: {kept} of 400 images are saved; run the same command again to resume"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [".s.h5.partial", "images"]
 
 
@@ -472,7 +455,7 @@ def test_a_folder_without_labels_and_a_small_one_make_sound_stores(tmp_path):
     store = FeatureStore.open(tmp_path / "s.h5")
     store.verify()
     assert (store.class_names, store.labels.tolist()) == (["unlabelled"], [0] * 12)
-    assert store.name(0) == "test/class0/000.png"
+    assert store.names([0])[0] == "test/class0/000.png"
     result = own(tmp_path, "folder", root, "--precision", "bfloat16", "--overwrite")
     assert "engine: " in result.stderr
     own(tmp_path, "imagefolder", root, "--overwrite")

@@ -14,6 +14,7 @@ from common.files import (
     Busy,
     atomic_path,
     canonical_json,
+    clear_up_folder,
     exclusive,
     readable_json,
     remove_leftovers,
@@ -110,7 +111,7 @@ def test_a_killed_process_leaves_no_lock_and_its_temporary_file_is_removed(tmp_p
     assert names(tmp_path) == [".c.12-01234567.h5"]
 
 
-@pytest.mark.parametrize("name", [".a.{}.pt", ".a.{}-0a1b2c3d.pt", ".a.b.{}-0a1b2c3d.pt", ".a.{}-0a1b2c3d"])
+@pytest.mark.parametrize("name", [".a.{}-0a1b2c3d.pt", ".a.b.{}-0a1b2c3d.pt", ".a.{}-0a1b2c3d"])
 def test_without_a_lock_the_temporary_files_of_running_processes_stay(tmp_path, name):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -123,7 +124,7 @@ def test_without_a_lock_the_temporary_files_of_running_processes_stay(tmp_path, 
 
 
 def test_other_hidden_files_are_nobodys_leftovers(tmp_path):
-    others = [".git", ".a.pt", ".a.x1.pt", ".a.12-xyz.pt", "a.12-0a1b2c3d.pt", ".x.h5.partial"]
+    others = [".git", ".a.pt", ".a.12.pt", ".a.x1.pt", ".a.12-xyz.pt", "a.12-0a1b2c3d.pt", ".x.h5.partial"]
     for name in others:
         (tmp_path / name).write_text("")
     remove_leftovers(tmp_path, sure=True)
@@ -180,3 +181,35 @@ def test_a_file_is_digested_once_as_long_as_it_is_the_same(tmp_path, monkeypatch
     path.write_bytes(b"others!")
     os.utime(path, ns=(1, 1))
     assert sha256_file(path) == hashlib.sha256(b"others!").hexdigest()
+
+
+@pytest.mark.parametrize("name", [".lock", ".a.12-0a1b2c3d.pt"])
+def test_what_a_kill_left_in_a_complete_folder_is_cleared_up_unless_somebody_is_at_work(tmp_path, name):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/file").write_text("")
+    clear_up_folder(tmp_path / "x")
+    with exclusive(tmp_path / "x", "busy"):
+        (tmp_path / "x" / name).write_text("")
+        clear_up_folder(tmp_path / "x")
+        assert names(tmp_path / "x") == sorted({".lock", name, "file"})
+    (tmp_path / "x" / name).write_text("")
+    clear_up_folder(tmp_path / "x")
+    assert names(tmp_path / "x") == ["file"]
+
+
+def test_a_file_where_a_folder_must_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file/a/b.txt", tmp_path / "file/c.txt"):
+        with pytest.raises(UserError, match=r"file is a file, and must be a folder; choose another path"):
+            write_text(target, "x")
+    with pytest.raises(UserError, match="must be a folder"), exclusive(tmp_path / "file", "busy"):
+        pass
+
+
+def test_too_many_open_files_is_said(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", fails)
+    with pytest.raises(UserError, match=r"a\.txt: too many open files: raise the limit"):
+        write_text(tmp_path / "a.txt", "x")

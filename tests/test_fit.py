@@ -71,14 +71,10 @@ def begun(store, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["with digests", "of an earlier version"])
-def done(request, finished, tmp_path):
-    """A copy of the finished run, as this version or as an earlier one leaves it."""
-    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
-    if request.param != "with digests":
-        run.done.write_text("")
-        torch.save(load_checkpoint(run.checkpoint) | {"format": 1}, run.checkpoint)
-    return run
+@pytest.fixture
+def done(finished, tmp_path):
+    """A copy of the finished run."""
+    return RunFolder(shutil.copytree(finished, tmp_path / "run"))
 
 
 def quiet(_):
@@ -252,7 +248,7 @@ def test_a_folder_where_a_file_should_be_is_one_sentence(finished, store, tmp_pa
 
 def test_leftovers_go_and_none_are_made(begun, store, tmp_path):
     run = shutil.copytree(begun, tmp_path / "run")
-    for name in (".checkpoint.1-0a1b2c3d.pt", ".report.99999999.json", ".lock"):
+    for name in (".checkpoint.1-0a1b2c3d.pt", ".report.99999999-0a1b2c3d.json", ".lock"):
         (run / name).write_text("")
     fit(CONFIG, store, run, quiet)
     assert not list(run.glob(".*"))

@@ -61,7 +61,8 @@ def test_a_missing_checkpoint_cannot(run):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "3", "[]", "{}", '{"sha256": 1}', '{"sha256": {}}', '{"sha256": {"../x": "0"}}', "\udcff"]
+    "text",
+    ["", "[" * 9999, "{", "3", "[]", "{}", '{"sha256": 1}', '{"sha256": {}}', '{"sha256": {"../x": "0"}}', "\udcff"],
 )
 def test_a_damaged_done_is_named(run, text):
     run.done.write_bytes(text.encode(errors="surrogateescape"))

@@ -7,8 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from common.store import DamagedStore, FeatureStore, ForeignStore
-from common.synthetic import make_store
+from common.files import sha256_text
+from common.store import DamagedStore, FeatureStore, ForeignStore, UnreadableStore
+from common.store_schema import labels_digest
+from common.store_writer import write_store
+from common.synthetic import make_header, make_store
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -108,17 +111,87 @@ def test_a_large_store_gives_its_pages_back_and_reads_them_again(tmp_path, monke
     assert (store.features == before).all()
 
 
-def test_blocks_are_the_bytes_of_an_array(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["features", "labels", "image_sha256", "thumbnails", "name_bytes", "name_offsets"])
+def test_a_damaged_array_is_never_handed_out_unless_that_is_said(tmp_path, name):
+    store = damaged(make_store(tmp_path / "s.h5"), name)
+    with pytest.raises(DamagedStore, match=f"block 0 of /{name}"):
+        store.names([0]) if name.startswith("name") else getattr(store, name)
+    with pytest.raises(DamagedStore, match=f"block 0 of /{name}"):
+        store.array(name)
+    assert len(store.unverified(name))
+
+
+def damaged(store, name, byte=0):
+    """The store with a flipped bit in an array."""
+    content = bytearray(store.path.read_bytes())
+    content[store.places[name].offset + byte] ^= 1
+    store.path.write_bytes(content)
+    return FeatureStore.open(store.path)
+
+
+def test_an_array_is_read_for_verifying_once(tmp_path, monkeypatch):
+    store, read = make_store(tmp_path / "s.h5"), []
+    real = FeatureStore._verify_block
+    monkeypatch.setattr(FeatureStore, "_verify_block", lambda self, *block: read.append(block) or real(self, *block))
+    store.verify(("features", "split"))
+    assert store.features.sum() + store.split.sum() + store.array("features").sum()
+    assert read == [("features", 0), ("split", 0)]
+
+
+def test_of_some_rows_only_their_blocks_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.store.BLOCK_BYTES", 4000)  # not a multiple of a row's 3,072
+    monkeypatch.setattr("common.store_schema.BLOCK_BYTES", 4000)
+    monkeypatch.setattr("common.store_writer.BLOCK_BYTES", 4000)
     store = make_store(tmp_path / "s.h5")
-    monkeypatch.setattr("common.store.BLOCK_BYTES", 1000)
-    blocks = list(store.blocks("features"))
-    assert {len(block) for block in blocks[:-1]} == {1000}
-    assert b"".join(blocks) == store.features.tobytes()
+    expected, rows = np.array(store.thumbnails), np.array([[100, 2], [2, 7]])
+    store = damaged(store, "thumbnails", 20 * 3072)
+    assert (store.rows("thumbnails", rows) == expected[rows]).all()
+    for row in (19, 20):  # they share the damaged block
+        with pytest.raises(DamagedStore, match="block 15 of /thumbnails"):
+            store.rows("thumbnails", np.array([row]))
+
+
+def test_labels_fit_the_identity(tmp_path):
+    store = make_store(tmp_path / "s.h5", classes=2, train=3, test=2)
+    header, arrays = make_header(2, 16), {name: np.array(store.array(name)) for name in store.places}
+    header["identity"]["data_set"]["labels"] = {"train": labels_digest(arrays["labels"][:6])}
+    write_store(store.path, header, arrays)
+    arrays["labels"][[0, 5]] = arrays["labels"][[5, 0]]
+    with pytest.raises(UserError, match=r"/labels of train must have the digest of .identity\.data_set\.labels"):
+        write_store(store.path, header, arrays)
+    assert FeatureStore.open(store.path).labels.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 1, 1]
+
+
+def test_the_digest_of_labels_is_that_of_their_list(monkeypatch):
+    monkeypatch.setattr("common.store_schema.LABELS_AT_A_TIME", 3)
+    for n in (0, 1, 3, 4, 7):
+        assert labels_digest(np.arange(n)) == sha256_text(str(list(range(n))))
+
+
+def test_a_store_that_is_open_for_writing_elsewhere_is_not_called_damaged(tmp_path):
+    store = make_store(tmp_path / "s.h5")
+    other = h5py.File(store.path, "r+")
+    for judge in (lambda: FeatureStore.open(store.path), store.verify):
+        with pytest.raises(UnreadableStore, match=r"open for writing in another program|changed while it was in use"):
+            judge()
+    other.close()
+    FeatureStore.open(store.path).verify()
+
+
+def test_a_store_that_is_written_while_it_is_read_is_not_called_damaged(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "s.h5")
+
+    def read(file, offset, size):
+        store.path.write_bytes(bytes(100))
+        return bytes(size)
+
+    monkeypatch.setattr("common.store.read_at", read)
+    with pytest.raises(UnreadableStore, match="changes while it is read"):
+        store.verify()
 
 
 def test_rows_are_named(tmp_path):
     store = make_store(tmp_path / "s.h5", classes=2, train=5, test=3)
-    assert store.name(3) == "train/00003.png"
     assert store.names(np.array([15, 0])) == ["test/00015.png", "train/00000.png"]
 
 
@@ -126,9 +199,9 @@ def test_what_takes_the_place_of_an_open_store_is_not_taken_for_it(tmp_path):
     store = make_store(tmp_path / "s.h5")
     other = make_store(tmp_path / "other.h5", feature_dim=8)
     other.path.replace(store.path)
-    with pytest.raises(UserError, match="replaced while it was in use"):
+    with pytest.raises(UserError, match="replaced or changed while it was in use"):
         _ = store.labels
-    with pytest.raises(UserError, match="replaced while it was in use"):
+    with pytest.raises(UserError, match="replaced or changed while it was in use"):
         store.verify()
 
 

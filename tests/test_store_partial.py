@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.files import exclusive
 from common.store import FeatureStore
 from common.store_partial import FILE, StoreWriter, clear_up, partial_folder, read_plan, read_progress
-from common.store_writer import places_of, write_store
+from common.store_writer import name_arrays, places_of, write_store
 from common.synthetic import make_header
 
 N, DIM, BATCH = 18, 3, 5
@@ -24,6 +24,7 @@ WHOLE = {
     "labels": np.zeros(N, "<i8"),
     "image_index": np.arange(N, dtype="<i8"),
     "split": np.zeros(N, "u1"),
+    **name_arrays([f"{row}.png" for row in range(N)]),
 }
 
 
@@ -192,7 +193,8 @@ def test_rows_that_are_left_out_make_the_store_of_the_others(path, monkeypatch):
     for start in w.missing():
         write(w, start)
     rows = np.delete(np.arange(N), [2, 17])
-    some = {name: array[rows] for name, array in WHOLE.items()}
+    some = {name: array[rows] for name, array in WHOLE.items() if not name.startswith("name_")}
+    some |= name_arrays([f"{row}.png" for row in rows])
     found = w.finish(HEADER, some, rows).path.read_bytes()
     write_store(path, HEADER, {"features": FEATURES[:, rows], "image_sha256": DIGESTS[rows], **some})
     assert path.read_bytes() == found
@@ -311,3 +313,11 @@ def test_what_is_under_way_to_replace_a_store_by_something_else_is_not_cleared_u
     with exclusive(partial_folder(path), "busy"):
         clear_up(FeatureStore.open(path))
     assert read_progress(path) == (5, N)
+
+
+def test_a_journal_without_a_plan_is_left_by_a_kill_and_cleared_up(path):
+    store = complete(writer(path))
+    (partial_folder(path)).mkdir(exist_ok=True)
+    (partial_folder(path) / "journal.jsonl").write_text("")
+    clear_up(store)
+    assert [file.name for file in path.parent.iterdir()] == ["s.h5"]

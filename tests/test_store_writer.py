@@ -74,10 +74,11 @@ import sys, resource
 import numpy as np
 from pathlib import Path
 from common.synthetic import make_header
-from common.store_writer import write_store
+from common.store_writer import name_arrays, write_store
 n = 100_000
 features = np.memmap(sys.argv[1] + "/features", "<f4", "w+", shape=(1, n, 512))  # 205 MB of holes
 arrays = {"features": features, "labels": np.zeros(n, "<i8"), "image_index": np.arange(n), "split": np.zeros(n, "u1")}
+arrays |= name_arrays(["a"] * n)
 write_store(Path(sys.argv[1]) / "s.h5", make_header(1, 512), arrays | {"image_sha256": np.zeros((n, 32), "u1")})
 print(int([line for line in open("/proc/self/status") if line.startswith("RssAnon")][0].split()[1]) // 1024)
 """

@@ -33,12 +33,12 @@ def test_labels_of_sets_are_those_of_the_store(tmp_path):
     assert ((labels == sets.set_label[:, None]).sum(1) == 9).all()
 
 
-def test_the_features_are_read_once(tmp_path, monkeypatch):
+def test_what_training_uses_is_verified_once_and_nothing_else_is_read(tmp_path, monkeypatch):
     store, read = make_store(tmp_path / "s.h5"), []
-    blocks = FeatureStore.blocks
-    monkeypatch.setattr(FeatureStore, "blocks", lambda self, name: read.append(name) or blocks(self, name))
-    prepare(store, DataConfig())
-    assert sorted(read) == ["features", "labels", "split"]
+    real = FeatureStore._verify_block
+    monkeypatch.setattr(FeatureStore, "_verify_block", lambda self, name, i: read.append(name) or real(self, name, i))
+    prepare(store, DataConfig()).statistics()
+    assert sorted(read) == ["features", "image_sha256", "labels", "split"]
 
 
 def test_classes_select_a_subset_without_another_extraction(tmp_path):

@@ -193,7 +193,7 @@ def test_a_killed_run_ends_equal_to_one_that_was_not(store, tmp_path):
         *_, last = process.communicate()[1].splitlines()
         assert process.returncode == code
         if code != -9:
-            assert re.search(r"\d+ of 40 epochs are kept in .*killed; the same command goes on", last)
+            assert re.search(r"\d+ of 40 epochs are saved in .*killed; run the same command again to resume", last)
     for name in ("killed", "whole"):
         subprocess.run([*command, "--run", str(tmp_path / name)], env=environment, check=True)
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
@@ -269,3 +269,27 @@ def test_a_disk_that_is_really_full_loses_nothing(store, tmp_path, kilobytes):
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     heads = [torch.load(tmp_path / name / "checkpoint.pt")["head"] for name in ("run", "whole")]
     assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "a\0b", "file/run", "file"])
+@pytest.mark.parametrize("option", ["--run", "--store", "--config", "--classes"])
+def test_a_path_that_cannot_be_is_a_sentence(tmp_path, monkeypatch, option, name):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    store = make_store(tmp_path / "s.h5").path
+    options = {"--store": str(store), "--run": "run", option: name}
+    result = CliRunner().invoke(main, ["fit", *(part for pair in options.items() for part in pair)])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(("Error: ", "Usage: ")), result.output
+    assert not Path("run").exists()
+
+
+def test_memory_that_does_not_suffice_is_a_sentence(tmp_path):
+    """Within 3 GB: a head of 65,536 units in each of 4 layers takes 50."""
+    store = make_store(tmp_path / "s.h5").path
+    code = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); import train.__main__"
+    command = ["fit", "--store", str(store), "--run", str(tmp_path / "run"), "--set", "head.width=65536"]
+    result = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.splitlines()[-1].startswith("Error: out of memory")
+    assert "Traceback" not in result.stderr

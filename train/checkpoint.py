@@ -2,15 +2,13 @@
 
 A checkpoint is what `torch.save` makes, a zip file, and is sealed: the zip's comment holds the SHA-256 of every byte
 before it. So it is one file, replaced at once; `torch.load(path, weights_only=True)` opens it anywhere; and here not a
-byte reaches a parser before its digest is checked. Files of format 1 have no seal; their zip's own checksums are
-checked.
+byte reaches a parser before its digest is checked.
 """
 
 import hashlib
 import io
 import struct
 import tomllib
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,6 @@ from train.loop import Progress, build_optimizer
 from train.methods import build_method
 from train.methods.base import Method
 from train.report.schema import Epoch
-from train.run_folder import RunFolder
 
 FORMAT = 2
 SEAL = b"set-anomaly checkpoint sha256:"
@@ -74,17 +71,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path} ({(error.strerror or str(error)).lower()})") from error
     try:
-        archive, expected = unsealed(data)
-        content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
-        said = dict(content)["format"]
+        content = torch.load(io.BytesIO(unsealed(data)), map_location="cpu", weights_only=True)
+        version = dict(content)["format"]
     except Exception as error:  # whatever zipfile and torch raise for a file that is not their own
         raise _damaged(path, str(error).split("\n", 1)[0]) from error
-    if type(said) is not int:
-        raise _damaged(path, "its format is no number")
-    if said > FORMAT:
-        raise UserError(f"{path} has format {said}, this code reads up to {FORMAT}: update it")
-    if said != expected:
-        raise _damaged(path, "it has lost its seal")
+    if type(version) is not int or version < FORMAT:
+        raise _damaged(path, f"its format must be {FORMAT}")
+    if version > FORMAT:
+        raise UserError(f"{path} has format {version}, this code reads up to {FORMAT}: update it")
     wrong = _wrong(content)
     if wrong:
         raise _damaged(path, wrong)
@@ -155,24 +149,12 @@ def sealed(archive: bytes) -> bytes:
     return body + SEAL + hashlib.sha256(body).hexdigest().encode()
 
 
-def unsealed(data: bytes) -> tuple[bytes, int]:
-    """The zip file in the bytes of a checkpoint, and the format that it must have. Raises ValueError for damaged bytes.
-
-    Of format 1, which has no seal, the parts are checked by the zip file's own checksums and put together anew: torch
-    heeds fields of the directory that no checksum covers, and reads other memory where they are damaged.
-    """
+def unsealed(data: bytes) -> bytes:
+    """The zip file in the bytes of a checkpoint. Raises ValueError for damaged bytes."""
     body, seal = data[:-SEAL_BYTES], data[-SEAL_BYTES:]
-    if seal.startswith(SEAL):
-        if seal[len(SEAL) :] != hashlib.sha256(body).hexdigest().encode():
-            raise ValueError("its bytes do not match its digest")
-        return body[:-2] + b"\0\0", FORMAT
-    anew = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(data)) as archive, zipfile.ZipFile(anew, "w") as copy:
-        if archive.comment or any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-            raise ValueError("it has lost its seal")  # or it is packed, as torch packs nothing: it may be a bomb
-        for part in archive.infolist():
-            copy.writestr(part.filename, archive.read(part))
-    return anew.getvalue(), 1
+    if seal != SEAL + hashlib.sha256(body).hexdigest().encode():
+        raise ValueError("its bytes do not match its seal")
+    return body[:-2] + b"\0\0"
 
 
 def _wrong(content: Any) -> str:
@@ -195,30 +177,35 @@ def _wrong(content: Any) -> str:
         return "it has only one of model and optimizer"
     try:
         tomllib.loads(content["config"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"its config is not TOML: {error}"
     return ""
 
 
 def _layout(state: Any) -> dict[str, Any]:
-    return {name: (value.shape, value.dtype, value.layout, value.device.type) for name, value in state.items()}
+    return {name: _kind(value) for name, value in state.items()}
+
+
+def _kind(value: Tensor) -> tuple[Any, ...]:
+    return value.shape, value.dtype, value.layout, value.device.type
 
 
 def _optimizer_fits(optimizer: dict[str, Any], wanted: dict[str, Any], shapes: list[torch.Size]) -> bool:
     """Whether AdamW's state has the moments and steps of each parameter, and the settings of the config."""
     try:
         state, (group,) = optimizer["state"], optimizer["param_groups"]
-        moments = [[state[i][name].shape for name in ("exp_avg", "exp_avg_sq", "step")] for i in range(len(shapes))]
+        moments = [[_kind(state[i][name]) for name in ("exp_avg", "exp_avg_sq", "step")] for i in range(len(shapes))]
         same = all(wanted.get(name, value) == value for name, value in group.items() if name != "lr")
         whole = type(group["lr"]) is float and group["params"] == wanted["params"] and len(state) == len(shapes)
-        return bool(same and whole) and moments == [[shape, shape, torch.Size()] for shape in shapes]
+        expected = [[_kind(torch.empty(shape)) for shape in (shape, shape, ())] for shape in shapes]
+        return bool(same and whole) and moments == expected
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError):
         return False
 
 
 def _damaged(path: Path, reason: str) -> UserError:
     advice = "put back a copy, or move this one file away, and the same command trains the run from its first epoch"
-    if RunFolder(path.parent).is_done:
+    if (path.parent / "DONE").is_file():
         advice = "the report beside it is sound; put back a copy, or choose another --run to train the same head again"
     return UserError(f"{path} is not a sound checkpoint ({reason}): {advice}")
 

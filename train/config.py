@@ -10,6 +10,8 @@ from common import config
 from common.errors import UserError, unknown_name
 from train.methods import METHODS, method_class, parameters_of
 
+MOST_UNITS, MOST_LAYERS = 1 << 16, 1000  # of a head: far beyond what is of use, and a sentence where memory would end
+MOST_SETS, MOST_EPOCHS = 1 << 31, 10**9
 DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")
 RECOMMENDED = Path(__file__).with_name("recommended.toml")  # the config of `train fit` without one
@@ -50,7 +52,7 @@ class DataConfig:
             value = getattr(self, name)
             _require(value == 0 or value >= 2, f"data.{name}", "0, or at least 2", value)
         # In a set of two, either image may be the anomaly.
-        _at_least(3, "data.set_size", self.set_size)
+        _within(3, MOST_SETS, "data.set_size", self.set_size)
         _require(0 < self.val_fraction < 1, "data.val_fraction", "between 0 and 1", self.val_fraction)
         _at_least(0, "data.split_seed", self.split_seed)
         _one_of(("first", "all"), "data.views", self.views)
@@ -85,9 +87,10 @@ class HeadConfig:
     bayes: bool = True
 
     def __post_init__(self) -> None:
-        _at_least(0, "head.layers", self.layers)
-        for name in ("width", "heads", "feed_forward", "hidden", "inducing", "members"):
-            _at_least(1, f"head.{name}", getattr(self, name))
+        _within(0, MOST_LAYERS, "head.layers", self.layers)
+        _within(1, MOST_LAYERS, "head.members", self.members)
+        for name in ("width", "heads", "feed_forward", "hidden", "inducing"):
+            _within(1, MOST_UNITS, f"head.{name}", getattr(self, name))
         divisible = self.width % self.heads == 0
         _require(divisible, "head.width", f"a multiple of head.heads ({self.heads})", self.width)
         _require(0 <= self.dropout < 1, "head.dropout", "at least 0 and less than 1", self.dropout)
@@ -110,7 +113,7 @@ class DistanceConfig:
 
     def __post_init__(self) -> None:
         _one_of(METRICS, "distance.metric", self.metric)
-        _at_least(1, "distance.neighbours", self.neighbours)
+        _within(1, MOST_SETS, "distance.neighbours", self.neighbours)
 
 
 @dataclass(frozen=True)
@@ -161,20 +164,21 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _at_least(0, "training.seed", self.seed)
-        for name in ("epochs", "batch_size", "evaluation_batch_size"):
-            _at_least(1, f"training.{name}", getattr(self, name))
+        _within(1, MOST_EPOCHS, "training.epochs", self.epochs)
+        for name in ("batch_size", "evaluation_batch_size"):
+            _within(1, MOST_SETS, f"training.{name}", getattr(self, name))
         for name in ("learning_rate", "gradient_clip"):
             value = getattr(self, name)
             _require(0 < value < math.inf, f"training.{name}", "more than 0 and finite", value)
         for name in ("images_per_class", "mixed_classes"):
-            _at_least(0, f"training.{name}", getattr(self, name))
+            _within(0, MOST_SETS, f"training.{name}", getattr(self, name))
         _require(0 <= self.label_smoothing < 1, "training.label_smoothing", "in [0, 1)", self.label_smoothing)
         for name in ("hard_pairs", "without_anomaly"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"training.{name}", "in [0, 1)", value)
         for name in ("weight_decay", "warmup_epochs", "set_loss", "class_loss"):
             value = getattr(self, name)
-            _require(0 <= value < math.inf, f"training.{name}", "at least 0 and finite", value)
+            _require(0 <= value <= MOST_EPOCHS, f"training.{name}", f"from 0 to {MOST_EPOCHS:,}", value)
         if self.mixed_classes:
             _require(self.images_per_class > 0, "training.images_per_class", "above 0 with training.mixed_classes", 0)
             for name in ("hard_pairs", "without_anomaly"):
@@ -182,7 +186,7 @@ class TrainingConfig:
                 _require(value == 0, f"training.{name}", "0 with training.mixed_classes", value)
         _one_of(("auto", "float32", "bfloat16"), "training.precision", self.precision)
         kind, colon, number = self.device.partition(":")
-        known = kind in DEVICES and (not colon or (kind == "cuda" and number.isdecimal()))
+        known = kind in DEVICES and (not colon or (kind == "cuda" and number.isascii() and number.isdecimal()))
         _require(known, "training.device", f"one of {', '.join(DEVICES)}, cuda:<number>", f'"{self.device}"')
 
 
@@ -262,14 +266,14 @@ def classes_from(text: str) -> tuple[str, ...]:
     path = Path(text)
     try:
         is_file = path.is_file()
-    except OSError:  # many names are longer than a file's name may be
+    except (OSError, ValueError):  # many names are longer than a file's name may be
         is_file = False
     if not is_file:
         if path.suffix == ".txt" or "/" in text:
             raise UserError(f"no file {text}: give a file with one class a line, or names separated by commas")
         return tuple(name.strip() for name in text.split(",") if name.strip())
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the class names in {path}: {error}") from error
     names = tuple(name for line in lines if (name := line.partition("#")[0].strip()))
@@ -285,6 +289,10 @@ def _require(holds: bool, key: str, rule: str, value: Any) -> None:
 
 def _at_least(least: int, key: str, value: int) -> None:
     _require(value >= least, key, f"at least {least}", value)
+
+
+def _within(least: int, most: int, key: str, value: int) -> None:
+    _require(least <= value <= most, key, f"from {least} to {most:,}", value)
 
 
 def _one_of(choices: Sequence[str], key: str, value: str) -> None:

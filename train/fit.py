@@ -7,7 +7,7 @@ from typing import Any
 from common.command_line import keeping
 from common.config import to_toml
 from common.errors import UserError
-from common.files import exclusive, write_text
+from common.files import clear_up_folder, exclusive, write_text
 from common.store import FeatureStore
 from train.checkpoint import progress_of, require_fitting, save_checkpoint
 from train.config import Config
@@ -30,6 +30,7 @@ def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print) 
     """
     folder = RunFolder(Path(run))
     if folder.is_done and not folder.missing():  # nothing is to be written, so no lock is needed
+        clear_up_folder(folder.path)
         return _report_again(folder, config, store, say)
     with exclusive(folder.path, f"another process is at work on {folder.path}: wait for it, or choose another folder"):
         return _train(folder, config, store, say)
@@ -61,7 +62,7 @@ def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Rep
         kept = len(progress.history)
         say(_epoch_line(progress.history[-1]))
 
-    with keeping(lambda: f"{kept} of {config.training.epochs} epochs are kept in {run.path}"):
+    with keeping(lambda: f"{kept} of {config.training.epochs} epochs are saved in {run.path}"):
         model = train(config, task, progress, save)
         report = write_report(run, config, store, task, model, progress.history)
         _save(run, config, store, task, Progress(progress.history, progress.best))

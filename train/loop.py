@@ -93,8 +93,11 @@ def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> floa
 
 
 def evaluate(model: Method, task: Task, sets: Sets, batch_size: int) -> dict[str, Any]:
-    """The metrics of `train.metrics.evaluate_scores` on fixed sets."""
-    return evaluate_scores(predict(model, task, sets, batch_size).numpy(), sets.target)
+    """The metrics of `train.metrics.evaluate_scores` on fixed sets. Raises UserError for scores that are not finite."""
+    scores = predict(model, task, sets, batch_size).numpy()
+    if not np.isfinite(scores).all():
+        raise UserError("the scores of the head are not finite: lower training.learning_rate and begin another --run")
+    return evaluate_scores(scores, sets.target)
 
 
 def predict(model: Method, task: Task, sets: Sets, batch_size: int) -> Tensor:

@@ -9,14 +9,12 @@ import msgspec
 
 from common import config
 from common.errors import UserError
-from common.files import readable_json, sha256_file, write_bytes, write_text
+from common.files import readable_json, sha256_file, write_text
 from train.config import Config
-from train.experiment import require_same
 from train.report.schema import Report, read_report
 
-MADE_FROM_CHECKPOINT = ("config.toml", "metrics.jsonl", "report.json")
 PICTURES = ("curves.png", "attention.png", "mistakes.png")
-FILES = (*MADE_FROM_CHECKPOINT, "checkpoint.pt", *PICTURES)
+FILES = ("config.toml", "metrics.jsonl", "report.json", "checkpoint.pt", *PICTURES)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class RunFolder:
 
     @property
     def done(self) -> Path:
-        """{"sha256": {file: digest}} in JSON, written last; empty in the runs of earlier versions."""
+        """{"sha256": {file: digest}} in JSON, written last."""
         return self.path / "DONE"
 
     @property
@@ -57,7 +55,7 @@ class RunFolder:
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         """Replace metrics.jsonl by the records of `history`."""
-        write_bytes(self.metrics, _lines(history))
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
 
     def read_report(self) -> Report:
         """The content of report.json. Raises UserError where it is missing, or no report."""
@@ -65,7 +63,7 @@ class RunFolder:
             return read_report(self.report)
         except OSError as error:
             raise self._missing("report.json") from error
-        except (ValueError, msgspec.ValidationError) as error:
+        except (ValueError, RecursionError, msgspec.ValidationError) as error:
             raise self._changed("report.json") from error
 
     def mark_done(self) -> None:
@@ -74,14 +72,11 @@ class RunFolder:
         write_text(self.done, readable_json({"sha256": {name: sha256_file(self.path / name) for name in there}}))
 
     def missing(self) -> list[str]:
-        """The files that DONE declares and that are not there. Raises UserError for one that is not what it declares.
-
-        DONE of earlier versions declares no digests: the checkpoint, the report and the config must be there.
-        """
+        """The files that DONE declares and that are not there. Raises UserError for one that has changed."""
         declared = self._declared()
         missing = [name for name in declared if not (self.path / name).is_file()]
         for name, digest in declared.items():
-            if digest and name not in missing and sha256_file(self.path / name) != digest:
+            if name not in missing and sha256_file(self.path / name) != digest:
                 raise self._changed(name)
         if "checkpoint.pt" in missing:
             raise UserError(
@@ -91,16 +86,10 @@ class RunFolder:
         return missing
 
     def finished_report(self) -> Report:
-        """The report of a complete run. Raises UserError unless all files are there and are what DONE declares.
-
-        Where DONE is of an earlier version and declares nothing, checkpoint, report and config must be of one run.
-        """
+        """The report of a complete run. Raises UserError unless all files are there and are what DONE declares."""
         for name in self.missing():
             raise self._missing(name)
-        report = self.read_report()
-        if not any(self._declared().values()):
-            self._require_one_run(report)
-        return report
+        return self.read_report()
 
     def read_config(self) -> Config:
         """The config in config.toml; keys that it is too old to have get their defaults."""
@@ -109,27 +98,12 @@ class RunFolder:
         except UserError as error:
             raise UserError(f"{self.path} holds what is no run ({error.message}): choose another --run") from error
 
-    def _require_one_run(self, report: Report) -> None:
-        from train.checkpoint import config_of, load_checkpoint  # here: they wait for torch
-
-        content = load_checkpoint(self.checkpoint)
-        begun = config_of(content, self.checkpoint)
-        require_same(self.config, begun, self.read_config())
-        if self.metrics.read_bytes() != _lines(content["history"]):
-            raise self._changed("metrics.jsonl")
-        require_same(self.report, begun, config.from_dict(Config, report.config, str(self.report)))
-        if report.store.identity_sha256 != content["store_identity"]:
-            raise UserError(f"{self.report} and checkpoint.pt are of other feature stores: choose another --run")
-
-    def _declared(self) -> dict[str, str | None]:
+    def _declared(self) -> dict[str, str]:
         try:
-            text = self.done.read_text(encoding="utf-8")
-            if not text:
-                return dict.fromkeys((*MADE_FROM_CHECKPOINT, "checkpoint.pt"))
-            declared = json.loads(text)["sha256"]
+            declared = json.loads(self.done.read_text(encoding="utf-8"))["sha256"]
             if set(declared) <= set(FILES) and {"checkpoint.pt", "report.json"} <= set(declared):
                 return declared
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         raise UserError(
             f"{self.done} is damaged: remove this one file, and the command that began the run completes it again"
@@ -151,7 +125,3 @@ class RunFolder:
             f"{what}; put it back, or move this one file away, and the command that began the run makes it again from "
             "the checkpoint"
         )
-
-
-def _lines(records: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(record) + "\n" for record in records).encode()

@@ -103,7 +103,7 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
     Raises UserError for an unknown class, too few classes or images for sets of this size, and a damaged or non-finite
     store.
     """
-    store.verify(("features", "labels", "split"), partial(_require_finite, store))
+    store.verify(("features", "split", "labels", "image_sha256"), partial(_require_finite, store))
     labels = np.array(store.labels)
     train_rows, test_rows = store.rows_of("train"), store.rows_of("test")
     if config.shuffle_labels:

@@ -209,25 +209,9 @@ class Report(Struct, frozen=True, omit_defaults=True, kw_only=True):
         return readable_json(msgspec.to_builtins(self))
 
 
-TOO_OLD: dict[str, Any] = {  # what the first reports did not have yet
-    "without_twins": {"images": [], "n": 0},
-    "failures": {"by_set_class": {}, "by_anomaly_class": {}, "worst_pairs": []},
-    "beyond": {"set_size": {}, "anomalies": {}, "none": None},
-    "attention": None,
-}
-
-
-def report_of(content: Any) -> Report:
-    """The report that a JSON value is; parts that it is too old to have are empty.
-
-    Raises msgspec.ValidationError, which says what is wrong and where, for what is no report.
-    """
-    return msgspec.convert(TOO_OLD | content if isinstance(content, dict) else content, Report)
-
-
 def read_report(path: Path) -> Report:
-    """The report in a file; see `report_of`."""
-    return report_of(json.loads(path.read_text(encoding="utf-8")))
+    """The report in a file. Raises ValueError or msgspec.ValidationError for what is none."""
+    return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), Report)
 
 
 def pack_bits(solved: np.ndarray) -> str:

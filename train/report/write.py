@@ -152,7 +152,7 @@ def _draw(
 
 
 def _pictures(store: FeatureStore, sets: Sets, chosen: np.ndarray) -> np.ndarray | None:
-    return None if store.thumbnails is None else store.thumbnails[sets.rows[chosen]]
+    return store.rows("thumbnails", sets.rows[chosen]) if "thumbnails" in store.places else None
 
 
 def _names(task: Task, chosen: np.ndarray) -> list[tuple[str, str]]:
