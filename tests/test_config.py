@@ -12,7 +12,7 @@ from common import config
 from common.errors import UserError
 from train.config import RECOMMENDED, Config, classes_from, require_effective
 from train.log.plan import Plan, planned_configs
-from train.methods import METHODS, method_class, parameters_of
+from train.registry import METHODS, method_class, parameters_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from common.synthetic import make_store
 from train.fit import fit
 from train.gaussian import ClassSpace
 from train.loop import Progress, evaluate, predict, train
-from train.methods import METHODS
+from train.registry import METHODS
 from train.task import prepare
 
 SETTINGS = [

@@ -17,10 +17,11 @@ from common.synthetic import make_store
 from train.config import Config
 from train.gaussian import ClassSpace
 from train.loop import evaluate
-from train.methods import METHODS, build_method, depends_on_seed, method_class, parameters_of
+from train.methods import build_method
 from train.methods.base import Standardise
 from train.methods.knn import NearestNeighbours
 from train.methods.random import Random
+from train.registry import METHODS, depends_on_seed, method_class, parameters_of
 from train.task import Inputs, prepare
 
 TINY = [

@@ -8,7 +8,7 @@ from typing import Any
 
 from common import config
 from common.errors import UserError, unknown_name
-from train.methods import METHODS, method_class, parameters_of
+from train.registry import METHODS, method_class, parameters_of
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 METRICS = ("l2", "cosine")

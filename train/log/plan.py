@@ -10,7 +10,7 @@ from common import config
 from common.errors import UserError
 from common.store import FeatureStore
 from train.config import PLAN, Config, idle, require_effective
-from train.methods import depends_on_seed
+from train.registry import depends_on_seed
 
 ROW_NAME = re.compile(r"[^\W_][\w.+=-]*")
 
