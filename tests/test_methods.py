@@ -95,7 +95,8 @@ def fitted(task):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_made_of_what_the_config_and_the_task_have(name):
-    known = {"input_dim", "classes", "set_size", "seed", *vars(getattr(Config(), method_class(name).settings))}
+    settings = getattr(Config(), method_class(name).settings).__struct_fields__
+    known = {"input_dim", "classes", "set_size", "seed", *settings}
     assert set(parameters_of(name)) <= known
     assert depends_on_seed(name) == (name not in ("centroid", "knn", "mahalanobis", "plda", "normalised_plda"))
     assert build(name).learns == (name in LEARNED)

@@ -1,6 +1,7 @@
 """The methods, each in a file of its own; `train.registry` lists them."""
 
 import torch
+from msgspec.structs import asdict
 
 from train.config import Config
 from train.methods.base import Method
@@ -15,7 +16,7 @@ def build_method(config: Config, input_dim: int, classes: int = 0) -> Method:
     The state of torch's generators is left as it was.
     """
     cls, seed = method_class(config.method), config.training.seed
-    known = vars(getattr(config, cls.settings)) | {"input_dim": input_dim, "classes": classes, "seed": seed}
+    known = asdict(getattr(config, cls.settings)) | {"input_dim": input_dim, "classes": classes, "seed": seed}
     known["set_size"] = config.data.set_size
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
