@@ -23,7 +23,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     >>> unknown_name("view", "miror", ["plain", "mirror"]).message
     'unknown view "miror": did you mean "mirror"?'
     """
-    known = sorted(known)
+    known, name = sorted(known), name if len(name) <= 100 else f"{name[:100]}…"
     nearest = difflib.get_close_matches(name, known, n=1)
     if nearest:
         hint = f'did you mean "{nearest[0]}"?'

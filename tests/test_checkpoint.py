@@ -7,8 +7,8 @@ import msgspec
 import pytest
 import torch
 
-from common.config import to_toml
 from common.errors import UserError
+from common.schema import to_toml
 from common.store import FeatureStore
 from common.synthetic import make_store
 from train.checkpoint import load_checkpoint, load_head, progress_of, require_fitting, save_checkpoint, sealed

@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from common import config
 from common.errors import UserError
 from common.files import readable_json, sha256_file, write_bytes, write_text
+from common.schema import from_dict, load
 from train.config import Config
 from train.experiment import require_same
 from train.report.schema import Report, read_report
@@ -105,7 +105,7 @@ class RunFolder:
     def read_config(self) -> Config:
         """The config in config.toml; keys that it is too old to have get their defaults."""
         try:
-            return config.load(Config, self.config)
+            return load(Config, self.config)
         except UserError as error:
             raise UserError(f"{self.path} holds what is no run ({error.message}): choose another --run") from error
 
@@ -117,7 +117,7 @@ class RunFolder:
         require_same(self.config, begun, self.read_config())
         if self.metrics.read_bytes() != _lines(content["history"]):
             raise self._changed("metrics.jsonl")
-        require_same(self.report, begun, config.from_dict(Config, report.config, str(self.report)))
+        require_same(self.report, begun, from_dict(Config, report.config, str(self.report)))
         if report.store.identity_sha256 != content["store_identity"]:
             raise UserError(f"{self.report} and checkpoint.pt are of other feature stores: choose another --run")
 
