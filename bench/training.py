@@ -73,7 +73,7 @@ def task_of(path: Path, n: int, classes: int = 10, feature_dim: int = 512, set_s
     return prepare(FeatureStore.open(path), DataConfig(set_size=set_size))
 
 
-def _steps(task: Task, precision: str = "auto", batch_size: int = BATCH, layers: int = 4, steps: int = STEPS) -> Work:
+def _steps(task: Task, precision: Any = "auto", batch_size: int = BATCH, layers: int = 4, steps: int = STEPS) -> Work:
     """Training steps on fresh sets, at least as many sets as `steps` full batches of 256 have."""
     config = Config(
         data=DataConfig(set_size=task.set_size),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import click
 
-LISTED = 100  # names in one sentence, at most
+LISTED = 50  # names in one sentence, at most
 AGAIN = "what was complete is kept; run the same command again"
 NO_FILES = (errno.EMFILE, errno.ENFILE)
 # What libraries say when memory, or an address for it, is refused; they raise RuntimeError or ImportError
@@ -38,7 +38,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     >>> unknown_name("view", "miror", ["plain", "mirror"]).message
     'unknown view "miror": did you mean "mirror"?'
     """
-    known = sorted(known)
+    known, name = sorted(known), name if len(name) <= 100 else f"{name[:100]}…"
     nearest = difflib.get_close_matches(name, known, n=1)
     if nearest:
         hint = f'did you mean "{nearest[0]}"?'

@@ -1,13 +1,13 @@
 """What tests are made of: feature stores with a cluster a class, folders of noisy images, reports of runs, findings."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from common import config
+from common.schema import load
 from find.findings import Finding, Findings, Threshold
 from find.findings import Image as ImageOfStore
 from train.config import Config
@@ -27,7 +27,7 @@ from train.report.schema import (
 
 def make_config(*overrides: str) -> Config:
     """The default config with some keys changed, also by what does nothing for the method."""
-    return config.load(Config, None, overrides)
+    return load(Config, None, overrides)
 
 
 def make_report(
@@ -45,7 +45,7 @@ def make_report(
     changes: how its config differs from the defaults, "key=value". sets, store: equal for equal ones.
     """
     return Report(
-        config=dataclasses.asdict(make_config(*changes)),
+        config=msgspec.to_builtins(make_config(*changes)),
         test=_measured(np.asarray(solved), sets),
         val=_measured(np.asarray(solved), f"val {sets}"),
         hard=None if hard is None else _measured(np.asarray(hard), f"hard {sets}"),

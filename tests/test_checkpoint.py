@@ -1,11 +1,11 @@
 import zipfile
-from dataclasses import replace
 
 import pytest
 import torch
+from msgspec.structs import replace
 
-from common.config import to_toml
 from common.errors import UserError
+from common.schema import to_toml
 from train.checkpoint import (
     SEAL_BYTES,
     load_checkpoint,

@@ -16,9 +16,9 @@ import msgspec
 import torch
 from torch import Tensor
 
-from common.config import from_dict, to_toml
 from common.errors import UserError
 from common.files import write_bytes
+from common.schema import from_dict, to_toml
 from train.config import Config
 from train.experiment import require_same
 from train.loop import Progress, build_optimizer

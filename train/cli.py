@@ -1,15 +1,16 @@
 """The command line of stage 2. Heavy imports wait inside the commands, so that --help answers at once."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
+from msgspec.structs import replace
 
 from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
+from common.errors import UserError
 from common.files import Busy, remove_leftovers
 from common.store import FeatureStore
-from train.config import RECOMMENDED, Config, classes_from
+from train.config import RECOMMENDED, Config
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,7 +48,7 @@ def fit_command(
     extra += [] if device is None else [f"training.device={device}"]
     config = Config.load(config_path or RECOMMENDED, [*overrides, *extra])
     if classes is not None:  # not by an override, which is split at commas: a class may have one in its name
-        config = replace(config, data=replace(config.data, classes=classes_from(classes)))
+        config = replace(config, data=replace(config.data, classes=parse_classes(classes)))
     store = FeatureStore.open(store_path)
 
     from train.fit import default_run, fit
@@ -144,6 +145,33 @@ def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
     for path in stale:
         click.echo(f"{'stale' if check else 'rewritten'}: {path}", err=True)
     raise SystemExit(bool(check and stale))
+
+
+def parse_classes(text: str) -> tuple[str, ...]:
+    """Return class names, either separated by commas or one a line in the text file that `text` is the path of.
+
+    In a file, blank lines and what follows a # are ignored.
+
+    >>> parse_classes("apple, bear")
+    ('apple', 'bear')
+    """
+    path = Path(text)
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):  # many names are longer than a file's name may be
+        is_file = False
+    if not is_file:
+        if path.suffix == ".txt" or "/" in text:
+            raise UserError(f"no file {text}: give a file with one class a line, or names separated by commas")
+        return tuple(name.strip() for name in text.split(",") if name.strip())
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the class names in {path}: {error}") from error
+    names = tuple(name for line in lines if (name := line.partition("#")[0].strip()))
+    if not names:
+        raise UserError(f"{path} names no class: write one a line")
+    return names
 
 
 def _say(line: str) -> None:

@@ -1,12 +1,13 @@
 """When two configs are the same experiment: the one definition, for resuming, naming, grouping and the log."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from common.config import flat, to_toml
+from msgspec.structs import replace
+
 from common.errors import UserError
 from common.files import canonical_json, sha256_text
+from common.schema import flatten, to_toml
 from train.config import Config
 
 # Where it is computed is no part of an experiment
@@ -25,14 +26,14 @@ def differences(before: Config, now: Config) -> list[str]:
     >>> differences(Config(), Config(method="knn"))
     ['method']
     """
-    was, asked = flat(before), flat(now)
+    was, asked = flatten(before), flatten(now)
     free = (*DEVICE, ARITHMETIC) if asked[ARITHMETIC] == "auto" else DEVICE
     return [key for key, value in asked.items() if was[key] != value and key not in free]
 
 
 def require_same(where: Any, before: Config, now: Config) -> None:
     """Raise UserError, which names the run `where`, unless it was begun as the experiment that is asked for now."""
-    was, asked = flat(before), flat(now)
+    was, asked = flatten(before), flatten(now)
     changes = ", ".join(f"{key} was {was[key]}, now {asked[key]}" for key in differences(before, now))
     if changes:
         raise UserError(
@@ -42,11 +43,11 @@ def require_same(where: Any, before: Config, now: Config) -> None:
 
 def key(config: Config, store_identity: str, apart: Sequence[str] = SEEDS) -> str:
     """A text that is equal for runs of one store and one experiment, whatever the settings `apart` are."""
-    kept = {name: value for name, value in flat(config).items() if name not in (*DEVICE, *apart)}
+    kept = {name: value for name, value in flatten(config).items() if name not in (*DEVICE, *apart)}
     return canonical_json([kept, store_identity])
 
 
 def short_digest(config: Config, store_identity: str) -> str:
     """Eight hexadecimal digits for the default name of a run: equal for the same experiment with the same seeds."""
-    anywhere = dataclasses.replace(config, training=dataclasses.replace(config.training, device="auto"))
+    anywhere = replace(config, training=replace(config.training, device="auto"))
     return sha256_text(to_toml(anywhere) + store_identity)[:8]

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from common.command_line import keeping
-from common.config import to_toml
 from common.errors import UserError
 from common.files import clear_up_folder, exclusive, write_text
+from common.schema import to_toml
 from common.store import FeatureStore
 from train.checkpoint import progress_of, require_fitting, save_checkpoint
 from train.config import Config

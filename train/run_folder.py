@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
-from common import config
 from common.errors import UserError
 from common.files import readable_json, sha256_file, write_text
+from common.schema import load
 from train.config import Config
 from train.report.schema import Report, read_report
 
@@ -94,7 +94,7 @@ class RunFolder:
     def read_config(self) -> Config:
         """The config in config.toml; keys that it is too old to have get their defaults."""
         try:
-            return config.load(Config, self.config)
+            return load(Config, self.config)
         except UserError as error:
             raise UserError(f"{self.path} holds what is no run ({error.message}): choose another --run") from error
 

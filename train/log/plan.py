@@ -2,37 +2,31 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Annotated
 
-from common import config
+from msgspec import Meta, Struct
+
 from common.errors import UserError
+from common.schema import from_dict, override_keys, read_toml
 from common.store import FeatureStore
-from train.config import PLAN, Config, idle, require_effective
-from train.methods import depends_on_seed
+from train.config import PLAN, Config, find_unused, require_effective
+from train.registry import depends_on_seed
 
 ROW_NAME = re.compile(r"[^\W_][\w.+=-]*")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The runs of a phase, each "name: key=value key=value …": how it differs from the rest of the file.
+class Plan(Struct, frozen=True, kw_only=True):
+    """The runs of a phase, each "name: key=value key=value …": how it differs from the rest of the file."""
 
-    seeds: how many seeds, and splits.
-    runs: made with each seed where the method depends on one, else once.
-    once: made with seed 0.
-    splits: made with each split of the classes and of the training images, and the seed of the same number.
-    """
-
-    seeds: int = 1
-    runs: tuple[str, ...] = ()
-    once: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ()
+    seeds: Annotated[int, Meta(ge=1, le=1_000)] = 1  # how many seeds, and splits
+    runs: tuple[str, ...] = ()  # made with each seed where the method depends on one, else once
+    once: tuple[str, ...] = ()  # made with seed 0
+    splits: tuple[str, ...] = ()  # made with each split of the classes and images, and the seed of the same number
 
     def __post_init__(self) -> None:
-        if self.seeds < 1:
-            raise UserError(f"plan.seeds must be at least 1, got {self.seeds}")
         names = [run.partition(":")[0].strip() for run in (*self.runs, *self.once, *self.splits)]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -45,46 +39,47 @@ class Plan:
                 )
 
 
-@dataclass(frozen=True)
-class Phase(Config):
+class Phase(Config, frozen=True, kw_only=True):
     """The config file of a phase."""
 
-    plan: Plan = field(default_factory=Plan)
+    plan: Plan = Plan()
 
 
 def planned_configs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Config]:
-    """The config of each run of the phase at `path`, by "<name>-seed<seed>", all of a seed before the next.
+    """Return the config of each run of the phase at `path`, by "<name>-seed<seed>", all of a seed before the next.
 
-    `overrides` hold for all runs: they win over what a row changes. Seeds are the plan's own. Raises UserError where
-    the file has no plan, for two rows that are the same experiment, and for a setting of a row, or of `overrides`, that
-    does nothing.
+    overrides: they hold for all runs, and win over what a row changes. Seeds are the plan's own.
+    Raises UserError where the file has no plan, for two rows that are the same experiment, and for a setting of a row,
+    or of `overrides`, that does nothing.
     """
-    given = config.override_keys(overrides)
-    for key in sorted({"training.seed", "data.split_seed"} & given):
+    shared = override_keys(overrides)
+    for key in sorted({"training.seed", "data.split_seed"} & shared):
         raise UserError(f"{key} must be left to the plan of a phase (plan.seeds), got a value for all runs")
-    plan = config.load(Phase, path, overrides).plan
-    overrides = [each for each in overrides if not each.startswith(f"{PLAN}.")]
-    made: dict[str, Config] = {}
+    content = read_toml(path)
+    plan = from_dict(Phase, content, str(path), overrides).plan
+    content.pop(PLAN, None)
+    overrides = [override for override in overrides if not override.startswith(f"{PLAN}.")]
+    configs: dict[str, Config] = {}
     for seed in range(plan.seeds):
         for row in (*plan.runs, *plan.once, *plan.splits):
             name, _, changes = (part.strip() for part in row.partition(":"))
-            keys = [f"training.seed={seed}"] + [f"data.split_seed={seed}"] * (row in plan.splits)
+            seeds = [f"training.seed={seed}"] + [f"data.split_seed={seed}"] * (row in plan.splits)
             try:
-                run = config.load(Config, path, [*changes.split(), *overrides, *keys], ignore=[PLAN])
-                require_effective(run, config.override_keys(changes.split()) - given)
+                config = from_dict(Config, content, str(path), [*changes.split(), *overrides, *seeds])
+                require_effective(config, override_keys(changes.split()) - shared)
             except UserError as error:
                 raise UserError(f'{path}, the run "{name}" of its plan: {error.message}') from error
-            seeded = row not in plan.once and depends_on_seed(run.method)
-            if seed == 0 or seeded or row in plan.splits:
-                made[f"{name}-seed{seed}"] = run
-    if not made:
+            is_seeded = row not in plan.once and depends_on_seed(config.method)
+            if seed == 0 or is_seeded or row in plan.splits:
+                configs[f"{name}-seed{seed}"] = config
+    if not configs:
         raise UserError(f"{path} has no plan: list its runs under [plan] runs, or use `train fit` for a single run")
-    for key in given:
-        if all(key in idle(run) for run in made.values()):
+    for key in shared:
+        if all(key in find_unused(config) for config in configs.values()):
             raise UserError(f"{key} does nothing for any run of {path}: leave it out")
     if not overrides:  # these may level what tells two rows apart
-        _require_distinct(path, made)
-    return made
+        _require_distinct(path, configs)
+    return configs
 
 
 @dataclass(frozen=True)
@@ -116,9 +111,9 @@ def planned_runs(
     return planned
 
 
-def _require_distinct(path: Path, made: dict[str, Config]) -> None:
+def _require_distinct(path: Path, configs: dict[str, Config]) -> None:
     names: dict[Config, str] = {}
-    for name, run in made.items():
-        if run in names:
-            raise UserError(f"{path}: the runs {names[run]} and {name} of its plan are the same experiment: drop one")
-        names[run] = name
+    for name, config in configs.items():
+        first = names.setdefault(config, name)
+        if first != name:
+            raise UserError(f"{path}: the runs {first} and {name} of its plan are the same experiment: drop one")

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from common.config import from_dict
 from common.errors import UserError
+from common.schema import from_dict
 from train.config import Config
 from train.experiment import ARITHMETIC, SEEDS, key
 from train.report.schema import Measured, Report, read_report

@@ -1,6 +1,5 @@
 """Writing what a run leaves behind: report.json and its pictures."""
 
-import dataclasses
 import datetime
 import time
 from typing import Any
@@ -44,7 +43,7 @@ def write_report(
     train_seconds = sum(epoch.train_seconds for epoch in epochs)
     n_train = len(task.train.rows)
     report = Report(
-        config=dataclasses.asdict(config),
+        config=msgspec.to_builtins(config),
         test=measured["test"],
         val=measured["val"],
         hard=measured.get("hard"),
