@@ -1,8 +1,10 @@
 """Frozen backbones: a network by name, its classifier removed. `KINDS` is the only list of where they come from."""
 
+import contextlib
 import hashlib
 import pkgutil
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +23,7 @@ KINDS = {"torchvision": "extract.torchvision_models:TorchvisionModels", "timm": 
 DEFAULT_KIND = "torchvision"
 PRETRAINED = ("torchvision", "pretrained")
 LAST = "last"
+POOLED = {3: (1,), 4: (2, 3)}  # by the number of axes: (B, tokens, D), (B, D, H, W)
 AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16}
 _generator_turn = threading.Lock()
 
@@ -139,9 +142,9 @@ def parse_layers(text: str) -> tuple[str, ...]:
 
 
 class PooledLayers(nn.Module):
-    """A network's features, and behind them the mean over space of each of some layers: (B, 3, H, W) → (B, D).
+    """A network's features, and behind them the mean of each of some layers: (B, 3, H, W) → (B, D).
 
-    Raises UserError for an unknown layer, and for a network whose layers cannot be told apart.
+    The mean is over space, or over tokens. Raises UserError for an unknown layer.
     """
 
     def __init__(self, network: nn.Module, name: str, layers: tuple[str, ...]):
@@ -151,19 +154,39 @@ class PooledLayers(nn.Module):
         for layer in layers:
             if layer not in known:
                 raise unknown_name(f"layer of {name}", layer, known)
+        self.network: nn.Module
         try:
             last = get_graph_node_names(network)[1][-1]
             self.network = create_feature_extractor(network, {**{layer: layer for layer in layers}, last: LAST})
-        except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"the layers of {name} cannot be told apart ({error}): leave --layers out") from error
+        except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):
+            self.network = HookedLayers(network, layers)
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.cat(self.parts(images), 1)
 
     def parts(self, images: Tensor) -> list[Tensor]:
-        """The features of each layer."""
+        """The features of each layer. Raises KeyError for a layer whose output is neither a map nor tokens."""
         found = self.network(images)
-        return [found[LAST].flatten(1), *(found[layer].mean((2, 3)) for layer in self.layers)]
+        return [found[LAST].flatten(1), *(found[layer].mean(POOLED[found[layer].ndim]) for layer in self.layers)]
+
+
+class HookedLayers(nn.Module):
+    """A network whose way cannot be traced: its output ("last") and those of some layers, caught as they are made."""
+
+    def __init__(self, network: nn.Module, layers: tuple[str, ...]):
+        super().__init__()
+        self.network, self.layers = network, layers
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+
+        def catch(layer: str) -> Callable:
+            return lambda module, inputs, output: outputs.__setitem__(layer, output)
+
+        with contextlib.ExitStack() as hooks:
+            for layer in self.layers:
+                hooks.enter_context(self.network.get_submodule(layer).register_forward_hook(catch(layer)))
+            return {LAST: self.network(images), **outputs}
 
 
 def _find_dims(module: nn.Module, name: str, layers: tuple[str, ...], image_size: int) -> dict[str, int]:
@@ -173,7 +196,7 @@ def _find_dims(module: nn.Module, name: str, layers: tuple[str, ...], image_size
             parts = module.parts(images) if isinstance(module, PooledLayers) else [module(images).flatten(1)]
     except (IndexError, KeyError) as error:
         raise UserError(
-            f"not all of the layers {', '.join(layers)} of {name} are maps of pixels: choose others"
+            f"not all of the layers {', '.join(layers)} of {name} are maps of pixels, or tokens: choose others"
         ) from error
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(f"{name} does not take images of {image_size}×{image_size} pixels: {error}") from error

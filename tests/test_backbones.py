@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from common.errors import UserError
-from extract.backbones import KINDS, PooledLayers, load_backbone, parse_layers, preprocessing_of
+from extract.backbones import KINDS, HookedLayers, PooledLayers, load_backbone, parse_layers, preprocessing_of
 from extract.preprocessing import Preprocessing
 
 
@@ -76,26 +76,13 @@ def test_layers_are_named_once_last_first():
     [
         ("layr3", 'unknown layer of resnet18 "layr3": did you mean "layer3"'),
         ("layer3.0", 'unknown layer of resnet18 "layer3.0": did you mean "layer3"'),
-        ("fc", "not all of the layers last, fc of resnet18 are maps of pixels: choose others"),
+        ("fc", "not all of the layers last, fc of resnet18 are maps of pixels, or tokens: choose others"),
     ],
 )
 def test_a_layer_that_cannot_be_cached_is_an_error(layer, message):
     with pytest.raises(UserError) as caught:
         load_backbone("resnet18", "random", 0, 32, ("last", layer))
     assert message in caught.value.message
-
-
-def test_the_layers_of_a_network_that_cannot_be_traced_are_left_out():
-    class Branching(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first = torch.nn.Identity()
-
-        def forward(self, x):
-            return self.first(x) if x.sum() > 0 else -x
-
-    with pytest.raises(UserError, match=r"the layers of branching cannot be told apart .*: leave --layers out"):
-        PooledLayers(Branching(), "branching", ("first",))
 
 
 def test_frozen_means_frozen(resnet):
@@ -227,3 +214,30 @@ def test_random_weights_are_those_of_the_seed_in_any_number_of_threads():
     with ThreadPoolExecutor(4) as pool:
         made = pool.map(lambda _: load_backbone("resnet18", "random", 3, 32).weights_sha256, range(8))
         assert set(made) == {expected}
+
+
+class Branching(torch.nn.Module):
+    """A network whose way depends on its input, so that it cannot be traced: maps, then tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 4, 4, 4)
+        self.encoder = torch.nn.Linear(4, 6)
+
+    def forward(self, images):
+        maps = self.stem(images)
+        if maps.sum() > 1e9:
+            maps = -maps
+        return self.encoder(maps.flatten(2).transpose(1, 2))[:, 0]
+
+
+def test_layers_of_a_network_that_cannot_be_traced_are_caught_as_they_are_made():
+    network = Branching().eval()
+    pooled = PooledLayers(network, "branching", ("stem", "encoder")).eval()
+    assert isinstance(pooled.network, HookedLayers)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    maps = network.stem(images)
+    tokens = network.encoder(maps.flatten(2).transpose(1, 2))
+    expected = torch.cat([tokens[:, 0], maps.mean((2, 3)), tokens.mean(1)], 1)
+    torch.testing.assert_close(pooled(images), expected)
+    assert not network.stem._forward_hooks

@@ -269,7 +269,7 @@ def test_a_changed_image_is_noticed(root, tmp_path):
         (["--dataset", "digits", "--views", "plain,zom"], 'unknown view "zom": did you mean "zoom"'),
         (["--dataset", "digits", "--layers", "layer3,last"], 'must begin with "last"'),
         (["--dataset", "digits", "--layers", "last,layr3"], 'unknown layer of resnet18 "layr3": did you mean "layer3"'),
-        (["--dataset", "digits", "--layers", "last,fc"], "are maps of pixels: choose others"),
+        (["--dataset", "digits", "--layers", "last,fc"], "are maps of pixels, or tokens: choose others"),
         (["--dataset", "digits", "--weights", "missing.pth"], "there are no weights at missing.pth"),
         (["--dataset", "digits", "--device", "cuda:77"], 'there is no device "cuda:77"'),
         (["--dataset", "digits", "--store", "/proc/x/s.h5"], "cannot write /proc/x"),
