@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.images import MAX_PIXELS
 from common.store import SPLITS, FeatureStore
 from common.store_partial import clear_up
-from extract.request import has_what_is_asked, request, store_at, store_status
+from extract.request import is_up_to_date, request, store_at, store_status
 from extract.sources import SOURCES, TEST_FRACTION
 
 PRECISIONS = ("float32", "bfloat16")
@@ -127,7 +127,7 @@ def features(
     wanted = request(**asked)
     store = store or wanted.default_store()
     found = store_at(store, overwrite)
-    if found is not None and has_what_is_asked(found, wanted.as_json()):
+    if found is not None and is_up_to_date(found, wanted.as_json()):
         clear_up(found)
         click.echo(f"up to date: {store}", err=True)
     else:

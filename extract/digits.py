@@ -20,7 +20,7 @@ class Digits:
 
         images, labels = load_digits(return_X_y=True)
         pixels = np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
-        rank = np.empty(len(labels), np.int64)  # the how-manieth image of its class
+        rank = np.empty(len(labels), np.int64)  # index of the image within its class
         for label in range(10):
             rank[labels == label] = np.arange(np.sum(labels == label))
         splits = make_splits(labels, rank % TEST_EVERY == 0, lambda i: np.repeat(pixels[i][:, :, None], 3, axis=2))

@@ -23,7 +23,7 @@ from extract.network import Connect, Extraction, local_network
 from extract.pipeline import as_rows, as_text, busy, extract, identity, without_unreadable
 from extract.preprocessing import parse_views
 from extract.reading import AllImages, Unreadable, digests_of, names_of
-from extract.request import Request, has_what_is_asked, request, require_identity, store_at
+from extract.request import Request, is_up_to_date, request, require_identity, store_at
 from extract.sources import ImageSource, left_out_line, load_source
 
 MAKING = {"engine", "batch_size", "device", "overwrite", "list_left_out", "cluster", "ship_images"}
@@ -38,7 +38,7 @@ def features(root: Path | str, store: Path | str, dataset: str = "imagefolder", 
     how = {name: options.pop(name) for name in MAKING & options.keys()}
     asked, target = request(dataset, Path(root), **options), Path(store)
     found = store_at(target, how.get("overwrite", False))
-    if found is not None and has_what_is_asked(found, asked.as_json()):
+    if found is not None and is_up_to_date(found, asked.as_json()):
         clear_up(found)
         return found
     return make_features(asked, target, **how)[0]

@@ -24,7 +24,7 @@ def identity_of(
             "labels": {name: labels_digest(source.splits[name].labels) for name in SPLITS},
             "class_names": source.class_names,
         },
-        # Where it goes without saying it stays unsaid: what was made before there were layers is still the same
+        # Left out where it is the default, so that the digest of older stores does not change
         "backbone": {"name": backbone.name, "feature_dim": backbone.feature_dim, **layers},
         "weights": {"sha256": backbone.weights_sha256, "random_seed": backbone.random_seed},
         "preprocessing": preprocessing.as_json(),

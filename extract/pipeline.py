@@ -63,7 +63,7 @@ def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> Store
     }
     writer = StoreWriter(target, plan, layout, job.request.get("fingerprint", ""))
     if writer.discarded:
-        say(f"beginning {target} anew: what was there of it {writer.discarded}")
+        say(f"restarting {target} from zero: the unfinished extraction {writer.discarded}")
     return writer
 
 
@@ -84,7 +84,7 @@ def _keep_what_is_sound(writer: StoreWriter, images: AllImages) -> None:
         done = sum(b - a for a, b in writer.done.items())
         again = begun - len(writer.done)
         say(
-            f"going on with {writer.target}: {done:,} of {len(images):,} images done"
+            f"resuming {writer.target}: {done:,} of {len(images):,} images done"
             + (f"; {again} batch(es) are made again, since images in them have changed" if again else "")
         )
 

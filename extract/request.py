@@ -143,8 +143,11 @@ def store_at(path: Path, overwrite: bool) -> FeatureStore | None:
         raise UserError(f"{error.message}, or choose another --store: this file is not touched") from error
 
 
-def has_what_is_asked(store: FeatureStore, wanted: dict[str, Any]) -> bool:
-    """Whether a store was made for this request, and its images' files are as they were: then its identity is equal."""
+def is_up_to_date(store: FeatureStore, wanted: dict[str, Any]) -> bool:
+    """True if a store was made from an equal request.
+
+    The request includes the sizes and times of the files, so nothing needs to be decoded.
+    """
     return store.header["provenance"]["request"] == wanted
 
 

@@ -144,7 +144,7 @@ class Campaign:
         process.wait(LIMIT)
         what = f"the driver killed, resumed {'on the cluster' if on_cluster else 'in one process'}"
         begin(command(self.root, store, cluster.address if on_cluster else ""), self.base / "log").wait(LIMIT)
-        self.counts[f"{what}: {'went on' if 'going on with' in (self.base / 'log').read_text() else 'BEGAN ANEW'}"] += 1
+        self.counts[f"{what}: {'went on' if 'resuming' in (self.base / 'log').read_text() else 'BEGAN ANEW'}"] += 1
         self.say(f"killed with {kept} of {self.rows} rows kept")
         self.compare(what, store)
 

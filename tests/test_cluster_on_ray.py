@@ -119,7 +119,7 @@ def test_a_killed_driver_and_a_stopped_one_leave_no_worker_and_the_same_command_
             time.sleep(0.2)
         assert workers() == 0
     resumed = run(command(images, tmp_path / "s.h5"), tmp_path)  # off the cluster
-    assert "going on with" in resumed.said
+    assert "resuming" in resumed.said
     assert (tmp_path / "s.h5").read_bytes() == expected
 
 

@@ -238,7 +238,7 @@ def test_another_number_of_images_begins_anew_and_says_so(root, tmp_path):
     features(root, store, "--batch-size", 8, code=2)
     bad.write_bytes(sound)
     (root / "train/class0/000.png").unlink()
-    assert "anew: what was there of it had another n" in features(root, store, "--batch-size", 8).stderr
+    assert "from zero: the unfinished extraction had another n" in features(root, store, "--batch-size", 8).stderr
 
 
 def test_what_was_asked_for_in_bfloat16_is_up_to_date_whatever_the_machine_made_of_it(root, tmp_path, monkeypatch):
