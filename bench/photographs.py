@@ -95,7 +95,7 @@ def decoders(height: int) -> dict[str, Callable[[Path], Any]]:
         import simplejpeg
 
         ways["simplejpeg, scaled"] = lambda path: _channels_first(
-            simplejpeg.decode_jpeg(path.read_bytes(), min_height=700, min_width=700, min_factor=1)
+            simplejpeg.decode_jpeg(path.read_bytes(), min_height=756, min_width=756, min_factor=1)
         )
     if importlib.util.find_spec("cv2"):
         import cv2

@@ -105,9 +105,9 @@ class EngineChoice:
             kind for kind in self._kinds() if self.precision != "float32" and gains_from_bfloat16(kind, self.device)
         ]
 
-    def reference_will_do(self) -> bool:
-        """Whether nothing but the reference's speed speaks for another engine."""
-        return not self.low_kinds and "torch" in self._kinds()
+    def may_be_reference(self) -> bool:
+        """Whether the reference is among the engines that are wanted."""
+        return "torch" in self._kinds()
 
     def choose(self, sample: Tensor) -> tuple[Engine, dict[str, Any]]:
         """The engine for images like those of a sample (n, 3, H, W), and its Fidelity; {} for the reference.

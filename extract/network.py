@@ -184,11 +184,15 @@ def choose_engine(
     choice = job.choice
     if begun and {**begun, **environment} == begun and (engine := choice.named(begun["engine"])):
         return engine, begun  # another measurement might choose another one
-    if job.precision != "float32" and not choice.low_kinds:
-        say("using float32: bfloat16 is not faster on this machine")
-    images = sample() if n >= MIN_GAIN * SAMPLE or not choice.reference_will_do() else None
+    few = n < MIN_GAIN * SAMPLE and choice.may_be_reference()
+    images = None if few else sample()
     engine, fidelity = (choice.reference(), {}) if images is None else choice.choose(images)
-    if choice.low_kinds and engine.precision == "float32":
-        say("using float32: no bfloat16 engine was both faster and accurate")
+    if job.precision != "float32" and engine.precision == "float32":
+        if few:
+            say(f"using float32: for {n:,} images, finding a faster engine takes longer than it saves")
+        elif not choice.low_kinds:
+            say("using float32: bfloat16 is not faster on this machine")
+        else:
+            say("using float32: no bfloat16 engine was both faster and accurate")
     say(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()))
     return engine, {"engine": engine.name, "fidelity": fidelity, **environment}

@@ -62,10 +62,10 @@ class Preprocessing:
     def least_side(self) -> int:
         """Pixels that the shorter side of a decoded image needs, so that more would not be seen in the features.
 
-        By measurement (`python -m bench.scaled`): 25/8 of what it is resized to, in the smallest view.
+        By measurement (`python -m bench.scaled`): 27/8 of what it is resized to, in the smallest view.
         """
         cropped = any(view not in ("plain", "mirror") for view in self.views)
-        return math.ceil(25 / 8 * (self.resize or self.image_size) * (8 / 7 if cropped else 1))
+        return math.ceil(27 / 8 * (self.resize or self.image_size) * (8 / 7 if cropped else 1))
 
     def _resize_and_crop(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 of one shape → (B, 3, image_size, image_size)."""

@@ -130,7 +130,7 @@ def test_where_bfloat16_gains_nothing_no_engine_tries_it(backbone, sample, monke
     ran = fake(monkeypatch, dict.fromkeys(LOW, 0.0) | IN_FLOAT32, speeds, low=())
     choice = EngineChoice(backbone, "bfloat16", CPU, 32)
     assert choice.low_kinds == []
-    assert choice.reference_will_do()
+    assert choice.may_be_reference()
     assert choice.choose(sample)[0].precision == "float32"
     assert [name for name in ran if "bfloat16" in name] == []
 
@@ -158,4 +158,4 @@ def test_an_engine_that_is_not_there_is_one_sentence(backbone, monkeypatch):
     monkeypatch.setattr(fidelity, "available", lambda device: ["torch"])
     with pytest.raises(UserError, match=r"the engine openvino .* on cpu: install it with `pip install"):
         EngineChoice(backbone, "float32", CPU, 32, "openvino")
-    assert EngineChoice(backbone, "float32", CPU, 32).reference_will_do()
+    assert EngineChoice(backbone, "float32", CPU, 32).may_be_reference()

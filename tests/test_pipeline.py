@@ -99,6 +99,7 @@ def in_bfloat16(monkeypatch):
         return self.named(name), {"cosine": 1.0, "error": 0.0}
 
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: True)
+    monkeypatch.setattr(network, "MIN_GAIN", 0)
     monkeypatch.setattr(EngineChoice, "choose", choose)
     return name, chosen
 
@@ -117,6 +118,7 @@ def test_where_bfloat16_gains_nothing_it_is_not_tried_and_the_store_says_float32
     extraction, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
+    monkeypatch.setattr(network, "MIN_GAIN", 0)
     job = dataclasses.replace(extraction, precision="bfloat16", request={"precision": "bfloat16"})
     monkeypatch.setattr(engines, "bfloat16", lambda backbone: pytest.fail("tried"))
     store = extract(job, tmp_path / "s.h5")
@@ -126,6 +128,13 @@ def test_where_bfloat16_gains_nothing_it_is_not_tried_and_the_store_says_float32
     assert store.features.dtype == np.float32
     assert "bfloat16" not in store.header["provenance"]["engine"]
     assert store.header["provenance"]["request"] == {"precision": "bfloat16"}  # so it is up to date
+
+
+def test_for_few_images_no_engine_is_chosen(extraction, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(EngineChoice, "choose", lambda self, sample: pytest.fail("chosen"))
+    few = dataclasses.replace(extraction, precision="bfloat16", engine="auto")
+    assert extract(few, tmp_path / "s.h5").identity["precision"] == "float32"
+    assert "for 66 images, finding a faster engine takes longer than it saves" in capsys.readouterr().err
 
 
 def test_the_identity_follows_pixels_and_weights_not_paths(extraction, tmp_path):
