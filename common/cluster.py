@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import click
 from common.errors import UserError
 
 EXTRA = "ray[client]"
+AGAIN = "what is done is kept, see to the cluster and run the same command again"
 # For a cluster of our own: nothing is reported to Ray's authors unasked, and workers are no less important than
 # the process that waits for them. For all: what is seen of GPUs stays as it is where none was asked for
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -101,18 +103,31 @@ def connected(cluster: Cluster) -> Iterator[Any]:
             f"Ray is not installed: `{sys.executable} -m pip install '{EXTRA}'`, or leave --ray out"
         ) from error
     own = not ray.is_initialized()
-    if own:
-        _connect(ray, cluster.address)
-    try:
-        yield ray
-    except (ConnectionError, ray.exceptions.RaySystemError) as error:
-        raise UserError(f"the Ray cluster at {cluster.address} was lost ({_first_line(error)}): {AGAIN}") from error
-    finally:
+    with _sudden_end_in_a_sentence():
         if own:
-            ray.shutdown()
+            _connect(ray, cluster.address)
+        try:
+            yield ray
+        except (ConnectionError, ray.exceptions.RaySystemError) as error:
+            raise UserError(f"the Ray cluster at {cluster.address} was lost ({_first_line(error)}): {AGAIN}") from error
+        finally:
+            if own:
+                ray.shutdown()
 
 
-AGAIN = "what is done is kept, see to the cluster and run the same command again"
+@contextlib.contextmanager
+def _sudden_end_in_a_sentence() -> Iterator[None]:
+    """Let another process say what happened if this one ends within the body.
+
+    When Ray's agent on this machine dies, Ray ends this process from C++, with exit code 1: no handler of ours runs.
+    """
+    sentence = f"Error: this process was ended, as Ray does when its agent on this machine dies: {AGAIN}"
+    command = [sys.executable, "-ISc", "import sys; sys.stdin.read(1) or print(sys.argv[1], file=sys.stderr)", sentence]
+    watcher = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+    finally:
+        watcher.communicate(b".")
 
 
 def nodes_of(ray: Any) -> list[Node]:

@@ -30,7 +30,10 @@ class CommandLine(click.Group):
     """A group of commands that end with one sentence: exit code 130 on SIGINT, 143 on SIGTERM, 2 for a UserError.
 
     What the system refuses, such as memory, is an error of the user's, too: see `refusal_of`. Each takes --quiet.
+    again: what is said of the next try when one is stopped.
     """
+
+    again = AGAIN
 
     def add_command(self, command: click.Command, name: str | None = None) -> None:
         """Add a command, with the option --quiet."""
@@ -46,7 +49,7 @@ class CommandLine(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
-        with stoppable():
+        with stoppable(self.again):
             return super().invoke(ctx)
 
 
@@ -78,7 +81,7 @@ def refusals_in_a_sentence() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(again: str = AGAIN) -> Iterator[None]:
     """Turn the first SIGINT or SIGTERM into `Stopped`, and let that end the process; a second one ends it at once.
 
     Both are safe: whatever is written is written atomically, so that even `kill -9` loses no more than a step.
@@ -92,7 +95,7 @@ def stoppable() -> Iterator[None]:
     except KeyboardInterrupt as stop:
         for number in before:
             signal.signal(number, signal.SIG_IGN)
-        _end(stop)
+        _end(stop, again)
     finally:
         for number, handler in before.items():
             if signal.getsignal(number) is _stop:  # else it was stopped, and nothing is to cut its end off
@@ -120,8 +123,8 @@ def _stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
-def _end(stop: KeyboardInterrupt) -> NoReturn:
-    click.echo(f"\nstopped: {'; '.join(getattr(stop, '__notes__', [AGAIN]))}", err=True)
+def _end(stop: KeyboardInterrupt, again: str) -> NoReturn:
+    click.echo(f"\nstopped: {'; '.join(getattr(stop, '__notes__', [again]))}", err=True)
     code = getattr(stop, "exit_code", 128 + signal.SIGINT)
     others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
     if others:  # the interpreter would wait for these, however long what they do takes

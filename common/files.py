@@ -19,7 +19,7 @@ from common.errors import UserError, is_scarce, refusal_of
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 # ".<stem>.<process>-<random><suffix>"
-TEMPORARY = re.compile(r"\.(?P<stem>.+)\.(?P<process>\d+)-[0-9a-f]{8}(?P<suffix>(\.[^.]+)?)")
+TEMPORARY = re.compile(r"\.(?P<stem>.+)\.\d+-[0-9a-f]{8}(?P<suffix>(\.[^.]+)?)")
 LOCK = ".lock"
 OUTPUT_MARK = ".set-anomaly-output"  # in a folder of ours: extraction takes no image from it
 
@@ -190,8 +190,8 @@ def exclusive(folder: Path, busy: str, *writes: Path) -> Iterator[None]:
                 raise
             click.echo(f"no locks on the file system of {folder}: let no other process write there", err=True)
     try:
-        for place in (folder, *writes):
-            remove_leftovers(place, sure=lock.is_locked)
+        for place in (folder, *writes) if lock.is_locked else ():
+            remove_leftovers(place)
         yield
     finally:
         if os.name == "posix":  # under the lock, so nobody else's file; filelock notices a lock on a file that is gone
@@ -211,32 +211,15 @@ def clear_up_folder(folder: Path) -> None:
             pass
 
 
-def remove_leftovers(place: Path, sure: bool) -> None:
+def remove_leftovers(place: Path) -> None:
     """Remove the temporary files that dead processes left of the file `place`, or of all files in the folder `place`.
 
-    `sure`: the caller holds the lock of all who write there, so that each temporary file is a dead process's. Else the
-    files of processes that run stay.
+    The caller must hold the lock of all who write there: then no temporary file is a living process's.
     """
     folder, own = (place, None) if place.is_dir() else (place.parent, (place.stem, place.suffix))
-    hidden: list[Path] = []
     with contextlib.suppress(OSError):  # a folder that cannot be listed keeps what it has
-        hidden += folder.glob(".*")
-    for path in hidden:
-        found = TEMPORARY.fullmatch(path.name)
-        if not found or (own and own != (found["stem"], found["suffix"])):
-            continue
-        if sure or not _is_running(int(found["process"])):
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-
-def _is_running(process: int) -> bool:
-    if os.name != "posix":  # there, signal 0 is not a mere question
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
-    return True
+        for path in list(folder.glob(".*")):
+            name = TEMPORARY.fullmatch(path.name)
+            if name and own in (None, (name["stem"], name["suffix"])):
+                with contextlib.suppress(OSError):
+                    path.unlink()

@@ -31,7 +31,7 @@ from common.store_format import (
     reading,
     require_at_rest,
 )
-from common.store_schema import BLOCK_BYTES, SPLITS, check_content, check_schema, identity_digest
+from common.store_header import BLOCK_BYTES, SPLITS, check_content, check_schema, identity_digest
 
 __all__ = [
     "BLOCK_BYTES",

@@ -26,7 +26,7 @@ from common.store_format import (
     parse_json,
     seal_block,
 )
-from common.store_schema import BLOCK_BYTES, check_schema
+from common.store_header import BLOCK_BYTES, check_schema
 
 ALIGNMENT = 64
 # These come first in the file, so that their places are known, and they can be written, before anything else is

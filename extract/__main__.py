@@ -1,3 +1,4 @@
-from common.command_line import run_stage
+import runpy
+from pathlib import Path
 
-run_stage("extract")
+runpy.run_path(str(Path(__file__).resolve().parents[1] / "common/start.py"))["run_stage"]("extract")

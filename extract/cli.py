@@ -21,6 +21,7 @@ from extract.sources import SOURCES, TEST_FRACTION
 
 PRECISIONS = ("float32", "bfloat16")
 ENGINES = ("auto", "torch", "openvino")
+MAX_SEED, MAX_BATCH = (1 << 63) - 1, 1 << 20
 ROWS = 10_000  # printed at a time
 
 
@@ -66,7 +67,13 @@ def main() -> None:
     show_default=True,
     help='"torchvision" or "pretrained" (the published ones), "random", or the path of a state dict.',
 )
-@click.option("--weights-seed", default=0, show_default=True, help='The seed of "random" weights.')
+@click.option(
+    "--weights-seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=0,
+    show_default=True,
+    help='The seed of "random" weights.',
+)
 @click.option(
     "--image-size",
     type=click.IntRange(8, 4096),
@@ -96,7 +103,9 @@ def main() -> None:
     show_default=True,
     help="What runs the network; auto takes openvino where it is installed and exact.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at a time.")
+@click.option(
+    "--batch-size", type=click.IntRange(1, MAX_BATCH), default=64, show_default=True, help="Images at a time."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps …")
 @click.option(
     "--store", type=click.Path(path_type=Path), default=None, help="Where to.  [default: data/features/<request>.h5]"

@@ -79,7 +79,7 @@ def make_features(
     if found.identity["precision"] == "float32":  # as true as bfloat16 may be
         job = replace(job, precision="float32")
     job, image_sha256 = readable(job)
-    require_identity(found, identity(job, image_sha256))
+    require_identity(found, identity(job, image_sha256), image_sha256)
     try:
         found = renewed(job, found)
         note = ""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from common.store import SPLITS
-from common.store_schema import labels_digest
+from common.store_header import labels_digest
 from extract.backbones import Backbone
 from extract.preprocessing import Preprocessing
 from extract.sources import ImageSource

@@ -16,7 +16,7 @@ from torch import Tensor
 from common.machine import versions
 from common.progress import say
 from common.store import check_features
-from common.store_schema import STORED_AS
+from common.store_header import STORED_AS
 from extract.backbones import Backbone
 from extract.engines import Engine
 from extract.fidelity import SAMPLE, EngineChoice

@@ -13,8 +13,8 @@ from common.files import exclusive
 from common.images import UnreadableImage, printable
 from common.progress import Progress, say
 from common.store import SPLITS, FeatureStore
+from common.store_header import STORED_AS
 from common.store_partial import StoreWriter, partial_folder, read_plan
-from common.store_schema import STORED_AS
 from common.store_writer import name_arrays
 from extract.identity import identity_of
 from extract.network import Connect, Extraction, Network, local_network

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.errors import UserError
 from common.store import (
     DamagedStore,
@@ -151,15 +153,33 @@ def is_up_to_date(store: FeatureStore, wanted: dict[str, Any]) -> bool:
     return store.header["provenance"]["request"] == wanted
 
 
-def require_identity(store: FeatureStore, wanted: dict[str, Any]) -> None:
-    """Raise UserError, naming what differs, unless a store has this identity."""
+def require_identity(store: FeatureStore, wanted: dict[str, Any], image_sha256: np.ndarray) -> None:
+    """Raise UserError, which says what differs, unless a store has this identity.
+
+    image_sha256: the digests (N, 32) of the images of `wanted`.
+    """
     found = store.identity
-    if digest(found) != digest(wanted):
-        different = [key for key in wanted if found.get(key) != wanted[key]]
+    if digest(found) == digest(wanted):
+        return
+    different = [key for key in wanted if found.get(key) != wanted[key]]
+    if different == ["data_set"]:
         raise UserError(
-            f"{store.path} holds features of something else (other {', '.join(different)}): "
-            "choose another --store (--overwrite would replace these)"
+            f"the images are not those of {store.path} ({_changes(store, image_sha256)}): give --overwrite to extract "
+            "them all again, or another --store to keep both"
         )
+    raise UserError(
+        f"{store.path} holds features of something else (other {', '.join(different)}): "
+        "choose another --store (--overwrite would replace these)"
+    )
+
+
+def _changes(store: FeatureStore, image_sha256: np.ndarray) -> str:
+    """Say how many images are new, and how many are gone, by their pixels."""
+    then, now = (np.ascontiguousarray(digests).view("V32").ravel() for digests in (store.image_sha256, image_sha256))
+    new, gone = len(np.setdiff1d(now, then)), len(np.setdiff1d(then, now))
+    if len(then) == len(now) and not new and not gone:
+        return "other names, order, labels or split of the same images"
+    return f"{len(then):,} then, {len(now):,} now: {new:,} new, {gone:,} gone"
 
 
 def store_status(path: Path) -> tuple[str, str]:

@@ -1,10 +1,4 @@
-import sys
+import runpy
 from pathlib import Path
 
-# Python looks into the folder in which it is started first: somebody's own train.py or common.py there is not ours
-if Path(sys.path[0]) == Path.cwd() != Path(__file__).resolve().parents[1]:
-    del sys.path[0]
-
-from common.command_line import run_stage
-
-run_stage("find")
+runpy.run_path(str(Path(__file__).resolve().parents[1] / "common/start.py"))["run_stage"]("find")

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
+class FindCommandLine(CommandLine):
+    """Nothing is kept of a find that is stopped."""
+
+    again = "the same command starts anew"
+
+
+@click.group(cls=FindCommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Stage 3: find the odd image in a folder, and wrong labels in a data set."""
 

@@ -15,7 +15,6 @@ from common.files import (
     OUTPUT_MARK,
     claim_folder,
     exclusive,
-    remove_leftovers,
     require_own_folder,
     write_bytes,
     writing_to,
@@ -97,7 +96,8 @@ class Output:
         claim_folder(self.folder)
         busy = f"another process writes into {self.folder}: wait for it, or choose another --out"
         parts = [self.folder / name for name in ("findings.json", "findings.csv", "index.html")]
-        with exclusive(self.folder / PICTURES, busy, *parts, *(self.folder / PICTURES).glob("*/")):
+        elsewhere = [self.list_to] if self.list_to and self.list_to != STDOUT else []
+        with exclusive(self.folder / PICTURES, busy, *parts, *(self.folder / PICTURES).glob("*/"), *elsewhere):
             found.write(self.folder)
             with _saying(f"{parts[0]} and {parts[1].name} are complete"):
                 page = write_page(found, self.folder, thumbnails=self.store.thumbnails)
@@ -123,7 +123,6 @@ class Output:
         if self.list_to == STDOUT:
             _print(content)
         elif self.list_to is not None:
-            remove_leftovers(self.list_to, sure=False)
             write_bytes(self.list_to, content)
 
     def _copy(self, found: Findings) -> list[str]:

@@ -183,7 +183,7 @@ def costs() -> None:
 def table(core: float, driver: float, held: float, peak: float, photo: float, sha: float) -> None:
     """The arithmetic for 60 thousand to 5 billion images, from what was measured."""
     from common.store_format import MAX_HEADER
-    from common.store_schema import BLOCK_BYTES
+    from common.store_header import BLOCK_BYTES
 
     row = sum(ROW.values()) + 64 + 1  # labels, indices, offsets, names of 39 bytes; split
     click.echo("| | " + " | ".join(("60 thousand", "1.28 million", "100 million", "5 billion")) + " |")

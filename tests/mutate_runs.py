@@ -1,7 +1,8 @@
-"""Damaged checkpoints, run folders and stores: what training makes of them.
+"""Damaged checkpoints, run folders and stores: what training and finding make of them.
 
-`python -m tests.mutate_runs --checkpoints 2000 --folders 300 --stores 300` counts. A damaged checkpoint must be
-refused, or hold what it held; a damaged folder or store must be refused, or end as the run that nobody damaged.
+`python -m tests.mutate_runs --checkpoints 2000 --folders 300 --stores 300 --finds 300` counts. A damaged
+checkpoint must be refused, or hold what it held; a damaged folder or store must be refused, or end as the run or the
+audit of what nobody damaged.
 """
 
 import collections
@@ -20,10 +21,12 @@ import click
 import matplotlib.figure
 import numpy as np
 import torch
+from click.testing import CliRunner
 
 from common.errors import UserError
 from common.store import FeatureStore
 from common.synthetic import make_store
+from find.cli import main as find
 from tests.kill_training import result_of
 from tests.mutate import flipped, mutated
 from train.checkpoint import load_checkpoint, progress_of, require_fitting, sealed
@@ -77,6 +80,7 @@ class Campaign:
         with contextlib.suppress(Killed):
             fit(CONFIG, self.store, self.begun, self._kill)
         self.sound = result_of(self.finished)
+        self.found: dict[str, bytes] = {}
 
     def _kill(self, line: str) -> None:
         if line.startswith("epoch   2"):
@@ -152,6 +156,25 @@ class Campaign:
             self.counts["ACCEPTED: a report of a damaged store is sealed"] += 1
         shutil.rmtree(run, ignore_errors=True)
 
+    def damaged_find(self) -> None:
+        """Flip a bit in an array of the store, and audit it."""
+        if not self.found:
+            self.found = self._finds(self.store.path.read_bytes())
+        what, damaged = flipped(self.store.path.read_bytes(), self.store.places, self.generator)
+        self.judge(f"find, {what}", lambda: self._finds(damaged) == self.found)
+
+    def _finds(self, content: bytes) -> dict[str, bytes]:
+        """What an audit of such a store writes. Raises UserError with what the command says where it refuses."""
+        path, out = self.folder / "audited.h5", self.folder / "audit"
+        path.write_bytes(content)
+        shutil.rmtree(out, ignore_errors=True)
+        result = CliRunner().invoke(find, ["audit", str(path), "--out", str(out)])
+        if result.exit_code == UserError.exit_code:
+            raise UserError(result.output)
+        if result.exit_code:
+            raise RuntimeError(result.output) from result.exception
+        return {name: (out / name).read_bytes() for name in ("findings.csv", "findings.json", "index.html")}
+
     def _damage(self, path: Path, way: str) -> None:
         content = path.read_bytes() if path.is_file() else b""
         path.unlink() if path.is_file() else None
@@ -172,9 +195,10 @@ class Campaign:
 @click.option("--checkpoints", default=2000, show_default=True, help="Mutated checkpoints of unfinished runs.")
 @click.option("--folders", default=300, show_default=True, help="Damaged run folders.")
 @click.option("--stores", default=300, show_default=True, help="Stores with a flipped bit in an array.")
+@click.option("--finds", default=300, show_default=True, help="Stores with a flipped bit in an array, audited.")
 @click.option("--seed", default=0, show_default=True)
-def main(checkpoints: int, folders: int, stores: int, seed: int) -> None:
-    """Damage checkpoints, run folders and stores, and count what training makes of them."""
+def main(checkpoints: int, folders: int, stores: int, finds: int, seed: int) -> None:
+    """Damage checkpoints, run folders and stores, and count what is made of them."""
     torch.set_num_threads(1)
     matplotlib.figure.Figure.savefig = lambda _, file, **options: file.write(b"a picture")  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
@@ -185,6 +209,8 @@ def main(checkpoints: int, folders: int, stores: int, seed: int) -> None:
             campaign.damaged_folder()
         for number in range(stores):
             campaign.damaged_store(number)
+        for _ in range(finds):
+            campaign.damaged_find()
     totals: collections.Counter[str] = collections.Counter({"HANG": 0, "TRACEBACK": 0, "ACCEPTED": 0})
     for what, count in sorted(campaign.counts.items()):
         click.echo(f"{count:6}  {what}")

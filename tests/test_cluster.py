@@ -419,3 +419,11 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
         connected(Cluster("auto")),
     ):
         pass
+
+
+@pytest.mark.parametrize(("end", "said"), [("os._exit(1)", True), ("os.kill(os.getpid(), 9)", True), ("pass", False)])
+def test_a_process_that_ray_ends_says_so(end, said):
+    code = f"import os; from common.cluster import _sudden_end_in_a_sentence as s\nwith s(): {end}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.stderr.count("run the same command again\n") == said
+    assert (result.returncode == 0) != said

@@ -1,7 +1,9 @@
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +76,17 @@ def test_a_second_signal_ends_a_slow_clean_up(first, second, code):
     assert process.returncode == code
     assert "run the same command again" in error
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("command", ["extract", "train", "find"])
+def test_a_command_is_not_shadowed_by_files_where_it_is_run(tmp_path, command):
+    for name in {"extract", "train", "find", "common", "click"} - {command}:
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('theirs')")
+    result = subprocess.run(
+        [sys.executable, "-m", command, "--help"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

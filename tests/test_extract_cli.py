@@ -15,6 +15,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from mutate import resealed
+from PIL import Image
 
 from common.errors import UserError
 from common.store import FeatureStore
@@ -469,7 +470,20 @@ def test_a_split_that_is_drawn_stands_in_the_store(tmp_path, monkeypatch):
     assert provenance["request"]["test_fraction"] == 0.3
     assert "30% of each class" in provenance["layout"][0]
     other = own(tmp_path, "imagefolder", root, code=2)
-    assert "holds features of something else (other data_set)" in other.output
+    assert "other names, order, labels or split of the same images" in other.output
+
+
+def test_a_fixed_store_says_which_images_have_changed(tmp_path):
+    root = make_images(tmp_path / "images", train=10)
+    own(tmp_path, "imagefolder", root)
+    before = (tmp_path / "s.h5").read_bytes()
+    first = sorted((root / "train").rglob("*.png"))[0]
+    Image.new("RGB", (32, 32), "red").save(first.with_name("new.png"))
+    first.unlink()
+    Image.new("RGB", (32, 32), "blue").save(first.with_name("newer.png"))
+    result = own(tmp_path, "imagefolder", root, code=2)
+    assert "then," in result.output and "2 new, 1 gone): give --overwrite" in result.output
+    assert (tmp_path / "s.h5").read_bytes() == before
 
 
 def test_a_table_makes_a_store(tmp_path):

@@ -198,14 +198,3 @@ def test_what_a_killed_find_left_is_gone_after_the_same_command(store):
     assert not [file for file in left if file.exists()]
     assert theirs.exists()
     assert {file.name for file in folder.iterdir()} == WRITTEN | {theirs.name}
-
-
-def test_the_command_is_not_shadowed_by_files_where_it_is_run(tmp_path):
-    for name in ("train", "common", "extract"):
-        (tmp_path / f"{name}.py").write_text("raise SystemExit('theirs')")
-    home = str(Path(page.__file__).parents[1])
-    command = [sys.executable, "-m", "find", "--help"]
-    result = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": home}, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout + result.stderr

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from common.files import sha256_text
 from common.store import DamagedStore, FeatureStore, ForeignStore, UnreadableStore
-from common.store_schema import labels_digest
+from common.store_header import labels_digest
 from common.store_writer import write_store
 from common.synthetic import make_header, make_store
 
@@ -140,7 +140,7 @@ def test_an_array_is_read_for_verifying_once(tmp_path, monkeypatch):
 
 def test_of_some_rows_only_their_blocks_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("common.store.BLOCK_BYTES", 4000)  # not a multiple of a row's 3,072
-    monkeypatch.setattr("common.store_schema.BLOCK_BYTES", 4000)
+    monkeypatch.setattr("common.store_header.BLOCK_BYTES", 4000)
     monkeypatch.setattr("common.store_writer.BLOCK_BYTES", 4000)
     store = make_store(tmp_path / "s.h5")
     expected, rows = np.array(store.thumbnails), np.array([[100, 2], [2, 7]])
@@ -163,7 +163,7 @@ def test_labels_fit_the_identity(tmp_path):
 
 
 def test_the_digest_of_labels_is_that_of_their_list(monkeypatch):
-    monkeypatch.setattr("common.store_schema.LABELS_AT_A_TIME", 3)
+    monkeypatch.setattr("common.store_header.LABELS_AT_A_TIME", 3)
     for n in (0, 1, 3, 4, 7):
         assert labels_digest(np.arange(n)) == sha256_text(str(list(range(n))))
 

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
 from common.errors import UserError
-from common.files import Busy, remove_leftovers
+from common.files import Busy, exclusive
 from common.store import FeatureStore
 from train.config import RECOMMENDED, Config
 
@@ -136,12 +136,13 @@ def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
     """
     from train.log.rebuild import collect, rebuild
 
-    if not check:
-        for folder in (*experiments.glob("**/"), readme):
-            remove_leftovers(folder, sure=False)
-        for line in collect(root, experiments):
-            click.echo(line, err=True)
-    stale = rebuild(experiments, readme, check)
+    if check:
+        stale = rebuild(experiments, readme, check)
+    else:
+        with exclusive(experiments, "another process rebuilds the log", *experiments.glob("*/**/"), readme):
+            for line in collect(root, experiments):
+                click.echo(line, err=True)
+            stale = rebuild(experiments, readme, check)
     for path in stale:
         click.echo(f"{'stale' if check else 'rewritten'}: {path}", err=True)
     raise SystemExit(bool(check and stale))

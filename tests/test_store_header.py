@@ -43,7 +43,7 @@ WRONG = {
     "identity.data_set.pixels": [ABSENT, {}, {"train": ""}, {"train": 1, "test": ""}, []],
     "identity.data_set.labels": [ABSENT, [], {"train": 5}],
     "identity.data_set.class_names": [ABSENT, ["a"], None],
-    "identity.backbone.name": [ABSENT, 5],
+    "identity.backbone.name": [ABSENT, 5, "\ud800"],
     "identity.backbone.feature_dim": [ABSENT, 15, 16.0, True, "16"],
     "identity.backbone.layers": [
         [],
