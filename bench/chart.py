@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
 CHARTED = ("extraction", "training", "rows")
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Bars of the rates, with their spread, a panel for each section that compares ways to do the same."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     sections = {name: found for name in CHARTED if (found := report["sections"].get(name)) and found["rates"]}
     if not sections:
         return

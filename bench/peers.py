@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import torch
@@ -99,12 +100,10 @@ def _forever(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def onnx_runtime(model: nn.Module, images: Tensor, folder: Path) -> Callable[[], int]:
-    """ONNX Runtime in float32 on preprocessed images, as exported by PyTorch."""
-    import onnxruntime
-
+    """ONNX Runtime, an extra, in float32 on preprocessed images, as exported by PyTorch. Raises ImportError."""
     path = folder / "model.onnx"
     torch.onnx.export(model, (images[:16],), str(path), input_names=["x"], dynamo=False)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = resolve_name("onnxruntime:InferenceSession")(str(path), providers=["CPUExecutionProvider"])
     batches = [batch.numpy() for batch in images.split(16) if len(batch) == 16]
 
     def work() -> int:

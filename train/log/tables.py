@@ -6,6 +6,7 @@ Some show a chart of their own name, which `train.log.charts` draws.
 from collections.abc import Callable
 
 import numpy as np
+from scipy.stats import chisquare
 
 from common.errors import UserError
 from common.markdown import markdown_table
@@ -185,8 +186,6 @@ def attention(groups: Groups) -> str:
 
 def positions(groups: Groups) -> str:
     """Whether the anomaly's position in the evaluation sets is uniform."""
-    from scipy.stats import chisquare  # here: it is slow to start
-
     rows: dict[str, list[str]] = {}
     for group in groups:
         for sets in ("val", "test", "hard"):
