@@ -7,9 +7,9 @@ from scipy.stats import multivariate_normal
 
 from common.synthetic import make_store
 from train.config import Config
+from train.gaussian import log_density_ratio
 from train.loop import Progress, evaluate, train
 from train.methods import build_method
-from train.methods.plda import log_density_ratio
 from train.methods.posterior import log_complement
 from train.task import prepare
 

@@ -66,6 +66,15 @@ class Task:
         """D."""
         return self.features.shape[2]
 
+    @property
+    def train_labels(self) -> np.ndarray:
+        """The class (n,) of each training image, 0 … C - 1, in the order of `train.rows`."""
+        return np.repeat(np.arange(len(self.train.classes)), self.train.counts)
+
+    def read_train(self, part: slice) -> np.ndarray:
+        """Features (m, D) float64 of some of `train.rows`, in view 0."""
+        return self.gather(self.train.rows[None, part])[0].double().numpy()
+
     def gather(self, rows: np.ndarray, views: np.ndarray | int = 0) -> Tensor:
         """Features of `rows` (B, S) in a view, or in a view per item (B, S) → (B, S, D) float32."""
         flat = self.features.flatten(0, 1)

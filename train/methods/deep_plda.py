@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from train.gaussian import log_density_ratio
 from train.methods.base import Linear, Method, mlp, standardise_or_not
-from train.methods.plda import log_density_ratio
 
 
 class DeepPLDA(Method):
