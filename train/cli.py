@@ -9,6 +9,7 @@ from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
 from common.errors import UserError
 from common.files import Busy, remove_leftovers
+from common.markdown import report_stale
 from common.store import FeatureStore
 from train.config import RECOMMENDED, Config
 
@@ -141,10 +142,7 @@ def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
             remove_leftovers(folder, sure=False)
         for line in collect(root, experiments):
             click.echo(line, err=True)
-    stale = rebuild(experiments, readme, check)
-    for path in stale:
-        click.echo(f"{'stale' if check else 'rewritten'}: {path}", err=True)
-    raise SystemExit(bool(check and stale))
+    report_stale(rebuild(experiments, readme, check), check)
 
 
 def parse_classes(text: str) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """The two-covariance model: class means ~ N(mean, B), images ~ N(class mean, W), of one W for all classes.
 
 Features are normalised, W and B estimated and made diagonal, W = 1 and B = diag(λ). In these coordinates
-`log_density_ratio` scores the items of a set, and `log_likelihood_ratio` images against classes (Ioffe, *Probabilistic Linear Discriminant Analysis*, 2006).
+`log_density_ratio` scores the items of a set, and `log_likelihood_ratio` images against classes. (Ioffe, *Probabilistic
+Linear Discriminant Analysis*, 2006)
 
 n images · D features · C classes · K coordinates · λ = `ratio`
 """
