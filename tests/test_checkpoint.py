@@ -16,7 +16,7 @@ from train.checkpoint import (
     sealed,
 )
 from train.config import Config, HeadConfig
-from train.loop import Progress, build_optimizer
+from train.loop import RunState, build_optimizer
 from train.methods import build_method
 from train.run_folder import RunFolder
 
@@ -43,7 +43,7 @@ def states():
 def checkpoint(tmp_path):
     path = tmp_path / "run/checkpoint.pt"
     model, optimizer = states()
-    save_checkpoint(path, CONFIG, 16, STORE, Progress([record(1)], model, model, optimizer))
+    save_checkpoint(path, CONFIG, 16, STORE, RunState([record(1)], model, model, optimizer))
     return path
 
 
@@ -73,7 +73,7 @@ def test_it_is_a_zip_file_that_torch_opens_and_equal_content_is_equal_bytes(chec
     assert zipfile.ZipFile(checkpoint).testzip() is None
     assert torch.equal(content_of(checkpoint)["head"]["layers.0.weight"], states()[0]["layers.0.weight"])
     model, optimizer = states()
-    save_checkpoint(tmp_path / "again.pt", CONFIG, 16, STORE, Progress([record(1)], model, model, optimizer))
+    save_checkpoint(tmp_path / "again.pt", CONFIG, 16, STORE, RunState([record(1)], model, model, optimizer))
     assert (tmp_path / "again.pt").read_bytes() == checkpoint.read_bytes()
 
 
@@ -212,7 +212,7 @@ def test_a_zip_bomb_is_not_unpacked(checkpoint):
 def test_the_head_of_any_method_comes_back(tmp_path, method):
     config = Config(method, head=HeadConfig(width=8, heads=2, hidden=5, layers=1))
     trained = build_method(config, 16, 7)
-    save_checkpoint(tmp_path / "c.pt", config, 16, STORE, Progress([], trained.state_dict()))
+    save_checkpoint(tmp_path / "c.pt", config, 16, STORE, RunState([], trained.state_dict()))
     head = load_head(tmp_path / "c.pt")
     features = torch.randn(3, 10, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(head.score_sets(features), trained.score_sets(features))

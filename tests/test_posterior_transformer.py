@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from common.synthetic import make_store
 from train.config import Config
-from train.loop import Progress, evaluate, train
+from train.loop import RunState, evaluate, train
 from train.methods import build_method
 from train.methods.posterior import log_odds
 from train.task import NO_CLASS, Inputs, prepare
@@ -100,7 +100,7 @@ def test_it_learns_and_tells_sets_without_an_anomaly(tmp_path, bayes):
     ]  # fmt: skip
     config = Config.load(None, settings)
     task = prepare(store, config.data)
-    progress = Progress()
+    progress = RunState()
     model = train(config, task, progress, lambda progress: None)
     model.load_state_dict(progress.model)  # the best epoch is an early one: all are right on validation
     assert evaluate(model, task, task.test, 100)["top1"] > 0.9

@@ -10,6 +10,7 @@ from common.command_line import CommandLine
 from common.errors import UserError
 from common.files import Busy, remove_leftovers
 from common.markdown import report_stale
+from common.progress import say
 from common.store import FeatureStore
 from train.config import RECOMMENDED, Config
 
@@ -55,7 +56,7 @@ def fit_command(
     from train.fit import default_run, fit
 
     run = run_path or default_run(config, config_path, store)
-    fit(config, store, run, _say)
+    fit(config, store, run, say)
     click.echo(run)
 
 
@@ -96,15 +97,15 @@ def phase(
     if cluster is not None:
         from train.log.cluster import fit_on_cluster
 
-        fit_on_cluster(planned, cluster, _say)
+        fit_on_cluster(planned, cluster, say)
         click.echo(planned[0].path.parent)
         return
     for number, run in enumerate(planned, 1):
-        _say(f"run {number} of {len(planned)}: {run.path}")
+        say(f"run {number} of {len(planned)}: {run.path}")
         try:
-            fit(run.config, run.store, run.path, _say)
+            fit(run.config, run.store, run.path, say)
         except Busy as busy:
-            _say(busy.message)
+            say(busy.message)
     click.echo(planned[0].path.parent)
 
 
@@ -170,7 +171,3 @@ def parse_classes(text: str) -> tuple[str, ...]:
     if not names:
         raise UserError(f"{path} names no class: write one a line")
     return names
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
