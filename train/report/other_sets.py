@@ -104,10 +104,9 @@ def _auroc(without: np.ndarray, found: np.ndarray) -> float:
 
 def _measure_size(model: Method, task: Task, size: int, batch_size: int) -> Proportion:
     index = task.test_images
-    labels = np.repeat(index.classes, index.counts)
-    some = np.linspace(0, len(labels) - 1, min(MOST_SETS, len(labels))).astype(int)
-    generator = np.random.default_rng([SEED, size])
-    sets = sample_sets(index, index.rows[some], labels[some], size, generator)
+    n = len(index.rows)
+    some = np.linspace(0, n - 1, min(MOST_SETS, n)).astype(int)
+    sets = sample_sets(index, some, size, np.random.default_rng([SEED, size]))
     scores = predict_rows(model, task, sets.rows, batch_size).numpy()
     return proportion(top_k(scores, sets.target, 1))
 
