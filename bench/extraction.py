@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from bench.peers import onnx_runtime, tutorial_extraction
+from bench.peers import make_onnx_runtime, make_tutorial_extraction
 from bench.timing import CPU, Work, count_flops, make_roofs, measure_cases
 from common.synthetic import make_images
 from extract.backbones import Backbone, load_backbone
@@ -37,12 +37,12 @@ def measure_extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any
 
     module = copy.deepcopy(backbone.module).to(memory_format=torch.contiguous_format)
     cases: dict[str, Work] = {
-        "tutorial: PIL, DataLoader, torch float32": tutorial_extraction(root / "train", module),
+        "tutorial: PIL, DataLoader, torch float32": make_tutorial_extraction(root / "train", module),
         **{name: ours(engine) for name, engine in engines.items()},
     }
     try:
         preprocessed = preprocessing([image(i) for image, i in images])[0]
-        cases["ONNX Runtime float32, images preprocessed"] = onnx_runtime(backbone.module, preprocessed, folder)
+        cases["ONNX Runtime float32, images preprocessed"] = make_onnx_runtime(backbone.module, preprocessed, folder)
     except ImportError as error:
         left_out["ONNX Runtime float32, images preprocessed"] = str(error)
     roof, without = make_roofs(flops)

@@ -9,14 +9,14 @@ import h5py
 import numpy as np
 import torch
 
-from bench.peers import TutorialSets, tutorial_training
+from bench.peers import TutorialSets, make_tutorial_training
 from bench.timing import Work, count_flops, find_precisions, make_roofs, measure_cases
 from common.store import FeatureStore
 from common.synthetic import make_store
 from train.config import Config, DataConfig, TrainingConfig
 from train.loop import build_optimizer, predict, train_step
 from train.methods import build_method
-from train.sets import training_batches
+from train.sets import draw_batches
 from train.task import Task, prepare
 
 STEPS = 6
@@ -39,7 +39,9 @@ def measure_training(folder: Path, rounds: int) -> dict[str, Any]:
     if reason:
         left_out["this project, bfloat16"] = reason
     cases: dict[str, Work] = {
-        "tutorial: Dataset, DataLoader, TransformerEncoder float32": tutorial_training(features, labels, BATCH, STEPS),
+        "tutorial: Dataset, DataLoader, TransformerEncoder float32": make_tutorial_training(
+            features, labels, BATCH, STEPS
+        ),
         **{f"this project, {name}": _train_steps(task, name) for name in known},
         **roof,
         "evaluation, float32": lambda: len(predict(model, task, task.test, 1000)),
@@ -59,7 +61,7 @@ def measure_sampling(folder: Path, rounds: int) -> dict[str, Any]:
 
     cases = {
         "tutorial: one set at a time": tutorial,
-        "this project": lambda: sum(map(len, training_batches(task.train, 10, BATCH, generator))),
+        "this project": lambda: sum(map(len, draw_batches(task.train, 10, BATCH, generator))),
     }
     return {"unit": "sets/s", **measure_cases(cases, rounds)}
 
@@ -115,7 +117,7 @@ def _train_steps(task: Task, precision: Any) -> Work:
 
     def work() -> int:
         model.train()
-        for batch in itertools.islice(training_batches(task.train, task.set_size, BATCH, generator), STEPS):
+        for batch in itertools.islice(draw_batches(task.train, task.set_size, BATCH, generator), STEPS):
             train_step(model, optimizer, task.inputs(batch, generator), 1e-4, config)
         return STEPS * BATCH
 

@@ -106,5 +106,5 @@ def test_it_learns_and_tells_sets_without_an_anomaly(tmp_path, bayes):
     assert evaluate(model, task, task.test, 100)["top1"] > 0.9
     index = task.test_images
     clean = index.rows[index.starts[:, None] + np.arange(5)]
-    log_odds_of_any = [model.score_sets(task.gather(rows)).logsumexp(1) for rows in (clean, task.test.rows)]
-    assert log_odds_of_any[0].max() < log_odds_of_any[1].median()
+    compute_log_odds_of_any = [model.score_sets(task.gather(rows)).logsumexp(1) for rows in (clean, task.test.rows)]
+    assert compute_log_odds_of_any[0].max() < compute_log_odds_of_any[1].median()

@@ -58,7 +58,7 @@ def save_checkpoint(path: Path, config: Config, input_dim: int, store_identity: 
     }
     buffer = io.BytesIO()  # into memory: torch.save reports a full disk as something else
     torch.save(content, buffer)
-    write_bytes(path, sealed(buffer.getvalue()))
+    write_bytes(path, seal(buffer.getvalue()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path} ({(error.strerror or str(error)).lower()})") from error
     try:
-        content = torch.load(io.BytesIO(unsealed(data)), map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(unseal(data)), map_location="cpu", weights_only=True)
         version = dict(content)["format"]
     except Exception as error:  # whatever zipfile and torch raise for a file that is not their own
         raise _damaged(path, str(error).split("\n", 1)[0]) from error
@@ -102,7 +102,7 @@ def load_head(path: Path | str) -> Method:
     raise _foreign(path)
 
 
-def progress_of(path: Path, config: Config, store_identity: str) -> RunState:
+def load_state(path: Path, config: Config, store_identity: str) -> RunState:
     """The progress of the run whose checkpoint is at `path`; a new one where there is none.
 
     Raises UserError when the run was begun with another config or another store.
@@ -143,13 +143,13 @@ def config_of(content: dict[str, Any], path: Path) -> Config:
     return from_dict(Config, tomllib.loads(content["config"]), f"the config of {path}")
 
 
-def sealed(archive: bytes) -> bytes:
+def seal(archive: bytes) -> bytes:
     """A zip file's bytes with the digest of all of them in its comment."""
     body = archive[:-2] + struct.pack("<H", SEAL_BYTES)
     return body + SEAL + hashlib.sha256(body).hexdigest().encode()
 
 
-def unsealed(data: bytes) -> bytes:
+def unseal(data: bytes) -> bytes:
     """The zip file in the bytes of a checkpoint. Raises ValueError for damaged bytes."""
     body, seal = data[:-SEAL_BYTES], data[-SEAL_BYTES:]
     if seal != SEAL + hashlib.sha256(body).hexdigest().encode():

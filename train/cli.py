@@ -53,9 +53,9 @@ def fit_command(
         config = replace(config, data=replace(config.data, classes=parse_classes(classes)))
     store = FeatureStore.open(store_path)
 
-    from train.fit import default_run, fit
+    from train.fit import choose_run_folder, fit
 
-    run = run_path or default_run(config, config_path, store)
+    run = run_path or choose_run_folder(config, config_path, store)
     fit(config, store, run, say)
     click.echo(run)
 
@@ -90,10 +90,10 @@ def phase(
     each takes the next run that is free. With --ray each run is a task on a cluster, whose nodes see the same paths.
     """
     from train.fit import fit
-    from train.log.plan import planned_runs
+    from train.log.plan import plan_runs
 
     cluster = asked_for(ray, cpus_per_worker, gpus_per_worker)
-    planned = planned_runs(config_path, [FeatureStore.open(path) for path in store_paths], root, overrides, only)
+    planned = plan_runs(config_path, [FeatureStore.open(path) for path in store_paths], root, overrides, only)
     if cluster is not None:
         from train.log.cluster import fit_on_cluster
 
@@ -117,12 +117,12 @@ def compare(paths: tuple[Path, ...], hard: bool) -> None:
 
     A RUN is a run folder, or a report.json. Runs that differ in their seed only are taken together.
     """
-    from train.log.runs import each_of, groups_of, load_run, marked
+    from train.log.runs import group_runs, join_values, load_run, mark_arithmetic
     from train.log.tables import ranking
 
-    groups = groups_of(map(load_run, paths))
-    click.echo(ranking(marked(groups), "hard" if hard else "test"))
-    if used := each_of([group for group in groups if group.first.history], lambda report: report.arithmetic_used):
+    groups = group_runs(map(load_run, paths))
+    click.echo(ranking(mark_arithmetic(groups), "hard" if hard else "test"))
+    if used := join_values([group for group in groups if group.first.history], lambda report: report.arithmetic_used):
         click.echo(f"Training was computed in {used}.")
 
 

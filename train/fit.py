@@ -10,9 +10,9 @@ from common.files import clear_up_folder, exclusive, write_text
 from common.progress import is_quiet
 from common.schema import to_toml
 from common.store import FeatureStore
-from train.checkpoint import progress_of, require_fitting, save_checkpoint
+from train.checkpoint import load_state, require_fitting, save_checkpoint
 from train.config import Config
-from train.experiment import require_same, short_digest
+from train.experiment import digest_config, require_same
 from train.loop import RunState, train
 from train.report.schema import Report
 from train.report.write import summary, write_report
@@ -37,14 +37,14 @@ def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print) 
         return _train(folder, config, store, say)
 
 
-def default_run(config: Config, config_path: Path | None, store: FeatureStore) -> Path:
+def choose_run_folder(config: Config, config_path: Path | None, store: FeatureStore) -> Path:
     """A folder for each experiment: another config or another store never meets the run of this one."""
     name = "recommended" if config_path is None else config_path.resolve().parent.name
-    return Path("runs") / f"{name}-seed{config.training.seed}-{short_digest(config, store.identity_sha256)}"
+    return Path("runs") / f"{name}-seed{config.training.seed}-{digest_config(config, store.identity_sha256)}"
 
 
 def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Report:
-    state = _begun(run, config, store)
+    state = _load_state(run, config, store)
     if run.is_done and not run.missing():  # another process completed it in this very moment
         return _report_again(run, config, store, say)
     if run.is_done:
@@ -73,9 +73,9 @@ def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Rep
     return report
 
 
-def _begun(run: RunFolder, config: Config, store: FeatureStore) -> RunState:
+def _load_state(run: RunFolder, config: Config, store: FeatureStore) -> RunState:
     """What the folder has of this run already. Raises UserError where it is of another run, of two, or of none."""
-    state = progress_of(run.checkpoint, config, store.identity_sha256)
+    state = load_state(run.checkpoint, config, store.identity_sha256)
     there = [name for name in FILES if (run.path / name).is_file()]
     if run.config.is_file():
         require_same(run.path, run.read_config(), config)
@@ -92,7 +92,7 @@ def _save(run: RunFolder, config: Config, store: FeatureStore, task: Task, state
 
 
 def _report_again(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Report:
-    _begun(run, config, store)
+    _load_state(run, config, store)
     report = run.finished_report()
     say(f"complete: {run.path}\n{summary(report)}")
     return report

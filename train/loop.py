@@ -20,7 +20,7 @@ from train.methods import build_method
 from train.methods.base import Method, device_of
 from train.metrics import evaluate_scores
 from train.mixing import add_mixed_classes
-from train.sets import Sets, pairs_mostly_within, shared_batches, shared_steps, training_batches
+from train.sets import Sets, count_shared_steps, draw_batches, draw_shared_batches, pair_mostly_within
 from train.task import NO_CLASS, Inputs, Task
 
 RELEASE_EVERY = 2  # steps; so a large store takes no more memory than the rows that these touch, and their neighbours
@@ -129,10 +129,10 @@ def train_epoch(
     sampling = (task.train, config.data.set_size, settings.batch_size)
     how = (_pairs(task, settings.hard_pairs), settings.without_anomaly)
     if settings.images_per_class:
-        batches = shared_batches(*sampling, settings.images_per_class, for_sets, *how)
-        steps = shared_steps(n, settings.batch_size)
+        batches = draw_shared_batches(*sampling, settings.images_per_class, for_sets, *how)
+        steps = count_shared_steps(n, settings.batch_size)
     else:
-        batches = training_batches(*sampling, for_sets, *how)
+        batches = draw_batches(*sampling, for_sets, *how)
         steps = math.ceil(n / settings.batch_size)
     warmup_steps = min(round(settings.warmup_epochs * steps), settings.epochs * steps)
     loss_sum, hits = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -203,7 +203,7 @@ def _pairs(task: Task, hard: float) -> np.ndarray | None:
         return None
     if task.superclass is None:
         raise UserError(f"training.hard_pairs={hard} needs super-classes, {task.store.path} has none: set it to 0")
-    return pairs_mostly_within(task.superclass[task.train.classes], hard)
+    return pair_mostly_within(task.superclass[task.train.classes], hard)
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def sample_sets(
     return Sets(rows, target, index.classes[other], index.classes[own])
 
 
-def training_batches(
+def draw_batches(
     index: ClassIndex,
     set_size: int,
     batch_size: int,
@@ -142,7 +142,7 @@ def training_batches(
             yield sets[first : first + batch_size]
 
 
-def shared_batches(
+def draw_shared_batches(
     index: ClassIndex,
     set_size: int,
     batch_size: int,
@@ -151,7 +151,7 @@ def shared_batches(
     pairs: np.ndarray | None = None,
     without: float = 0.0,
 ) -> Iterator[Sets]:
-    """An epoch as of `training_batches`, but the inliers of a batch are images of that batch, too.
+    """An epoch as of `draw_batches`, but the inliers of a batch are images of that batch, too.
 
     So a batch has as many images as sets, about `batch_size`, in groups of at least `images_per_class` and S - 1 of a
     class, that are spread evenly over the epoch. What is computed of an image serves all the sets that it is in.
@@ -165,7 +165,7 @@ def shared_batches(
         labels += [label] * number
         times.append((np.arange(number) + generator.random(number)) / number)
     order = np.argsort(np.concatenate(times))
-    for chosen in np.array_split(order, shared_steps(len(index.rows), batch_size)):
+    for chosen in np.array_split(order, count_shared_steps(len(index.rows), batch_size)):
         rows = np.concatenate([groups[i] for i in chosen])
         row_labels = np.concatenate([np.full(len(groups[i]), labels[i]) for i in chosen])
         if (row_labels == row_labels[0]).all():
@@ -178,12 +178,12 @@ def shared_batches(
         yield sample_sets(batch, np.arange(len(rows)), set_size, generator, among, without)
 
 
-def shared_steps(images: int, batch_size: int) -> int:
-    """The number of batches that `shared_batches` makes of so many images."""
+def count_shared_steps(images: int, batch_size: int) -> int:
+    """The number of batches that `draw_shared_batches` makes of so many images."""
     return max(1, round(images / batch_size))
 
 
-def evaluation_sets(index: ClassIndex, set_size: int, seed: int, pairs: np.ndarray | None = None) -> Sets:
+def draw_evaluation_sets(index: ClassIndex, set_size: int, seed: int, pairs: np.ndarray | None = None) -> Sets:
     """Every row of the index once as the anomaly, in the order of the index; `seed` fixes the rest.
 
     With `pairs` (see `sample_sets`), only the rows of classes that have a partner.
@@ -216,23 +216,23 @@ def sample_mixed_sets(
     return index.rows[np.take_along_axis(chosen, order, 1)], order < anomalies
 
 
-def pairs_within(groups: np.ndarray) -> np.ndarray:
+def pair_within(groups: np.ndarray) -> np.ndarray:
     """For `sample_sets`: only classes of the same group (C,) are paired, all equally often → (C, C) float64.
 
-    >>> pairs_within(np.array([0, 0, 1])).tolist()
+    >>> pair_within(np.array([0, 0, 1])).tolist()
     [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
     same = (groups[:, None] == groups) & ~np.eye(len(groups), dtype=bool)
     return same / np.maximum(same.sum(1, keepdims=True), 1)
 
 
-def pairs_mostly_within(groups: np.ndarray, part: float) -> np.ndarray:
-    """For `sample_sets`: `part` of the pairs as of `pairs_within`, the rest of any two classes → (C, C) float64.
+def pair_mostly_within(groups: np.ndarray, part: float) -> np.ndarray:
+    """For `sample_sets`: `part` of the pairs as of `pair_within`, the rest of any two classes → (C, C) float64.
 
-    >>> pairs_mostly_within(np.array([0, 0, 1]), 0.5).tolist()
+    >>> pair_mostly_within(np.array([0, 0, 1]), 0.5).tolist()
     [[0.0, 0.75, 0.25], [0.75, 0.0, 0.25], [0.5, 0.5, 0.0]]
     """
-    within, any_two = pairs_within(groups), pairs_within(np.zeros_like(groups))
+    within, any_two = pair_within(groups), pair_within(np.zeros_like(groups))
     return np.where(within.any(1, keepdims=True), part * within + (1 - part) * any_two, any_two)
 
 

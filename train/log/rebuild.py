@@ -16,8 +16,8 @@ from common.files import write_text
 from common.markdown import fill_blocks, rewrite
 from train.experiment import differences
 from train.log.charts import CHARTS
-from train.log.plan import planned_configs
-from train.log.runs import Group, each_of, groups_of, load_run, marked
+from train.log.plan import plan_configs
+from train.log.runs import Group, group_runs, join_values, load_run, mark_arithmetic
 from train.log.tables import BLOCKS
 from train.run_folder import RunFolder
 
@@ -32,7 +32,7 @@ def collect(runs: Path, experiments: Path) -> Iterator[str]:
     for config in sorted(experiments.glob("*/config.toml")):
         folder = config.parent
         finished = [path for path in sorted((runs / folder.name).glob("*")) if RunFolder(path).is_done]
-        plan = planned_configs(config) if finished else {}
+        plan = plan_configs(config) if finished else {}
         for path in finished:
             run = load_run(path)
             planned = plan.get(re.sub(r"@.*(?=-seed)", "", run.name))
@@ -59,7 +59,7 @@ def rebuild(experiments: Path, readme: Path, check: bool = False) -> list[Path]:
     if not experiments.is_dir():
         raise UserError(f"there is no folder {experiments}: give --experiments the folder of the log")
     groups = {
-        folder.name: groups_of([load_run(path) for path in sorted((folder / "runs").glob("*.json"))])
+        folder.name: group_runs([load_run(path) for path in sorted((folder / "runs").glob("*.json"))])
         for folder in sorted(experiments.iterdir())
         if folder.is_dir()
     }
@@ -98,7 +98,7 @@ def _make_block(path: Path, groups: dict[str, list[Group]], check: bool, block: 
     name, *patterns = block.split()
     if name not in BLOCKS:
         raise unknown_name(f"block in {path}", name, BLOCKS)
-    chosen = marked(select(groups, path.parent.name, patterns, path))
+    chosen = mark_arithmetic(select(groups, path.parent.name, patterns, path))
     if name in CHARTS and not check:
         CHARTS[name](chosen, path.parent / f"{name}.png")
     return BLOCKS[name](chosen)
@@ -111,9 +111,9 @@ def _describe_result(groups: list[Group]) -> str:
     reports = [run.report for group in groups for run in group.runs]
     best = max(groups, key=lambda group: (len(group.runs), group.top1().mean()))
     minutes = sum(report.seconds for report in reports) / 60
-    threads = each_of(groups, lambda report: report.hardware.threads)
+    threads = join_values(groups, lambda report: report.hardware.threads)
     return (
         f"# Measured: {len(reports)} runs, {minutes:.0f} min of {threads} thread(s) of "
-        f"{each_of(groups, lambda report: report.hardware.cpu)}; {best.name} {100 * best.top1().mean():.2f} % test "
+        f"{join_values(groups, lambda report: report.hardware.cpu)}; {best.name} {100 * best.top1().mean():.2f} % test "
         f"top-1, mean of {len(best.runs)}"
     )

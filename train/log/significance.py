@@ -70,7 +70,7 @@ def differences(pairs: Sequence[tuple[Group, Group]], sets: str = "test") -> lis
     ]
 
 
-def ranked(groups: Sequence[Group], sets: str = "test") -> list[tuple[Group, Difference | None]]:
+def rank(groups: Sequence[Group], sets: str = "test") -> list[tuple[Group, Difference | None]]:
     """The groups from the highest mean top-1 down, each with its difference from the next one.
 
     Raises UserError where they were not measured on the same sets.

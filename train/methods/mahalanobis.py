@@ -6,7 +6,7 @@ from torch import Tensor
 
 from train.gaussian import estimate_within
 from train.methods.base import Method
-from train.methods.centroid import distance_from_centre
+from train.methods.centroid import measure_distance
 from train.task import Task
 
 
@@ -36,4 +36,4 @@ class Mahalanobis(Method):
         self.whitening = torch.from_numpy(directions / np.sqrt(variances)).float()
 
     def compare(self, encoded: Tensor) -> Tensor:
-        return distance_from_centre((encoded - self.mean) @ self.whitening, self.metric)
+        return measure_distance((encoded - self.mean) @ self.whitening, self.metric)

@@ -79,12 +79,12 @@ def contrast(scores: np.ndarray) -> np.ndarray:
     return scores.max(1) - np.median(scores, 1)
 
 
-def log_odds_of_any(scores: np.ndarray) -> np.ndarray:
+def compute_log_odds_of_any(scores: np.ndarray) -> np.ndarray:
     """log p(an item is the anomaly) / p(none is) of sets (n, S) whose scores are log-odds against "none" → (n,)."""
     return np.logaddexp.reduce(scores, 1)
 
 
-STATISTICS = {"contrast": contrast, "log-odds": log_odds_of_any}
+STATISTICS = {"contrast": contrast, "log-odds": compute_log_odds_of_any}
 
 
 def _best_accuracy(
