@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from bench.peers import onnx_runtime, tutorial_extraction
-from bench.products import CPU, flops_of, roofs
-from bench.timing import Work, measured
+from bench.peers import make_onnx_runtime, make_tutorial_extraction
+from bench.timing import CPU, Work, count_flops, make_roofs, measure_cases
 from common.synthetic import make_images
 from extract.backbones import Backbone, load_backbone
 from extract.engines import Engine, NotHere, available, bfloat16, build_engine, float32
@@ -20,7 +19,7 @@ from extract.sources import load_source
 IMAGES = 128
 
 
-def extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any]:
+def measure_extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any]:
     """Images a second, from PNG files of 32 × 32 pixels to features, of a ResNet18 at 224 pixels.
 
     `roof`: as many images as a product of 2048² matrices does floating-point operations in the same time.
@@ -28,8 +27,8 @@ def extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any]:
     root = make_images(folder / "images", classes=2, train=IMAGES // 2, size=32)
     backbone = load_backbone("resnet18", weights, 0, 224)
     source, preprocessing = load_source("imagefolder", root), Preprocessing()
-    flops = flops_of(lambda: backbone.features(torch.zeros(1, 3, 224, 224)))
-    engines, left_out = _engines(backbone)
+    flops = count_flops(lambda: backbone.features(torch.zeros(1, 3, 224, 224)))
+    engines, left_out = _build_engines(backbone)
     images = AllImages(source)[:IMAGES]
 
     def ours(engine: Engine) -> Work:
@@ -38,21 +37,21 @@ def extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any]:
 
     module = copy.deepcopy(backbone.module).to(memory_format=torch.contiguous_format)
     cases: dict[str, Work] = {
-        "tutorial: PIL, DataLoader, torch float32": tutorial_extraction(root / "train", module),
+        "tutorial: PIL, DataLoader, torch float32": make_tutorial_extraction(root / "train", module),
         **{name: ours(engine) for name, engine in engines.items()},
     }
     try:
         preprocessed = preprocessing([image(i) for image, i in images])[0]
-        cases["ONNX Runtime float32, images preprocessed"] = onnx_runtime(backbone.module, preprocessed, folder)
+        cases["ONNX Runtime float32, images preprocessed"] = make_onnx_runtime(backbone.module, preprocessed, folder)
     except ImportError as error:
         left_out["ONNX Runtime float32, images preprocessed"] = str(error)
-    roof, without = roofs(flops)
-    found = measured(cases | roof, rounds, left_out | without)
+    roof, without = make_roofs(flops)
+    found = measure_cases(cases | roof, rounds, left_out | without)
     return {"unit": "images/s", "gflop_per_image": flops / 1e9, **found}
 
 
-def _engines(backbone: Backbone) -> tuple[dict[str, Engine], dict[str, str]]:
-    """The engines that this machine has, by name, and why it has not the others."""
+def _build_engines(backbone: Backbone) -> tuple[dict[str, Engine], dict[str, str]]:
+    """Build the engines that this machine has, by name, and say why it has not the others."""
     low = list(zip(range(3), bfloat16(backbone), strict=False))
     arithmetics = [float32(backbone), low[0][1], low[2][1]]
     engines, left_out = {}, {}

@@ -17,10 +17,10 @@ import numpy as np
 from bench.audits import foreign_pictures, wrong_labels
 from bench.find_tables import PEERS, tables
 from bench.folders import SIZES, judges_of, measure_folders
-from bench.tables import between
 from common.errors import UserError
 from common.files import readable_json, write_text
 from common.machine import hardware, versions
+from common.markdown import fill_blocks, report_stale, rewrite
 from common.store import FeatureStore
 from find.oddities import make_judge
 from train.checkpoint import config_of, load_checkpoint, load_head
@@ -59,7 +59,9 @@ def main(
     path = out / "find.json"
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if readme:
-        write_between(readme, tables(report), check)
+        made = {"find": tables(report)}
+        stale = rewrite(readme, lambda text: fill_blocks(text, "measured", made.get), check)
+        report_stale([readme] * stale, check)
         return
     if not stores:
         raise click.UsageError("give STORE, or --readme")
@@ -156,17 +158,6 @@ def measure_growth(n: int) -> dict[str, Any]:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, kilobytes = map(float, done.stdout.split())
     return {"n": n, "seconds": round(seconds, 1), "gigabytes": round(kilobytes / 1e6, 2)}
-
-
-def write_between(readme: Path, made: str, check: bool) -> None:
-    """Put what was made between the marks of a text; with `check`, exit code 1 instead where it would change."""
-    old = readme.read_text(encoding="utf-8")
-    new = between(old, "find", made)
-    if new != old:
-        click.echo(f"{'stale' if check else 'rewritten'}: {readme}", err=True)
-        if check:
-            raise SystemExit(1)
-        write_text(readme, new)
 
 
 def _here() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 
-def tutorial_extraction(root: Path, model: nn.Module, batch_size: int = 64) -> Callable[[], int]:
+def make_tutorial_extraction(root: Path, model: nn.Module, batch_size: int = 64) -> Callable[[], int]:
     """An ImageFolder with PIL transforms in a DataLoader, torchvision's network in float32."""
     images = torchvision.datasets.ImageFolder(
         str(root),
@@ -68,7 +69,7 @@ class TutorialHead(nn.Module):
         return self.classifier(self.encoder(self.embed(features))).squeeze(-1)
 
 
-def tutorial_training(features: Tensor, labels: np.ndarray, batch_size: int, steps: int) -> Callable[[], int]:
+def make_tutorial_training(features: Tensor, labels: np.ndarray, batch_size: int, steps: int) -> Callable[[], int]:
     """A Dataset that draws a set an item, a DataLoader with two workers, TransformerEncoder in float32, AdamW."""
     model = TutorialHead(features.shape[1])
     optimizer = torch.optim.AdamW(model.parameters(), 5e-4, weight_decay=0.01)
@@ -76,7 +77,7 @@ def tutorial_training(features: Tensor, labels: np.ndarray, batch_size: int, ste
     loader = DataLoader(
         TutorialSets(features, labels, 10), batch_size, shuffle=True, num_workers=2, persistent_workers=True
     )
-    batches = _forever(loader)
+    batches = _repeat(loader)
     next(batches)  # starts the workers
 
     def work() -> int:
@@ -93,18 +94,16 @@ def tutorial_training(features: Tensor, labels: np.ndarray, batch_size: int, ste
     return work
 
 
-def _forever(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+def _repeat(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
     while True:
         yield from loader
 
 
-def onnx_runtime(model: nn.Module, images: Tensor, folder: Path) -> Callable[[], int]:
-    """ONNX Runtime in float32 on preprocessed images, as exported by PyTorch."""
-    import onnxruntime
-
+def make_onnx_runtime(model: nn.Module, images: Tensor, folder: Path) -> Callable[[], int]:
+    """ONNX Runtime, an extra, in float32 on preprocessed images, as exported by PyTorch. Raises ImportError."""
     path = folder / "model.onnx"
     torch.onnx.export(model, (images[:16],), str(path), input_names=["x"], dynamo=False)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = resolve_name("onnxruntime:InferenceSession")(str(path), providers=["CPUExecutionProvider"])
     batches = [batch.numpy() for batch in images.split(16) if len(batch) == 16]
 
     def work() -> int:

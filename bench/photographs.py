@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
-from bench.products import CPU
-from bench.timing import Work, measured
+from bench.timing import CPU, Work, measure_cases
 from extract.backbones import load_backbone
 from extract.fidelity import SAMPLE, EngineChoice
 from extract.network import Extraction, computed
@@ -59,7 +58,7 @@ def photographs(folder: Path, rounds: int, weights: str) -> dict[str, Any]:
             store = ["--store", str(folder / "store.h5"), "--overwrite", "--precision", precision]
             cases[f"process: this project, {precision}"] = _process([*command, *store], n, folder / "store.h5")
         cases["process: plain loop, PIL"] = _process(["bench.photographs", str(root), weights], n)
-        found = measured(cases, rounds)
+        found = measure_cases(cases, rounds)
         rates |= {f"{name}, {way}": rate for way, rate in found["rates"].items()}
         left_out |= {f"{name}, {way}": reason for way, reason in found["left_out"].items()}
     return {"unit": "images/s", "rates": rates, "left_out": left_out, "megabytes_per_file": sizes}

@@ -1,16 +1,11 @@
-"""The style of all figures.
-
-matplotlib is imported where it is used, since it is slow to start; pyplot never, since it has global state.
-"""
+"""The style of all figures. pyplot is never imported, since it has global state."""
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
 
 from common.files import write_bytes
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette: told apart by the colour-blind, too. Line styles say the same a second time.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -18,14 +13,12 @@ DPI = 120
 NARROWEST = 7.5  # inches: what the legend of the pictures takes
 
 
-def figure_of(width: float, height: float) -> "Figure":
+def figure_of(width: float, height: float) -> Figure:
     """An empty figure of so many inches, not known to pyplot."""
-    from matplotlib.figure import Figure
-
     return Figure(figsize=(max(width, NARROWEST), height), dpi=DPI, layout="constrained")
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG without matplotlib's name and version in it: equal figures are equal files."""
     picture = io.BytesIO()  # first into memory: how matplotlib reports a full disk is its own affair
     figure.savefig(picture, format="png", metadata={"Software": None})

@@ -16,6 +16,11 @@ def be_quiet() -> None:
     _quiet = True
 
 
+def is_quiet() -> bool:
+    """Whether `be_quiet` was called."""
+    return _quiet
+
+
 def say(line: str) -> None:
     """Print a line on stderr, beside a bar that may be there."""
     tqdm.write(line, file=sys.stderr)

@@ -29,7 +29,7 @@ from common.synthetic import make_store
 from find.cli import main as find
 from tests.kill_training import result_of
 from tests.mutate import flipped, mutated
-from train.checkpoint import load_checkpoint, progress_of, require_fitting, sealed
+from train.checkpoint import load_checkpoint, load_state, require_fitting, seal
 from train.config import Config
 from train.fit import fit
 from train.log.runs import load_run
@@ -108,7 +108,7 @@ class Campaign:
             content = edited(load_checkpoint(self.begun / "checkpoint.pt"), self.generator)
             buffer = io.BytesIO()
             torch.save(content, buffer)
-            path.write_bytes(sealed(buffer.getvalue()))
+            path.write_bytes(seal(buffer.getvalue()))
             self.judge("checkpoint, edited and sealed again", lambda: self._goes_on(path))
             return
         kind, damaged = mutated(original.read_bytes(), self.generator)
@@ -119,7 +119,7 @@ class Campaign:
 
     def _goes_on(self, path: Path) -> bool:
         """Whoever seals may say what he likes, but it must be refused, or training must go on with it."""
-        progress = progress_of(path, CONFIG, self.store.identity_sha256)
+        progress = load_state(path, CONFIG, self.store.identity_sha256)
         require_fitting(path, progress, CONFIG, 16, 4)
         run = Path(shutil.copytree(self.begun, self.folder / "sealed"))
         try:

@@ -10,13 +10,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bench import extraction as extraction_section
-from bench import products, timing
+from bench import timing
 from bench.__main__ import main
-from bench.chart import draw
 from bench.peers import TutorialHead, TutorialSets
-from bench.tables import in_readme, speeds, table
-from bench.timing import interleaved, measured
-from bench.training import task_of
+from bench.report import draw, make_speed_table, make_table
+from bench.timing import measure_cases, time_in_turns
+from bench.training import make_task
 from train.config import Config
 from train.methods import build_method
 
@@ -35,14 +34,14 @@ REPORT = {
                 "roof: product": RATE,
             },
         },
-        "start_up": {"about": "Processes.", "unit": "runs/s", "rates": {"--help": {**RATE, "median": 4.0}}},
+        "photographs": {"about": "Images.", "unit": "images/s", "rates": {"loop": {**RATE, "median": 4.0}}},
     },
 }
 
 
 def test_cases_take_turns():
     calls = []
-    rates, left_out = interleaved({name: lambda name=name: calls.append(name) or 1 for name in "ab"}, rounds=2)
+    rates, left_out = time_in_turns({name: lambda name=name: calls.append(name) or 1 for name in "ab"}, rounds=2)
     assert calls == list("ababab")  # the first round is not counted
     assert rates["a"].rounds == 2
     assert left_out == {}
@@ -53,7 +52,7 @@ def test_what_would_take_more_than_a_minute_is_left_out_after_one_trial(monkeypa
     monkeypatch.setattr(timing, "LONGEST", 0.05)
     calls = []
     slow = lambda: calls.append("slow") or time.sleep(0.03) or 1  # noqa: E731
-    found = measured({"slow": slow, "quick": lambda: 1}, 2, {"before": "for another reason"})
+    found = measure_cases({"slow": slow, "quick": lambda: 1}, 2, {"before": "for another reason"})
     assert calls == ["slow"]
     assert list(found["rates"]) == ["quick"]
     assert set(found["left_out"]) == {"before", "slow"}
@@ -62,10 +61,10 @@ def test_what_would_take_more_than_a_minute_is_left_out_after_one_trial(monkeypa
 
 @pytest.mark.parametrize("fast", [False, True])
 def test_bfloat16_is_measured_where_it_gains_and_else_left_out_with_the_reason(monkeypatch, fast):
-    monkeypatch.setattr(products, "fast_bfloat16", lambda device: fast)
-    cases, left_out = products.roofs(1e9)
+    monkeypatch.setattr(timing, "fast_bfloat16", lambda device: fast)
+    cases, left_out = timing.make_roofs(1e9)
     assert ("roof: product in bfloat16" in cases) is fast
-    assert left_out == ({} if fast else {"roof: product in bfloat16": products.NOT_FASTER})
+    assert left_out == ({} if fast else {"roof: product in bfloat16": timing.NOT_FASTER})
 
 
 def test_the_engines_that_are_measured_are_those_that_are_here(monkeypatch):
@@ -74,7 +73,7 @@ def test_the_engines_that_are_measured_are_those_that_are_here(monkeypatch):
 
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
     monkeypatch.setattr(extraction_section, "available", lambda device: ["torch"])
-    here, left_out = extraction_section._engines(load_backbone("resnet18", "random", 0, 32))
+    here, left_out = extraction_section._build_engines(load_backbone("resnet18", "random", 0, 32))
     assert list(here) == ["torch float32"]
     assert list(left_out) == ["torch bfloat16", "torch bfloat16 after 3 layers in float32"]
 
@@ -100,36 +99,33 @@ def test_the_tutorial_samples_the_same_sets():
 
 
 def test_the_task_has_about_the_images_that_were_asked_for(tmp_path):
-    task = task_of(tmp_path / "s.h5", 500, feature_dim=8)
+    task = make_task(tmp_path / "s.h5", 500, feature_dim=8)
     assert len(task.train.rows) == 410
     assert task.feature_dim == 8
 
 
 def test_a_report_becomes_a_table_and_a_chart(tmp_path):
-    text = table(REPORT)
+    text = make_table(REPORT)
     assert "| ours | 200 | 150 – 250 | 2.00 × |" in text
     assert "cpu: a CPU" in text
     assert "Left out: theirs. it takes too long" in text
-    assert "| --help | 0.250 s |" in text
+    assert "| loop | 4 | 150 – 250 | 1.00 × |" in text
     draw(REPORT, tmp_path / "chart.png")
     assert Image.open(tmp_path / "chart.png").size[0] > 400
 
 
 def test_the_readme_has_the_ways_that_compete_and_says_what_was_left_out():
-    text = speeds(REPORT)
+    text = make_speed_table(REPORT)
     assert "| extraction | ours | 200 images/s | 2.00 × |" in text
     assert "extraction, theirs (it takes too long)" in text
-    assert "--help" not in text
-    readme = "before\n<!-- measured: speed -->\nold\n<!-- end -->\nafter"
-    assert in_readme(readme, REPORT) == f"before\n<!-- measured: speed -->\n{text}\n<!-- end -->\nafter"
-    assert in_readme("no table", REPORT) == "no table"
+    assert "loop" not in text
 
 
 def test_a_section_in_which_all_was_left_out_is_no_error(tmp_path):
     empty = {"about": "None.", "unit": "sets/s", "rates": {}, "left_out": {"ours": "too slow"}}
     report = {**REPORT, "sections": {"training": empty, "rows": empty}}
-    assert "Left out: ours. too slow" in table(report)
-    assert "training, ours (too slow)" in speeds(report)
+    assert "Left out: ours. too slow" in make_table(report)
+    assert "training, ours (too slow)" in make_speed_table(report)
     draw(report, tmp_path / "chart.png")
 
 

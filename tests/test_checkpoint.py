@@ -10,13 +10,13 @@ from train.checkpoint import (
     SEAL_BYTES,
     load_checkpoint,
     load_head,
-    progress_of,
+    load_state,
     require_fitting,
     save_checkpoint,
-    sealed,
+    seal,
 )
 from train.config import Config, HeadConfig
-from train.loop import Progress, build_optimizer
+from train.loop import RunState, build_optimizer
 from train.methods import build_method
 from train.run_folder import RunFolder
 
@@ -43,7 +43,7 @@ def states():
 def checkpoint(tmp_path):
     path = tmp_path / "run/checkpoint.pt"
     model, optimizer = states()
-    save_checkpoint(path, CONFIG, 16, STORE, Progress([record(1)], model, model, optimizer))
+    save_checkpoint(path, CONFIG, 16, STORE, RunState([record(1)], model, model, optimizer))
     return path
 
 
@@ -55,7 +55,7 @@ def rewritten(path, **changes):
     """The checkpoint with other content, under a seal that is right."""
     content = content_of(path)
     torch.save({key: value for key, value in {**content, **changes}.items() if value != "gone"}, path)
-    path.write_bytes(sealed(path.read_bytes()))
+    path.write_bytes(seal(path.read_bytes()))
     return path
 
 
@@ -63,7 +63,7 @@ def test_what_is_saved_comes_back(checkpoint):
     content = load_checkpoint(checkpoint)
     assert content["config"] == to_toml(CONFIG)
     assert content["input_dim"] == 16
-    progress = progress_of(checkpoint, CONFIG, STORE)
+    progress = load_state(checkpoint, CONFIG, STORE)
     assert progress.history == [record(1)]
     torch.testing.assert_close(progress.best, states()[0])
     require_fitting(checkpoint, progress, CONFIG, 16, 4)
@@ -73,25 +73,25 @@ def test_it_is_a_zip_file_that_torch_opens_and_equal_content_is_equal_bytes(chec
     assert zipfile.ZipFile(checkpoint).testzip() is None
     assert torch.equal(content_of(checkpoint)["head"]["layers.0.weight"], states()[0]["layers.0.weight"])
     model, optimizer = states()
-    save_checkpoint(tmp_path / "again.pt", CONFIG, 16, STORE, Progress([record(1)], model, model, optimizer))
+    save_checkpoint(tmp_path / "again.pt", CONFIG, 16, STORE, RunState([record(1)], model, model, optimizer))
     assert (tmp_path / "again.pt").read_bytes() == checkpoint.read_bytes()
 
 
 def test_without_a_checkpoint_a_run_begins_anew(tmp_path):
-    assert progress_of(tmp_path / "checkpoint.pt", Config(), STORE).history == []
+    assert load_state(tmp_path / "checkpoint.pt", Config(), STORE).history == []
 
 
 def test_a_run_goes_on_with_its_own_config_and_store_only(checkpoint):
     other = replace(CONFIG, training=replace(CONFIG.training, epochs=7))
     with pytest.raises(UserError, match=r"training\.epochs was 4, now 7"):
-        progress_of(checkpoint, other, STORE)
+        load_state(checkpoint, other, STORE)
     with pytest.raises(UserError, match="identity aaaaaaaaaaaaaaaa, now bbbbbbbbbbbbbbbb"):
-        progress_of(checkpoint, CONFIG, "b" * 64)
+        load_state(checkpoint, CONFIG, "b" * 64)
 
 
 def test_a_run_may_go_on_on_another_device(checkpoint):
     other = replace(CONFIG, training=replace(CONFIG.training, device="cuda"))
-    assert progress_of(checkpoint, other, STORE).history == [record(1)]
+    assert load_state(checkpoint, other, STORE).history == [record(1)]
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def test_a_checkpoint_of_a_newer_version_is_refused(checkpoint):
 
 def test_an_unfinished_run_without_its_state_is_not_begun_anew_in_the_middle(checkpoint):
     with pytest.raises(UserError, match="what is needed to go on is not in it"):
-        progress_of(rewritten(checkpoint, model=None, optimizer=None), CONFIG, STORE)
+        load_state(rewritten(checkpoint, model=None, optimizer=None), CONFIG, STORE)
     with pytest.raises(UserError, match="more epochs than its config"):
-        progress_of(rewritten(checkpoint, history=[record(epoch) for epoch in range(1, 6)]), CONFIG, STORE)
+        load_state(rewritten(checkpoint, history=[record(epoch) for epoch in range(1, 6)]), CONFIG, STORE)
 
 
 @pytest.mark.parametrize("part", ["head", "model", "optimizer"])
@@ -185,7 +185,7 @@ def test_states_of_another_method_are_refused(checkpoint, part, change):
         }[change](tensors[name])
     path = rewritten(checkpoint, **{part: state})
     with pytest.raises(UserError, match="is of a method that this version builds otherwise"):
-        require_fitting(path, progress_of(path, CONFIG, STORE), CONFIG, 16, 4)
+        require_fitting(path, load_state(path, CONFIG, STORE), CONFIG, 16, 4)
 
 
 def test_pickled_code_is_not_run(checkpoint):
@@ -196,7 +196,7 @@ def test_pickled_code_is_not_run(checkpoint):
     torch.save({"head": Trap(), "config": "", "format": 2}, checkpoint)
     with pytest.raises(UserError, match="is not a sound checkpoint"):
         load_checkpoint(checkpoint)
-    checkpoint.write_bytes(sealed(checkpoint.read_bytes()))
+    checkpoint.write_bytes(seal(checkpoint.read_bytes()))
     with pytest.raises(UserError, match="is not a sound checkpoint"):
         load_checkpoint(checkpoint)
 
@@ -212,7 +212,7 @@ def test_a_zip_bomb_is_not_unpacked(checkpoint):
 def test_the_head_of_any_method_comes_back(tmp_path, method):
     config = Config(method, head=HeadConfig(width=8, heads=2, hidden=5, layers=1))
     trained = build_method(config, 16, 7)
-    save_checkpoint(tmp_path / "c.pt", config, 16, STORE, Progress([], trained.state_dict()))
+    save_checkpoint(tmp_path / "c.pt", config, 16, STORE, RunState([], trained.state_dict()))
     head = load_head(tmp_path / "c.pt")
     features = torch.randn(3, 10, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(head.score_sets(features), trained.score_sets(features))

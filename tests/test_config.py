@@ -14,8 +14,8 @@ from common import schema
 from common.errors import UserError
 from train.cli import parse_classes
 from train.config import RECOMMENDED, Config, require_effective
-from train.log.plan import Plan, planned_configs
-from train.registry import METHODS, method_class, parameters_of
+from train.log.plan import Plan, plan_configs
+from train.registry import METHODS, list_parameters, load_method_class
 
 
 class Table(Struct, frozen=True):
@@ -257,8 +257,8 @@ def test_a_setting_that_does_nothing_for_the_method_is_refused_by_name(overrides
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_is_made_of_does_something(name):
-    table = method_class(name).settings
-    for key in set(parameters_of(name)) & set(getattr(Config(), table).__struct_fields__):
+    table = load_method_class(name).settings
+    for key in set(list_parameters(name)) & set(getattr(Config(), table).__struct_fields__):
         Config.load(None, [f"method={name}", f"{table}.{key}={OTHER[f'{table}.{key}']}"])
     Config.load(None, [f"method={name}", "training.seed=3", "data.set_size=5", "training.evaluation_batch_size=10"])
     Config.load(None, [f"method={name}", "head.inducing=4", "training.epochs=50"])  # the defaults
@@ -273,14 +273,14 @@ def test_a_setting_of_a_file_serves_the_method_of_the_file(tmp_path):
     assert Config.load(path, ["method=plda"]).head.layers == 2
     shared = written(tmp_path, '[head]\ninducing = 8\n[plan]\nruns = ["a: method=set_transformer", "b:"]')
     assert Config.load(shared).head.inducing == 8
-    assert list(planned_configs(shared)) == ["a-seed0", "b-seed0"]
+    assert list(plan_configs(shared)) == ["a-seed0", "b-seed0"]
 
 
 def test_an_override_of_a_phase_serves_one_of_its_runs(tmp_path):
     path = written(tmp_path, PLAN)
-    assert planned_configs(path, ["distance.metric=l2"])["nearest-seed0"].distance.metric == "l2"
+    assert plan_configs(path, ["distance.metric=l2"])["nearest-seed0"].distance.metric == "l2"
     with pytest.raises(UserError, match=r"head\.inducing does nothing for any run of .*config\.toml: leave it out"):
-        planned_configs(path, ["head.inducing=8"])
+        plan_configs(path, ["head.inducing=8"])
 
 
 @pytest.mark.parametrize("overrides", [[], ["training.class_loss=1", "method=deepsets"]])
@@ -424,7 +424,7 @@ splits = ["unseen: data.unseen_classes=2", "unseen-nearest: method=knn data.unse
 
 def test_the_runs_of_a_phase_have_seeds_where_they_depend_on_one(tmp_path):
     path = written(tmp_path, PLAN)
-    runs = planned_configs(path)
+    runs = plan_configs(path)
     first = ["head", "nearest", "chance", "short", "unseen", "unseen-nearest"]
     later = ["head", "chance", "unseen", "unseen-nearest"]
     expected = [f"{name}-seed0" for name in first] + [f"{name}-seed{seed}" for seed in (1, 2) for name in later]
@@ -435,28 +435,28 @@ def test_the_runs_of_a_phase_have_seeds_where_they_depend_on_one(tmp_path):
 
 def test_what_is_set_for_all_runs_of_a_phase_wins_over_their_own(tmp_path):
     path = written(tmp_path, PLAN)
-    runs = planned_configs(path, ["training.epochs=6", "head.width=16"])
+    runs = plan_configs(path, ["training.epochs=6", "head.width=16"])
     assert runs["head-seed1"] == Config.load(path, ["training.epochs=6", "head.width=16", "training.seed=1"])
     shared = ["training.epochs=6", "head.width=16", "method=knn"]
     assert runs["nearest-seed0"] == schema.from_dict(Config, {}, "", shared)
     assert {run.training.epochs for run in runs.values()} == {6}
-    assert planned_configs(path)["short-seed0"].training.epochs == 1
+    assert plan_configs(path)["short-seed0"].training.epochs == 1
 
 
 @pytest.mark.parametrize("key", ["training.seed", "data.split_seed"])
 def test_the_seeds_of_a_phase_are_its_plans(tmp_path, key):
     with pytest.raises(UserError, match=rf"{key} must be left to the plan"):
-        planned_configs(written(tmp_path, PLAN), [f"{key}=9"])
+        plan_configs(written(tmp_path, PLAN), [f"{key}=9"])
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "..", ".hidden", "-x", "a b", "a@b"])
 def test_a_run_is_named_as_a_folder_may_be(tmp_path, name):
     with pytest.raises(UserError, match="plan must be of names that a folder may have"):
-        planned_configs(written(tmp_path, f'[plan]\nruns = ["{name}: method=knn"]'))
+        plan_configs(written(tmp_path, f'[plan]\nruns = ["{name}: method=knn"]'))
 
 
 def test_splits_change_the_split_and_nothing_else_does(tmp_path):
-    runs = planned_configs(written(tmp_path, PLAN))
+    runs = plan_configs(written(tmp_path, PLAN))
     splits = {name: run.data.split_seed for name, run in runs.items() if run.data.split_seed}
     assert splits == {f"{name}-seed{seed}": seed for name in ("unseen", "unseen-nearest") for seed in (1, 2)}
 
@@ -469,7 +469,7 @@ def test_the_plan_is_no_part_of_a_config(tmp_path):
 def test_a_file_without_a_plan_is_no_phase(tmp_path, text):
     path = written(tmp_path, text)
     with pytest.raises(UserError, match=r"has no plan: list its runs under \[plan\] runs, or use `train fit`"):
-        planned_configs(path)
+        plan_configs(path)
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ def test_a_file_without_a_plan_is_no_phase(tmp_path, text):
 )
 def test_a_mistake_in_a_plan_is_one_sentence(tmp_path, plan, part):
     with pytest.raises(UserError) as caught:
-        planned_configs(written(tmp_path, f"[plan]\n{plan}"))
+        plan_configs(written(tmp_path, f"[plan]\n{plan}"))
     assert part in caught.value.message
 
 

@@ -2,14 +2,14 @@ import pytest
 from fabricate import make_config
 
 from common.errors import UserError
-from train.experiment import differences, key, require_same, short_digest
+from train.experiment import differences, digest_config, key, require_same
 
 
 def test_where_it_is_computed_is_no_part_of_an_experiment():
     here, there = make_config(), make_config("training.device=cuda:1")
     assert differences(here, there) == []
     assert key(here, "s") == key(there, "s")
-    assert short_digest(here, "s") == short_digest(there, "s")
+    assert digest_config(here, "s") == digest_config(there, "s")
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,10 @@ def test_what_differs_is_named_with_both_values():
 
 def test_a_default_name_is_one_for_each_experiment_and_seed():
     names = [
-        short_digest(make_config(), "s"),
-        short_digest(make_config(), "t"),
-        short_digest(make_config("training.seed=1"), "s"),
-        short_digest(make_config("training.precision=float32"), "s"),
+        digest_config(make_config(), "s"),
+        digest_config(make_config(), "t"),
+        digest_config(make_config("training.seed=1"), "s"),
+        digest_config(make_config("training.precision=float32"), "s"),
     ]
     assert len(set(names)) == 4
 

@@ -10,7 +10,7 @@ from fabricate import make_config
 from common.store_writer import name_arrays, write_store
 from common.synthetic import make_header, make_store
 from train.config import Config
-from train.loop import Progress, train
+from train.loop import RunState, train
 from train.task import prepare
 
 STORE = "4c2e5f15d1f96aa81f989a5d43c409c5109a45ff70b98d84dcf857b8a8f0ac32"
@@ -44,7 +44,7 @@ def test_the_bytes_of_a_store_are_what_they_were(tmp_path):
 def trained(tmp_path, method):
     """The last losses of training and validation, and the norm of the best weights, after two tiny epochs."""
     task = prepare(make_store(tmp_path / "s.h5", spread=1.0), Config().data)
-    progress = Progress()
+    progress = RunState()
     model = train(make_config(f"method={method}", *EPOCHS, *SIZES), task, progress, lambda _: None)
     weights = torch.cat([value.double().flatten() for value in model.state_dict().values()])
     return progress.history[-1]["train_loss"], progress.history[-1]["val_loss"], float(weights.norm())

@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.synthetic import make_store
 from train.cli import main
 from train.log.rebuild import collect, rebuild
-from train.log.runs import Run, groups_of, load_run
+from train.log.runs import Run, group_runs, load_run
 from train.log.tables import BLOCKS
 from train.report.schema import Proportion
 from train.run_folder import RunFolder
@@ -278,7 +278,7 @@ def test_failures_can_be_told_where_no_two_classes_share_a_superclass(logged):
     run = load_run(folder / "runs/tiny/head-seed0")
     failures = structs.replace(run.report.failures, within_superclass=Proportion(0))  # one class of each: phase 2
     run = Run(run.name, structs.replace(run.report, failures=failures))
-    text = BLOCKS["failures"](groups_of([run]))
+    text = BLOCKS["failures"](group_runs([run]))
     assert f"| across super-classes | {run.report.failures.across.n} |" in text
 
 
@@ -287,7 +287,7 @@ def test_a_dash_stands_for_what_small_classes_do_not_allow(logged):
     small, large = (load_run(folder / "runs/tiny" / name) for name in ("head-seed0", "nearest-seed0"))
     other_sets = structs.replace(small.report.other_sets, detection=None)
     small = Run(small.name, structs.replace(small.report, other_sets=other_sets))
-    _, _, of_small, of_large = BLOCKS["anomalies"](groups_of([small, large])).splitlines()[:4]
+    _, _, of_small, of_large = BLOCKS["anomalies"](group_runs([small, large])).splitlines()[:4]
     assert of_small.count(" – |") == 6
     assert "–" not in of_large
     assert len(of_small.split("|")) == len(of_large.split("|"))

@@ -9,7 +9,7 @@ from common import machine
 from common.errors import UserError
 from common.synthetic import make_store
 from train.config import Config
-from train.loop import Progress, evaluate, learning_rate_factor, predict, train
+from train.loop import RunState, evaluate, learning_rate_factor, predict, train
 from train.methods import build_method
 from train.task import Task, prepare
 
@@ -31,7 +31,7 @@ class Stopped(Exception):
 def run(store, *overrides, progress=None, stop_after=None):
     config = make_config(*TINY, *overrides)
     task = prepare(store, config.data)
-    progress = progress or Progress()
+    progress = progress or RunState()
 
     def save(progress):
         if len(progress.history) == stop_after:
@@ -81,7 +81,7 @@ def test_global_generators_are_neither_used_nor_moved(store):
 @pytest.mark.parametrize("stop_after", [1, 2])
 def test_a_stopped_run_ends_equal_to_one_that_was_not(store, stop_after):
     whole, _, expected = run(store)
-    progress = Progress()
+    progress = RunState()
     with pytest.raises(Stopped):
         run(store, progress=progress, stop_after=stop_after)
     resumed, _, found = run(store, progress=progress)
@@ -133,7 +133,7 @@ def test_bfloat16_that_is_not_faster_is_float32_and_one_line_says_so(store, monk
 
 
 def test_auto_takes_what_the_machine_gains_from_and_each_epoch_says_which(store, monkeypatch, capsys):
-    progress = Progress()
+    progress = RunState()
     monkeypatch.setattr(machine, "fast_bfloat16", lambda device: True)
     with pytest.raises(Stopped):
         run(store, "training.precision=auto", progress=progress, stop_after=1)
@@ -185,7 +185,7 @@ def test_mixed_classes_join_the_training_and_a_resumed_run_mixes_the_same(store,
     settings = (f"method={method}", "head.hidden=16", "training.images_per_class=10", "training.mixed_classes=4")
     settings = (*settings, "training.class_loss=1", "training.batch_size=60")
     model, task, whole = run(store, *settings)
-    progress = Progress()
+    progress = RunState()
     with pytest.raises(Stopped):
         run(store, *settings, progress=progress, stop_after=1)
     _, _, resumed = run(store, *settings, progress=progress)

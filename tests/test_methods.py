@@ -21,7 +21,7 @@ from train.methods import build_method
 from train.methods.base import Standardise
 from train.methods.knn import NearestNeighbours
 from train.methods.random import Random
-from train.registry import METHODS, depends_on_seed, method_class, parameters_of
+from train.registry import METHODS, depends_on_seed, list_parameters, load_method_class
 from train.task import Inputs, prepare
 
 TINY = [
@@ -95,9 +95,9 @@ def fitted(task):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_made_of_what_the_config_and_the_task_have(name):
-    settings = getattr(Config(), method_class(name).settings).__struct_fields__
+    settings = getattr(Config(), load_method_class(name).settings).__struct_fields__
     known = {"input_dim", "classes", "set_size", "seed", *settings}
-    assert set(parameters_of(name)) <= known
+    assert set(list_parameters(name)) <= known
     assert depends_on_seed(name) == (name not in ("centroid", "knn", "mahalanobis", "plda", "normalised_plda"))
     assert build(name).learns == (name in LEARNED)
 

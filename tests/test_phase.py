@@ -12,8 +12,8 @@ from common.files import exclusive
 from common.synthetic import make_store
 from train.cli import main
 from train.config import Config
-from train.log.plan import planned_configs
-from train.log.runs import groups_of, load_run
+from train.log.plan import plan_configs
+from train.log.runs import group_runs, load_run
 from train.run_folder import RunFolder
 
 PLAN = """
@@ -77,11 +77,11 @@ def test_all_runs_of_the_plan_are_made_by_their_configs(finished):
     assert sorted(path.name for path in folder.iterdir()) == sorted(RUNS)
     assert result.stdout == f"{folder}\n"
     assert f"run 6 of 6: {folder / 'chance-seed1'}" in result.stderr
-    planned = planned_configs(config)
+    planned = plan_configs(config)
     for name in RUNS:
         assert RunFolder(folder / name).is_done
         assert load_run(folder / name).config == planned[name] == Config.load(folder / name / "config.toml")
-    groups = groups_of(map(load_run, sorted(folder.iterdir())))
+    groups = group_runs(map(load_run, sorted(folder.iterdir())))
     assert {group.name: len(group.runs) for group in groups} == {"chance": 2, "head": 2, "nearest": 1, "nearest-l2": 1}
 
 
@@ -122,7 +122,7 @@ def test_from_several_stores_each_run_is_made_and_named_after_the_store(store, t
     }
     runs = [load_run(path) for path in folders]
     assert {run.report.store.path for run in runs if "@other" in run.name} == {str(other)}
-    assert sorted(group.name for group in groups_of(runs)) == ["a@other", "a@s", "b@other", "b@s"]
+    assert sorted(group.name for group in group_runs(runs)) == ["a@other", "a@s", "b@other", "b@s"]
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from scipy.stats import multivariate_normal
 
 from common.synthetic import make_store
 from train.config import Config
-from train.loop import Progress, evaluate, train
+from train.gaussian import log_density_ratio
+from train.loop import RunState, evaluate, train
 from train.methods import build_method
-from train.methods.plda import log_density_ratio
 from train.methods.posterior import log_complement
 from train.task import prepare
 
@@ -81,7 +81,7 @@ def test_an_image_is_encoded_once_and_scored_as_in_a_set_of_its_own(name):
 def test_it_learns_from_batches_that_share_images(name, tmp_path):
     task = prepare(make_store(tmp_path / "s.h5", views=2, spread=0.6), Config().data)
     config = Config.load(None, [f"method={name}", *SHARED, *QUICK])
-    found = [train(config, task, Progress(), lambda progress: None) for _ in range(2)]
+    found = [train(config, task, RunState(), lambda progress: None) for _ in range(2)]
     assert evaluate(found[0], task, task.test, 100)["top1"] > 0.9
     assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in found), strict=True))
 
@@ -90,14 +90,14 @@ def test_deep_plda_finds_the_anomaly_among_classes_never_seen(tmp_path):
     store = make_store(tmp_path / "s.h5", classes=12, feature_dim=24, spread=0.5)
     config = Config.load(None, ["method=deep_plda", "data.unseen_classes=4", *SHARED, *QUICK])
     task = prepare(store, config.data)
-    model = train(config, task, Progress(), lambda progress: None)
+    model = train(config, task, RunState(), lambda progress: None)
     assert evaluate(model, task, task.test, 100)["top1"] > 0.8
 
 
 def test_class_loss_makes_the_posteriors_those_of_the_classes(tmp_path):
     task = prepare(make_store(tmp_path / "s.h5"), Config().data)
     config = Config.load(None, ["method=posterior", *SHARED, *QUICK, "training.set_loss=0"])
-    model = train(config, task, Progress(), lambda progress: None).eval()
+    model = train(config, task, RunState(), lambda progress: None).eval()
     rows = task.test_images.rows
     labels = np.repeat(np.arange(len(task.train.classes)), task.test_images.counts)
     with torch.inference_mode():

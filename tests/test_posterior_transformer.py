@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from common.synthetic import make_store
 from train.config import Config
-from train.loop import Progress, evaluate, train
+from train.loop import RunState, evaluate, train
 from train.methods import build_method
 from train.methods.posterior import log_odds
 from train.task import NO_CLASS, Inputs, prepare
@@ -100,11 +100,11 @@ def test_it_learns_and_tells_sets_without_an_anomaly(tmp_path, bayes):
     ]  # fmt: skip
     config = Config.load(None, settings)
     task = prepare(store, config.data)
-    progress = Progress()
+    progress = RunState()
     model = train(config, task, progress, lambda progress: None)
     model.load_state_dict(progress.model)  # the best epoch is an early one: all are right on validation
     assert evaluate(model, task, task.test, 100)["top1"] > 0.9
     index = task.test_images
     clean = index.rows[index.starts[:, None] + np.arange(5)]
-    log_odds_of_any = [model.score_sets(task.gather(rows)).logsumexp(1) for rows in (clean, task.test.rows)]
-    assert log_odds_of_any[0].max() < log_odds_of_any[1].median()
+    compute_log_odds_of_any = [model.score_sets(task.gather(rows)).logsumexp(1) for rows in (clean, task.test.rows)]
+    assert compute_log_odds_of_any[0].max() < compute_log_odds_of_any[1].median()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from train.config import Config
-from train.log.runs import groups_of, load_run, machine_of, marked
+from train.log.runs import describe_machine, group_runs, load_run, mark_arithmetic
 from train.report.schema import pack_bits, read_report
 from train.run_folder import RunFolder
 
@@ -121,7 +121,7 @@ def test_runs_that_differ_in_seed_split_and_device_alone_are_one_group():
         make_run("wide-seed0", SOLVED, "head.width=512"),
         make_run("head@other-seed0", SOLVED, store="other"),
     ]
-    groups = groups_of(runs)
+    groups = group_runs(runs)
     assert [group.name for group in groups] == ["head", "knn", "wide", "head@other"]
     assert [run.name for run in groups[0].runs] == ["head-seed0", "head-seed1"]
     assert groups[0].first is runs[2].report
@@ -131,12 +131,12 @@ def test_runs_that_differ_in_seed_split_and_device_alone_are_one_group():
 def test_a_run_that_is_too_old_for_a_key_is_grouped_with_those_that_have_its_default():
     old, new = make_run("head-seed0", SOLVED), make_run("head-seed1", SOLVED, "training.seed=1")
     del old.report.config["distance"], old.report.config["data"]["split_seed"]
-    assert [len(group.runs) for group in groups_of([old, new])] == [2]
+    assert [len(group.runs) for group in group_runs([old, new])] == [2]
 
 
 def test_a_group_gives_a_number_of_each_run_and_the_digests_of_its_sets():
     runs = [make_run(f"r-seed{seed}", SOLVED[seed:], f"training.seed={seed}", sets=str(seed)) for seed in (0, 1)]
-    (group,) = groups_of(runs)
+    (group,) = group_runs(runs)
     assert group.top1().tolist() == [0.75, SOLVED[1:].mean()]
     assert group.hashes("test") == {"0", "1"}
     assert group.hashes("hard") == set()
@@ -145,9 +145,9 @@ def test_a_group_gives_a_number_of_each_run_and_the_digests_of_its_sets():
 def test_runs_of_one_config_and_one_seed_are_kept_apart_by_their_names():
     same = [make_run(name, SOLVED) for name in ("a-seed0", "b-seed0")]
     seed = make_run("b-seed1", SOLVED, "training.seed=1")
-    assert [(group.name, len(group.runs)) for group in groups_of([*same, seed])] == [("a", 1), ("b", 2)]
+    assert [(group.name, len(group.runs)) for group in group_runs([*same, seed])] == [("a", 1), ("b", 2)]
     with pytest.raises(UserError, match="two runs of a have the same config and the same seed"):
-        groups_of([same[0], same[0]])
+        group_runs([same[0], same[0]])
 
 
 def trained(name, arithmetic, *changes):
@@ -161,10 +161,10 @@ def test_the_arithmetic_that_was_executed_keeps_groups_apart_not_the_one_that_wa
         trained("c-seed0", ["float32"], "training.precision=auto"),
         make_run("plda", SOLVED, "method=plda"),
     ]
-    groups = groups_of(runs)
+    groups = group_runs(runs)
     assert [(group.name, len(group.runs)) for group in groups] == [("a", 2), ("c", 1), ("plda", 1)]
-    assert [group.name for group in marked(groups)] == ["a (bfloat16)", "c (float32)", "plda"]
-    assert [group.name for group in marked(groups[1:])] == ["c", "plda"]
+    assert [group.name for group in mark_arithmetic(groups)] == ["a (bfloat16)", "c (float32)", "plda"]
+    assert [group.name for group in mark_arithmetic(groups[1:])] == ["c", "plda"]
 
 
 def test_a_run_that_went_on_on_another_machine_has_two_arithmetics_and_an_old_one_that_of_its_config():
@@ -175,8 +175,8 @@ def test_a_run_that_went_on_on_another_machine_has_two_arithmetics_and_an_old_on
 
 def test_the_machine_of_a_group_is_what_decides_over_its_time():
     runs = [make_run(f"r-seed{seed}", SOLVED, f"training.seed={seed}", threads=seed + 1) for seed in (0, 1)]
-    assert machine_of(groups_of(runs[:1])[0]) == "1 thread"
-    assert machine_of(groups_of(runs)[0]) == "1 thread, 2 threads"
+    assert describe_machine(group_runs(runs[:1])[0]) == "1 thread"
+    assert describe_machine(group_runs(runs)[0]) == "1 thread, 2 threads"
 
 
 @pytest.mark.parametrize("path", sorted(Path("experiments").glob("*/runs/*-seed0.json")), ids=str)

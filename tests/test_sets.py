@@ -6,16 +6,16 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from train.sets import (
     ClassIndex,
+    count_shared_steps,
+    draw_batches,
     draw_distinct,
-    evaluation_sets,
-    pairs_mostly_within,
-    pairs_within,
+    draw_evaluation_sets,
+    draw_shared_batches,
+    pair_mostly_within,
+    pair_within,
     sample_mixed_sets,
     sample_sets,
-    shared_batches,
-    shared_steps,
     split_validation,
-    training_batches,
 )
 
 
@@ -33,7 +33,7 @@ def index_of(counts, first_row=100):
 )
 def test_a_set_has_one_anomaly_of_another_class_and_distinct_images(counts, set_size, seed):
     index, label_of = index_of(counts)
-    (sets,) = training_batches(index, set_size, len(index.rows), np.random.default_rng(seed))
+    (sets,) = draw_batches(index, set_size, len(index.rows), np.random.default_rng(seed))
     labels = np.vectorize(label_of.get)(sets.rows)
     is_anomaly = labels != sets.set_label[:, None]
     assert (is_anomaly.sum(1) == 1).all()
@@ -44,16 +44,15 @@ def test_a_set_has_one_anomaly_of_another_class_and_distinct_images(counts, set_
 
 def test_every_image_is_the_anomaly_once_an_epoch():
     index, _ = index_of([12, 20, 15])
-    (epoch,) = training_batches(index, 10, len(index.rows), np.random.default_rng(1))
-    for sets in (epoch, evaluation_sets(index, 10, 1)):
+    (epoch,) = draw_batches(index, 10, len(index.rows), np.random.default_rng(1))
+    for sets in (epoch, draw_evaluation_sets(index, 10, 1)):
         anomalies = sets.rows[np.arange(len(sets)), sets.target]
         assert sorted(anomalies) == sorted(index.rows)
 
 
 def test_position_set_class_and_inliers_are_uniform():
     index, _ = index_of([20, 20, 20, 20])
-    anomalies = np.full(40_000, index.rows[0])
-    sets = sample_sets(index, anomalies, np.zeros(40_000, np.int64), 10, np.random.default_rng(2))
+    sets = sample_sets(index, np.zeros(40_000, np.int64), 10, np.random.default_rng(2))
     assert_uniform(np.bincount(sets.target, minlength=10))
     assert_uniform(np.unique(sets.set_label, return_counts=True)[1])
     for position in (0, 9):
@@ -87,7 +86,7 @@ def test_draw_distinct_refuses_more_than_there_are():
 
 def test_the_same_seed_gives_the_same_sets_and_digest_and_another_does_not():
     index, _ = index_of([12, 20, 15])
-    first, again, other = (evaluation_sets(index, 10, seed) for seed in (1, 1, 2))
+    first, again, other = (draw_evaluation_sets(index, 10, seed) for seed in (1, 1, 2))
     assert first.digest() == again.digest() != other.digest()
     assert (first.rows == again.rows).all()
 
@@ -95,7 +94,7 @@ def test_the_same_seed_gives_the_same_sets_and_digest_and_another_does_not():
 def test_an_epoch_in_batches_has_every_image_once_as_the_anomaly(monkeypatch):
     index, _ = index_of([30, 20, 25])
     monkeypatch.setattr("train.sets.SAMPLED_AT_ONCE", 32)
-    batches = list(training_batches(index, 10, 8, np.random.default_rng(0)))
+    batches = list(draw_batches(index, 10, 8, np.random.default_rng(0)))
     assert [len(batch) for batch in batches] == [8] * 9 + [3]
     anomalies = [row for batch in batches for row in batch.rows[np.arange(len(batch)), batch.target]]
     assert sorted(anomalies) == sorted(index.rows)
@@ -123,7 +122,7 @@ def test_too_few_images_or_classes_are_refused():
         ClassIndex.build(np.arange(10), np.zeros(10, np.int64))
     index, _ = index_of([12, 8])
     with pytest.raises(UserError, match="class 3 has 8 images"):
-        evaluation_sets(index, 10, 0)
+        draw_evaluation_sets(index, 10, 0)
 
 
 PAIRS = np.array([[0, 0.75, 0, 0.25], [0, 0, 1, 0], [0, 0, 0, 0], [0.5, 0.5, 0, 0]])
@@ -132,8 +131,7 @@ PAIRS = np.array([[0, 0.75, 0, 0.25], [0, 0, 1, 0], [0, 0, 0, 0], [0.5, 0.5, 0, 
 def test_pairs_of_classes_occur_as_often_as_they_should_and_no_others():
     index, _ = index_of([12, 9, 20, 11])
     drawn = np.repeat([0, 1, 3], 20_000)
-    anomalies = index.rows[index.starts[drawn]]
-    sets = sample_sets(index, anomalies, index.classes[drawn], 10, np.random.default_rng(5), PAIRS)
+    sets = sample_sets(index, index.starts[drawn], 10, np.random.default_rng(5), PAIRS)
     counts = np.zeros((4, 4))
     np.add.at(counts, (drawn, np.searchsorted(index.classes, sets.set_label)), 1)
     np.testing.assert_array_equal(counts > 0, PAIRS > 0)
@@ -142,7 +140,7 @@ def test_pairs_of_classes_occur_as_often_as_they_should_and_no_others():
 
 def test_a_set_of_a_pair_is_a_set_like_others():
     index, label_of = index_of([12, 9, 20, 11])
-    (sets,) = training_batches(index, 10, 1000, np.random.default_rng(0), pairs_within(np.array([0, 1, 0, 1])))
+    (sets,) = draw_batches(index, 10, 1000, np.random.default_rng(0), pair_within(np.array([0, 1, 0, 1])))
     labels = np.vectorize(label_of.get)(sets.rows)
     is_anomaly = labels != sets.set_label[:, None]
     assert (is_anomaly.sum(1) == 1).all()
@@ -154,7 +152,7 @@ def test_a_set_of_a_pair_is_a_set_like_others():
 @settings(deadline=None)
 @given(groups=st.lists(st.integers(0, 3), min_size=1, max_size=8))
 def test_pairs_within_are_the_other_classes_of_a_group_equally_often(groups):
-    pairs = pairs_within(np.array(groups))
+    pairs = pair_within(np.array(groups))
     for first, row in enumerate(pairs):
         partners = [second for second, group in enumerate(groups) if group == groups[first] and second != first]
         expected = np.zeros(len(groups))
@@ -165,7 +163,7 @@ def test_pairs_within_are_the_other_classes_of_a_group_equally_often(groups):
 @settings(deadline=None)
 @given(groups=st.lists(st.integers(0, 3), min_size=2, max_size=8), part=st.floats(0, 0.99))
 def test_pairs_mostly_within_are_of_a_group_for_a_part_and_of_any_two_classes_for_the_rest(groups, part):
-    pairs = pairs_mostly_within(np.array(groups), part)
+    pairs = pair_mostly_within(np.array(groups), part)
     np.testing.assert_allclose(pairs.sum(1), 1)
     assert (pairs.diagonal() == 0).all()
     for first, row in enumerate(pairs):
@@ -178,7 +176,7 @@ def test_pairs_mostly_within_are_of_a_group_for_a_part_and_of_any_two_classes_fo
 
 def test_evaluation_sets_of_pairs_leave_out_classes_without_a_partner():
     index, label_of = index_of([10, 12, 14, 9])
-    sets = evaluation_sets(index, 10, 3, pairs_within(np.array([0, 1, 0, 2])))
+    sets = draw_evaluation_sets(index, 10, 3, pair_within(np.array([0, 1, 0, 2])))
     anomalies = sets.rows[np.arange(len(sets)), sets.target]
     assert sorted(anomalies) == sorted(row for row, label in label_of.items() if label in (0, 6))
     assert set(zip(sets.set_label.tolist(), sets.anomaly_label.tolist(), strict=True)) == {(0, 6), (6, 0)}
@@ -220,8 +218,8 @@ def test_positions_classes_and_images_of_mixed_sets_are_uniform():
 )
 def test_batches_that_share_images_have_each_once_as_the_anomaly_and_no_others(counts, images_per_class, seed):
     index, label_of = index_of(counts)
-    batches = list(shared_batches(index, 6, 120, images_per_class, np.random.default_rng(seed)))
-    assert len(batches) == shared_steps(sum(counts), 120)
+    batches = list(draw_shared_batches(index, 6, 120, images_per_class, np.random.default_rng(seed)))
+    assert len(batches) == count_shared_steps(sum(counts), 120)
     anomalies = [batch.rows[np.arange(len(batch)), batch.target] for batch in batches]
     assert sorted(np.concatenate(anomalies)) == sorted(index.rows)
     for batch, own in zip(batches, anomalies, strict=True):
@@ -252,7 +250,7 @@ def assert_uniform(counts):
 def test_a_scarce_class_is_called_by_its_name():
     rows, labels = np.arange(23), np.repeat([0, 1, 2], [10, 3, 10])
     with pytest.raises(UserError, match=r'class "tench, Tinca tinca" has 3 images, sets of this size need 5'):
-        evaluation_sets(ClassIndex.build(rows, labels, ["a", "tench, Tinca tinca", "c"]), 6, 0)
+        draw_evaluation_sets(ClassIndex.build(rows, labels, ["a", "tench, Tinca tinca", "c"]), 6, 0)
     with pytest.raises(UserError, match='class "b" has 3 images in the train split'):
         split_validation(rows, labels, 0.1, 6, 0, ["a", "b", "c"])
 
@@ -260,7 +258,7 @@ def test_a_scarce_class_is_called_by_its_name():
 def test_a_part_of_the_sets_is_without_an_anomaly():
     labels = np.repeat([3, 5, 8], 40)
     index = ClassIndex.build(np.arange(120), labels)
-    sets = sample_sets(index, np.arange(120).repeat(20), labels.repeat(20), 6, np.random.default_rng(0), without=0.25)
+    sets = sample_sets(index, np.arange(120).repeat(20), 6, np.random.default_rng(0), without=0.25)
     clean = sets.target == 6
     assert 0.22 < clean.mean() < 0.28
     of = labels[sets.rows]
@@ -274,7 +272,7 @@ def test_a_part_of_the_sets_is_without_an_anomaly():
 def test_a_class_without_an_image_to_spare_keeps_its_anomalies():
     labels = np.repeat([0, 1], [5, 6])
     index = ClassIndex.build(np.arange(11), labels)
-    sets = sample_sets(index, np.arange(11).repeat(50), labels.repeat(50), 6, np.random.default_rng(0), without=0.5)
+    sets = sample_sets(index, np.arange(11).repeat(50), 6, np.random.default_rng(0), without=0.5)
     clean = sets.target == 6
     assert set(sets.set_label[clean]) == {1}
     assert 0.4 < clean[sets.set_label == 1].mean() < 0.6
@@ -283,8 +281,8 @@ def test_a_class_without_an_image_to_spare_keeps_its_anomalies():
 def test_groups_grow_with_the_sets_and_a_batch_of_one_class_is_refused():
     labels = np.repeat([0, 1, 2], 30)
     index = ClassIndex.build(np.arange(90), labels)
-    assert [len(sets) for sets in shared_batches(index, 16, 90, 5, np.random.default_rng(0))] == [90]
+    assert [len(sets) for sets in draw_shared_batches(index, 16, 90, 5, np.random.default_rng(0))] == [90]
     with pytest.raises(
         UserError, match=r"raise training\.batch_size \(30\) or lower training\.images_per_class \(20\)"
     ):
-        list(shared_batches(index, 6, 30, 20, np.random.default_rng(0)))
+        list(draw_shared_batches(index, 6, 30, 20, np.random.default_rng(0)))

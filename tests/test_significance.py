@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from common.errors import UserError
-from train.log.columns import duration, mean_and_std
-from train.log.runs import groups_of
-from train.log.significance import differences, holm, mcnemar, ranked, require_same_sets
+from train.log.columns import format_duration, format_mean
+from train.log.runs import group_runs
+from train.log.significance import differences, holm, mcnemar, rank, require_same_sets
 from train.log.tables import ablation, pace, ranking, summary
 
 N = 400
@@ -26,7 +26,7 @@ def group(name, *solved, method="transformer", width=256, **options):
         make_run(f"{name}-seed{seed}", each, *changes, f"training.seed={seed}", **options)
         for seed, each in enumerate(solved)
     ]
-    (made,) = groups_of(runs)
+    (made,) = group_runs(runs)
     return made
 
 
@@ -62,7 +62,7 @@ def test_holm_rejects_as_many_of_the_smallest_as_pass_their_level(p_values):
 
 def test_the_best_mean_comes_first_and_each_is_compared_with_the_next():
     low, high, middle = (group(name, solving(part), width=width) for name, part, width in SPREAD)
-    order = ranked([low, high, middle])
+    order = rank([low, high, middle])
     assert [each.name for each, _ in order] == ["high", "middle", "low"]
     assert [gap is None for _, gap in order] == [False, False, True]
     first = order[0][1]
@@ -94,7 +94,7 @@ def test_a_method_without_seeds_meets_every_seed_of_another():
 def test_runs_of_a_split_meet_those_of_the_same_split():
     runs = {}
     for name, method, parts in (("head", "transformer", (0.9, 0.8)), ("knn", "knn", (0.7, 0.6))):
-        runs[name] = groups_of(
+        runs[name] = group_runs(
             make_run(
                 f"{name}-seed{seed}",
                 solving(part),
@@ -108,7 +108,7 @@ def test_runs_of_a_split_meet_those_of_the_same_split():
     gap = difference(runs["head"], runs["knn"])
     assert (gap.only_first, gap.only_second) == (80, 0)
     changes = ["method=knn", "training.seed=1", "data.split_seed=1"]
-    (second_only,) = groups_of([make_run("knn-seed1", solving(0.85), *changes, sets="of split 1")])
+    (second_only,) = group_runs([make_run("knn-seed1", solving(0.85), *changes, sets="of split 1")])
     with pytest.raises(UserError, match="different test sets"):
         difference(runs["head"], second_only)  # of one split only
 
@@ -126,7 +126,7 @@ def test_where_seeds_and_splits_cross_runs_on_the_same_sets_meet():
             )
             for part, (seed, split) in zip(parts, seeds, strict=True)
         ]
-        return groups_of(runs)[0]
+        return group_runs(runs)[0]
 
     first = crossed("head", "transformer", (0.9, 0.8), [(0, 0), (1, 1)])
     second = crossed("knn", "random", (0.6, 0.7), [(0, 1), (1, 0)])
@@ -145,8 +145,8 @@ def test_runs_on_different_sets_are_not_compared():
 def test_without_hard_sets_there_is_no_ranking_on_them():
     groups = [group("a", solving(0.5), width=8, hard=solving(0.4)), group("b", solving(0.6), width=16)]
     with pytest.raises(UserError, match="b has no hard sets"):
-        ranked(groups, "hard")
-    assert [each.name for each, _ in ranked(groups)] == ["b", "a"]
+        rank(groups, "hard")
+    assert [each.name for each, _ in rank(groups)] == ["b", "a"]
 
 
 def test_the_table_tells_apart_what_differs_and_nothing_else():
@@ -182,8 +182,8 @@ def test_the_table_of_hard_sets_has_their_numbers():
 def test_several_seeds_have_a_mean_a_deviation_and_an_interval_of_the_mean():
     text = ranking([group("a", solving(0.5), solving(0.6), solving(0.7)), group("b", solving(0.1), width=8)])
     assert "| 3 | **60.00 ± 10.00** | 55.13 – 64.68 |" in text
-    assert mean_and_std(np.array([0.5])) == "50.00"
-    assert duration(89) == "89 s"
+    assert format_mean(np.array([0.5])) == "50.00"
+    assert format_duration(89) == "89 s"
 
 
 def test_a_time_says_its_threads_in_the_head_where_they_agree_else_in_each_cell():

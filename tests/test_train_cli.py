@@ -17,7 +17,7 @@ from common.synthetic import make_store
 from train.checkpoint import load_head
 from train.cli import main
 from train.config import Config
-from train.log.plan import planned_configs
+from train.log.plan import plan_configs
 
 TINY = [
     "head.width=16",
@@ -222,9 +222,7 @@ def test_the_configs_of_the_experiments_load(config):
     plan = tomllib.loads(config.read_text()).get("plan")
     assert Config.load(config)
     if plan:
-        assert len(planned_configs(config)) >= len(
-            [*plan.get("runs", []), *plan.get("once", []), *plan.get("splits", [])]
-        )
+        assert len(plan_configs(config)) >= len([*plan.get("runs", []), *plan.get("once", []), *plan.get("splits", [])])
 
 
 def test_what_a_killed_log_left_is_removed(tmp_path):

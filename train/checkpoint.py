@@ -21,7 +21,7 @@ from common.files import write_bytes
 from common.schema import from_dict, to_toml
 from train.config import Config
 from train.experiment import require_same
-from train.loop import Progress, build_optimizer
+from train.loop import RunState, build_optimizer
 from train.methods import build_method
 from train.methods.base import Method
 from train.report.schema import Epoch
@@ -41,7 +41,7 @@ KINDS = {
 }
 
 
-def save_checkpoint(path: Path, config: Config, input_dim: int, store_identity: str, progress: Progress) -> None:
+def save_checkpoint(path: Path, config: Config, input_dim: int, store_identity: str, state: RunState) -> None:
     """Write {format, config, input_dim, store_identity, head, history, model, optimizer} atomically, sealed.
 
     `head` is the best head's state; `model` and `optimizer` are None in the checkpoint of a finished run.
@@ -51,14 +51,14 @@ def save_checkpoint(path: Path, config: Config, input_dim: int, store_identity: 
         "config": to_toml(config),
         "input_dim": input_dim,
         "store_identity": store_identity,
-        "head": progress.best,
-        "history": progress.history,
-        "model": progress.model,
-        "optimizer": progress.optimizer,
+        "head": state.best,
+        "history": state.history,
+        "model": state.model,
+        "optimizer": state.optimizer,
     }
     buffer = io.BytesIO()  # into memory: torch.save reports a full disk as something else
     torch.save(content, buffer)
-    write_bytes(path, sealed(buffer.getvalue()))
+    write_bytes(path, seal(buffer.getvalue()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path} ({(error.strerror or str(error)).lower()})") from error
     try:
-        content = torch.load(io.BytesIO(unsealed(data)), map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(unseal(data)), map_location="cpu", weights_only=True)
         version = dict(content)["format"]
     except Exception as error:  # whatever zipfile and torch raise for a file that is not their own
         raise _damaged(path, str(error).split("\n", 1)[0]) from error
@@ -102,13 +102,13 @@ def load_head(path: Path | str) -> Method:
     raise _foreign(path)
 
 
-def progress_of(path: Path, config: Config, store_identity: str) -> Progress:
+def load_state(path: Path, config: Config, store_identity: str) -> RunState:
     """The progress of the run whose checkpoint is at `path`; a new one where there is none.
 
     Raises UserError when the run was begun with another config or another store.
     """
     if not path.is_file():
-        return Progress()
+        return RunState()
     content = load_checkpoint(path)
     if content["store_identity"] != store_identity:
         raise UserError(
@@ -120,20 +120,20 @@ def progress_of(path: Path, config: Config, store_identity: str) -> Progress:
         raise _damaged(path, "it has more epochs than its config")
     if content["model"] is None and 0 < len(content["history"]) < config.training.epochs:
         raise _damaged(path, "its run is not finished, and what is needed to go on is not in it")
-    return Progress(content["history"], content["head"], content["model"], content["optimizer"])
+    return RunState(content["history"], content["head"], content["model"], content["optimizer"])
 
 
-def require_fitting(path: Path, progress: Progress, config: Config, input_dim: int, classes: int) -> None:
-    """Raise UserError unless the states in `progress` are of the method that the config builds."""
-    if not progress.history:
+def require_fitting(path: Path, state: RunState, config: Config, input_dim: int, classes: int) -> None:
+    """Raise UserError unless the states in `state` are of the method that the config builds."""
+    if not state.history:
         return
     method = build_method(config, input_dim, classes)
-    states = [progress.best] if progress.model is None else [progress.best, progress.model]
+    states = [state.best] if state.model is None else [state.best, state.model]
     built = _layout(method.state_dict())
-    fits = all(_layout(state) == built for state in states)
-    if fits and progress.optimizer:
+    fits = all(_layout(weights) == built for weights in states)
+    if fits and state.optimizer:
         wanted = build_optimizer(method, config).state_dict()["param_groups"][0]
-        fits = _optimizer_fits(progress.optimizer, wanted, [parameter.shape for parameter in method.parameters()])
+        fits = _optimizer_fits(state.optimizer, wanted, [parameter.shape for parameter in method.parameters()])
     if not fits:
         raise _foreign(path)
 
@@ -143,13 +143,13 @@ def config_of(content: dict[str, Any], path: Path) -> Config:
     return from_dict(Config, tomllib.loads(content["config"]), f"the config of {path}")
 
 
-def sealed(archive: bytes) -> bytes:
+def seal(archive: bytes) -> bytes:
     """A zip file's bytes with the digest of all of them in its comment."""
     body = archive[:-2] + struct.pack("<H", SEAL_BYTES)
     return body + SEAL + hashlib.sha256(body).hexdigest().encode()
 
 
-def unsealed(data: bytes) -> bytes:
+def unseal(data: bytes) -> bytes:
     """The zip file in the bytes of a checkpoint. Raises ValueError for damaged bytes."""
     body, seal = data[:-SEAL_BYTES], data[-SEAL_BYTES:]
     if seal != SEAL + hashlib.sha256(body).hexdigest().encode():
@@ -170,8 +170,8 @@ def _wrong(content: Any) -> str:
         if not known:
             return f"its record of epoch {number} is not what it should be"
     for key in ("head", "model"):
-        state = content[key]
-        if state is not None and any(not isinstance(k, str) or not isinstance(v, Tensor) for k, v in state.items()):
+        part = content[key]
+        if part is not None and any(not isinstance(k, str) or not isinstance(v, Tensor) for k, v in part.items()):
             return f'its "{key}" holds what is no tensor'
     if (content["model"] is None) != (content["optimizer"] is None):
         return "it has only one of model and optimizer"

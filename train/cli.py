@@ -9,6 +9,8 @@ from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
 from common.errors import UserError
 from common.files import Busy, exclusive
+from common.markdown import report_stale
+from common.progress import say
 from common.store import FeatureStore
 from train.config import RECOMMENDED, Config
 
@@ -51,10 +53,10 @@ def fit_command(
         config = replace(config, data=replace(config.data, classes=parse_classes(classes)))
     store = FeatureStore.open(store_path)
 
-    from train.fit import default_run, fit
+    from train.fit import choose_run_folder, fit
 
-    run = run_path or default_run(config, config_path, store)
-    fit(config, store, run, _say)
+    run = run_path or choose_run_folder(config, config_path, store)
+    fit(config, store, run, say)
     click.echo(run)
 
 
@@ -88,22 +90,22 @@ def phase(
     each takes the next run that is free. With --ray each run is a task on a cluster, whose nodes see the same paths.
     """
     from train.fit import fit
-    from train.log.plan import planned_runs
+    from train.log.plan import plan_runs
 
     cluster = asked_for(ray, cpus_per_worker, gpus_per_worker)
-    planned = planned_runs(config_path, [FeatureStore.open(path) for path in store_paths], root, overrides, only)
+    planned = plan_runs(config_path, [FeatureStore.open(path) for path in store_paths], root, overrides, only)
     if cluster is not None:
         from train.log.cluster import fit_on_cluster
 
-        fit_on_cluster(planned, cluster, _say)
+        fit_on_cluster(planned, cluster, say)
         click.echo(planned[0].path.parent)
         return
     for number, run in enumerate(planned, 1):
-        _say(f"run {number} of {len(planned)}: {run.path}")
+        say(f"run {number} of {len(planned)}: {run.path}")
         try:
-            fit(run.config, run.store, run.path, _say)
+            fit(run.config, run.store, run.path, say)
         except Busy as busy:
-            _say(busy.message)
+            say(busy.message)
     click.echo(planned[0].path.parent)
 
 
@@ -115,12 +117,12 @@ def compare(paths: tuple[Path, ...], hard: bool) -> None:
 
     A RUN is a run folder, or a report.json. Runs that differ in their seed only are taken together.
     """
-    from train.log.runs import each_of, groups_of, load_run, marked
+    from train.log.runs import group_runs, join_values, load_run, mark_arithmetic
     from train.log.tables import ranking
 
-    groups = groups_of(map(load_run, paths))
-    click.echo(ranking(marked(groups), "hard" if hard else "test"))
-    if used := each_of([group for group in groups if group.first.history], lambda report: report.arithmetic_used):
+    groups = group_runs(map(load_run, paths))
+    click.echo(ranking(mark_arithmetic(groups), "hard" if hard else "test"))
+    if used := join_values([group for group in groups if group.first.history], lambda report: report.arithmetic_used):
         click.echo(f"Training was computed in {used}.")
 
 
@@ -143,9 +145,7 @@ def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
             for line in collect(root, experiments):
                 click.echo(line, err=True)
             stale = rebuild(experiments, readme, check)
-    for path in stale:
-        click.echo(f"{'stale' if check else 'rewritten'}: {path}", err=True)
-    raise SystemExit(bool(check and stale))
+    report_stale(stale, check)
 
 
 def parse_classes(text: str) -> tuple[str, ...]:
@@ -173,7 +173,3 @@ def parse_classes(text: str) -> tuple[str, ...]:
     if not names:
         raise UserError(f"{path} names no class: write one a line")
     return names
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

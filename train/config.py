@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from common.errors import UserError, unknown_name
 from common.schema import flatten, from_dict, override_keys, read_toml
-from train.registry import METHODS, is_trained, method_class, parameters_of
+from train.registry import METHODS, is_trained, list_parameters, load_method_class
 
 RECOMMENDED = Path(__file__).with_name("recommended.toml")  # the config of `train fit` without one
 PLAN = "plan"  # the table of a config file that belongs to `train.log.plan`
@@ -151,8 +151,8 @@ class Config(Struct, frozen=True):
 
 def find_unused(config: Config) -> dict[str, Any]:
     """Return the settings, with their values, that the method does not use and that are not at their defaults."""
-    parameters, training = parameters_of(config.method), config.training
-    used = {f"{method_class(config.method).settings}.{name}" for name in parameters}
+    parameters, training = list_parameters(config.method), config.training
+    used = {f"{load_method_class(config.method).settings}.{name}" for name in parameters}
     used |= {"method", "training.seed", "training.device", "training.evaluation_batch_size"}
     if is_trained(config.method):
         used |= {f"training.{name}" for name in training.__struct_fields__}
@@ -175,5 +175,5 @@ def require_effective(config: Config, written: Iterable[str]) -> None:
             raise UserError(f'{key}={value} does nothing for the method "{method}" with these settings: leave it out')
     if is_trained(method) and not training.set_loss:
         rule = f'more than 0 where there is no loss on classes ("{method}", training.class_loss={training.class_loss})'
-        learns_classes = bool(training.class_loss) and "classes" in parameters_of(method)
+        learns_classes = bool(training.class_loss) and "classes" in list_parameters(method)
         _require(learns_classes, "training.set_loss", rule, training.set_loss)

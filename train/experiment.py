@@ -47,7 +47,7 @@ def key(config: Config, store_identity: str, apart: Sequence[str] = SEEDS) -> st
     return canonical_json([kept, store_identity])
 
 
-def short_digest(config: Config, store_identity: str) -> str:
+def digest_config(config: Config, store_identity: str) -> str:
     """Eight hexadecimal digits for the default name of a run: equal for the same experiment with the same seeds."""
     anywhere = replace(config, training=replace(config.training, device="auto"))
     return sha256_text(to_toml(anywhere) + store_identity)[:8]

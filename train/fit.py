@@ -7,12 +7,13 @@ from typing import Any
 from common.command_line import keeping
 from common.errors import UserError
 from common.files import clear_up_folder, exclusive, write_text
+from common.progress import is_quiet
 from common.schema import to_toml
 from common.store import FeatureStore
-from train.checkpoint import progress_of, require_fitting, save_checkpoint
+from train.checkpoint import load_state, require_fitting, save_checkpoint
 from train.config import Config
-from train.experiment import require_same, short_digest
-from train.loop import Progress, train
+from train.experiment import digest_config, require_same
+from train.loop import RunState, train
 from train.report.schema import Report
 from train.report.write import summary, write_report
 from train.run_folder import FILES, RunFolder
@@ -36,44 +37,45 @@ def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print) 
         return _train(folder, config, store, say)
 
 
-def default_run(config: Config, config_path: Path | None, store: FeatureStore) -> Path:
+def choose_run_folder(config: Config, config_path: Path | None, store: FeatureStore) -> Path:
     """A folder for each experiment: another config or another store never meets the run of this one."""
     name = "recommended" if config_path is None else config_path.resolve().parent.name
-    return Path("runs") / f"{name}-seed{config.training.seed}-{short_digest(config, store.identity_sha256)}"
+    return Path("runs") / f"{name}-seed{config.training.seed}-{digest_config(config, store.identity_sha256)}"
 
 
 def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Report:
-    progress = _begun(run, config, store)
+    state = _load_state(run, config, store)
     if run.is_done and not run.missing():  # another process completed it in this very moment
         return _report_again(run, config, store, say)
     if run.is_done:
         run.done.unlink()  # it declares files that are missing: they are made again
     task = prepare(store, config.data)
-    require_fitting(run.checkpoint, progress, config, task.feature_dim, len(task.train.classes))
+    require_fitting(run.checkpoint, state, config, task.feature_dim, len(task.train.classes))
     write_text(run.config, to_toml(config))
-    if progress.history:
-        say(f"going on with {run.path} after epoch {len(progress.history)}")
-        run.write_metrics(progress.history)  # a kill may have come between the checkpoint and these
-    kept = len(progress.history)
+    if state.history:
+        say(f"going on with {run.path} after epoch {len(state.history)}")
+        run.write_metrics(state.history)  # a kill may have come between the checkpoint and these
+    kept = len(state.history)
 
-    def save(progress: Progress) -> None:
+    def save(state: RunState) -> None:
         nonlocal kept
-        _save(run, config, store, task, progress)
-        kept = len(progress.history)
-        say(_epoch_line(progress.history[-1]))
+        _save(run, config, store, task, state)
+        kept = len(state.history)
+        if not is_quiet():
+            say(_format_epoch(state.history[-1]))
 
     with keeping(lambda: f"{kept} of {config.training.epochs} epochs are saved in {run.path}"):
-        model = train(config, task, progress, save)
-        report = write_report(run, config, store, task, model, progress.history)
-        _save(run, config, store, task, Progress(progress.history, progress.best))
+        model = train(config, task, state, save)
+        report = write_report(run, config, store, task, model, state.history)
+        _save(run, config, store, task, RunState(state.history, state.best))
         run.mark_done()
     say(summary(report))
     return report
 
 
-def _begun(run: RunFolder, config: Config, store: FeatureStore) -> Progress:
+def _load_state(run: RunFolder, config: Config, store: FeatureStore) -> RunState:
     """What the folder has of this run already. Raises UserError where it is of another run, of two, or of none."""
-    progress = progress_of(run.checkpoint, config, store.identity_sha256)
+    state = load_state(run.checkpoint, config, store.identity_sha256)
     there = [name for name in FILES if (run.path / name).is_file()]
     if run.config.is_file():
         require_same(run.path, run.read_config(), config)
@@ -81,22 +83,22 @@ def _begun(run: RunFolder, config: Config, store: FeatureStore) -> Progress:
         raise UserError(
             f"{run.path} holds what is no run ({', '.join(there)} without config.toml): choose another --run"
         )
-    return progress
+    return state
 
 
-def _save(run: RunFolder, config: Config, store: FeatureStore, task: Task, progress: Progress) -> None:
-    save_checkpoint(run.checkpoint, config, task.feature_dim, store.identity_sha256, progress)
-    run.write_metrics(progress.history)
+def _save(run: RunFolder, config: Config, store: FeatureStore, task: Task, state: RunState) -> None:
+    save_checkpoint(run.checkpoint, config, task.feature_dim, store.identity_sha256, state)
+    run.write_metrics(state.history)
 
 
 def _report_again(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Report:
-    _begun(run, config, store)
+    _load_state(run, config, store)
     report = run.finished_report()
     say(f"complete: {run.path}\n{summary(report)}")
     return report
 
 
-def _epoch_line(record: dict[str, Any]) -> str:
+def _format_epoch(record: dict[str, Any]) -> str:
     return (
         f"epoch {record['epoch']:3d}  train loss {record['train_loss']:.4f}  "
         f"val loss {record['val_loss']:.4f}  val top-1 {100 * record['val_top1']:.2f} %"

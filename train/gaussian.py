@@ -1,8 +1,20 @@
-"""Classes as Gaussians of one covariance, from features as they are: what a store of any classes says of new ones."""
+"""The two-covariance model: class means ~ N(mean, B), images ~ N(class mean, W), of one W for all classes.
 
+Features are normalised, W and B estimated and made diagonal, W = 1 and B = diag(λ). In these coordinates
+`log_density_ratio` scores the items of a set, and `log_likelihood_ratio` images against classes. (Ioffe, *Probabilistic
+Linear Discriminant Analysis*, 2006)
+
+n images · D features · C classes · K coordinates · λ = `ratio`
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from scipy.linalg import eigh
+from scipy.sparse import csc_array
+from torch import Tensor
 
 from common.errors import UserError
 
@@ -11,11 +23,20 @@ SHRINKAGE = 0.3
 SMALLEST = 1e-6
 ROWS_AT_A_TIME = 1 << 13
 
+Array = TypeVar("Array", np.ndarray, Tensor)
+Read = Callable[[slice], np.ndarray]  # rows → their features (m, D); all that is computed of them is of their dtype
+
 
 def compress(features: np.ndarray, power: float = POWER) -> np.ndarray:
-    """sign(x) |x| ** power of features (n, D), float32."""
+    """Return sign(x) |x| ** power of features (n, D), float32."""
     features = np.asarray(features, np.float32)
     return np.sign(features) * np.abs(features) ** np.float32(power)
+
+
+def normalise_length(x: Array) -> Array:
+    """Return vectors (…, D) of length √D in the same directions."""
+    length = (x * x).sum(-1)[..., None] ** 0.5
+    return x * (x.shape[-1] ** 0.5 / length.clip(min=SMALLEST))
 
 
 @dataclass(frozen=True)
@@ -27,23 +48,21 @@ class Normaliser:
 
     @classmethod
     def fit(cls, features: np.ndarray) -> "Normaliser":
-        """The mean and the deviation of these features; 1 where nothing varies."""
+        """Measure the mean and the deviation of these features; 1 where nothing varies."""
         roots = compress(features)
         std = roots.std(0)
         return cls(roots.mean(0), np.where(std > SMALLEST, std, 1.0).astype(np.float32))
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """(n, D) float32."""
-        x = (compress(features) - self.mean) / self.std
-        length = np.linalg.norm(x, axis=1, keepdims=True)
-        return x * (np.sqrt(x.shape[1], dtype=np.float32) / np.maximum(length, SMALLEST))
+        return normalise_length((compress(features) - self.mean) / self.std)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassSpace:
-    """The two-covariance model of `train.methods.plda`: class means ~ N(0, λ), images ~ N(class mean, 1).
+    """The model, fitted on images of known classes: how likely is it that another image is of one of these?
 
-    normaliser: what is done to features first. mean (D,), projection (D, K): to the coordinates where that holds.
+    normaliser: what is done to features first. mean (D,), projection (D, K): to the coordinates where W = 1.
     ratio (K,): λ. sums (C, K), counts (C,): of the images that it was fitted on, by class.
     """
 
@@ -56,9 +75,19 @@ class ClassSpace:
 
     @classmethod
     def fit(cls, features: np.ndarray, labels: np.ndarray, normaliser: Normaliser | None = None) -> "ClassSpace":
-        """Learn it from features (n, D) and labels (n,) in 0 … C - 1. Raises UserError where classes are too few."""
+        """Fit it on features (n, D) and labels (n,) in 0 … C - 1. Raises UserError where classes are too few."""
         normaliser = normaliser or Normaliser.fit(features)
-        return cls(normaliser, *two_covariances(normaliser(features), labels))
+        mean, projection, ratio, means = fit_two_covariances(lambda part: normaliser(features[part]), labels)
+        counts = np.bincount(labels)
+        sums = counts[:, None] * ((means - mean) @ projection)
+        return cls(
+            normaliser=normaliser,
+            mean=mean,
+            projection=projection.astype(np.float32),
+            ratio=ratio,
+            sums=sums,
+            counts=counts,
+        )
 
     def embed(self, features: np.ndarray) -> np.ndarray:
         """Features (n, D) → coordinates (n, K) float32."""
@@ -71,43 +100,82 @@ class ClassSpace:
         return log_likelihood_ratio(embedded, self.sums, self.counts, self.ratio)
 
 
-def two_covariances(
-    x: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of normalised features x (n, D) and labels (n,) in 0 … C - 1: what `ClassSpace` holds besides its normaliser.
+def fit_two_covariances(read: Read, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Fit the model on normalised features → mean (D,), projection (D, K), λ (K,), class means (C, D).
 
-    The within-class covariance is drawn towards its diagonal mean. There are at most C - 1 coordinates: others tell no
-    classes apart. Raises UserError where classes are too few, or do not differ.
+    labels: (n,) in 0 … C - 1. There are at most C - 1 coordinates: others tell no classes apart. Raises UserError where
+    classes are too few, or do not differ.
     """
-    from scipy.linalg import eigh  # here: it is slow to start
-
-    classes, counts = int(labels.max()) + 1, np.bincount(labels)
+    counts = np.bincount(labels)
     used = counts > 0
-    if used.sum() < 2 or len(x) <= used.sum():
+    if used.sum() < 2 or len(labels) <= used.sum():
         raise UserError("reference statistics need at least 2 classes of at least 2 images: give a larger store")
-    sums = np.zeros((classes, x.shape[1]))
-    order = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[order], np.flatnonzero(used))
-    sums[used] = np.add.reduceat(x[order].astype(np.float64), starts)
-    means = sums / np.maximum(counts, 1)[:, None]
-    residuals = x - means[labels].astype(np.float32)
-    within = (residuals.T @ residuals).astype(np.float64) / (len(x) - used.sum())
-    scale = np.trace(within) / len(within)
-    within = (1 - SHRINKAGE) * within + (SHRINKAGE * scale + SMALLEST) * np.eye(len(within))
-    between = np.cov(means[used].T) - within * np.mean(1 / counts[used])
-    ratio, projection = eigh(between, within)
+    within, means = estimate_within(read, labels, SHRINKAGE)
+    projection, ratio = diagonalise(within, means[used], counts[used])
     kept = ratio > SMALLEST
     if not kept.any():
         raise UserError("the classes of the reference do not differ in these features: give another store")
-    mean, projection = means[used].mean(0), projection[:, kept]
-    return mean, projection.astype(np.float32), ratio[kept], (sums - counts[:, None] * mean) @ projection, counts
+    return means[used].mean(0), projection[:, kept], ratio[kept], means
+
+
+def estimate_within(read: Read, labels: np.ndarray, shrinkage: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Estimate W (D, D), drawn towards its mean variance, and the class means (C, D), some rows at a time.
+
+    labels: (n,) in 0 … C - 1. shrinkage: how far it is drawn; None: as far as Ledoit and Wolf say (*A well-conditioned
+    estimator for large-dimensional covariance matrices*, 2004), as `sklearn.covariance.ledoit_wolf`.
+    """
+    n, counts = len(labels), np.bincount(labels)
+    parts = [slice(start, min(start + ROWS_AT_A_TIME, n)) for start in range(0, n, ROWS_AT_A_TIME)]
+    means = sum(_sum_by_class(read(part), labels[part], len(counts)) for part in parts)
+    means = means / np.maximum(counts, 1)[:, None]
+    scatter, fourth_powers = np.zeros((means.shape[1],) * 2), 0.0
+    for part in parts:
+        x = read(part)
+        x = x - means[labels[part]].astype(x.dtype)
+        scatter += x.T @ x
+        squares = (x * x).sum(1, dtype=np.float64)
+        fourth_powers += float(squares @ squares)
+    identity = np.eye(len(scatter))
+    if shrinkage is not None:
+        within = scatter / (n - (counts > 0).sum())
+        return (1 - shrinkage) * within + (shrinkage * np.diag(within).mean() + SMALLEST) * identity, means
+    within = scatter / n
+    scale, squared = np.diag(within).mean(), (within**2).sum()
+    distance = squared - len(within) * scale**2  # from scale · 1, squared
+    error = (fourth_powers / n - squared) / n
+    shrinkage = min(error, distance) / distance if distance > 0 else 0.0
+    return (1 - shrinkage) * within + shrinkage * scale * identity, means
+
+
+def diagonalise(within: np.ndarray, means: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the projection (D, D) to coordinates where W is 1, and the variances λ (D,) of the class means in them.
+
+    means: (C, D), of counts (C,) images: they scatter by B, and by W / count since they are means.
+    """
+    between = np.cov(means.T) - within * np.mean(1 / counts)
+    ratio, projection = eigh(between, within)
+    return projection, ratio.clip(min=0)
+
+
+def log_density_ratio(x: Tensor, ratio: Tensor) -> Tensor:
+    """Return log p(item alone, the others of one class), up to a constant of the set, of x (B, S, K) → (B, S).
+
+    n images of one class with the sum s have log-density ½ Σ λ s² / (1 + n λ) + (what does not depend on how they are
+    grouped).
+    """
+    alone = ratio / (1 + ratio)
+    together = ratio / (1 + (x.shape[1] - 1) * ratio)
+    # Σ alone x² + together (s - x)², multiplied out: products of matrices instead of passes over all of x
+    total = x.sum(1, keepdim=True)
+    weighted = total * together
+    of_each = x.square() @ (alone + together) - 2 * (weighted @ x.transpose(1, 2)).squeeze(1)
+    return 0.5 * (of_each + (weighted * total).sum(-1))
 
 
 def log_likelihood_ratio(x: np.ndarray, sums: np.ndarray, counts: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """log p(x | the class of these images) - log p(x | another class), x (n, K) → (n, C).
+    """Return log p(x | the class of these images) - log p(x | another class), of x (n, K) → (n, C).
 
-    A class is known by the sum (C, K) and the number (C,) of its images, in coordinates where images are N(mean, 1)
-    around their class mean, and class means N(0, λ): so images of another class are N(0, 1 + λ).
+    sums (C, K), counts (C,): of the images by which a class is known. Those of another class are N(0, 1 + λ).
     """
     posterior = ratio / (1 + counts[:, None] * ratio)  # variance of what is still unknown of the class mean
     mean, variance = posterior * sums, 1 + posterior
@@ -115,3 +183,9 @@ def log_likelihood_ratio(x: np.ndarray, sums: np.ndarray, counts: np.ndarray, ra
     of_class = square @ (1 / variance).T - 2 * x @ (mean / variance).T + (mean**2 / variance + np.log(variance)).sum(1)
     of_another = square @ (1 / (1 + ratio)) + np.log1p(ratio).sum()
     return 0.5 * (of_another[:, None] - of_class)
+
+
+def _sum_by_class(x: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Sums (C, D) float64 of the rows of x (m, D), by their labels (m,)."""
+    ones, each = np.ones(len(x)), np.arange(len(x) + 1)
+    return csc_array((ones, labels, each), (classes, len(x))) @ x

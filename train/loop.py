@@ -1,7 +1,6 @@
 """The training loop: epochs of fresh sets, best-on-validation, resumable after any epoch."""
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,24 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from common.errors import UserError
 from common.machine import choose_arithmetic, choose_device
+from common.progress import Progress, say
 from common.shapes import check_shape
 from train.config import Config
 from train.methods import build_method
 from train.methods.base import Method, device_of
 from train.metrics import evaluate_scores
 from train.mixing import add_mixed_classes
-from train.sets import Sets, pairs_mostly_within, shared_batches, shared_steps, training_batches
+from train.sets import Sets, count_shared_steps, draw_batches, draw_shared_batches, pair_mostly_within
 from train.task import NO_CLASS, Inputs, Task
 
 RELEASE_EVERY = 2  # steps; so a large store takes no more memory than the rows that these touch, and their neighbours
 
 
 @dataclass
-class Progress:
+class RunState:
     """How far a run is: all that must be kept to go on with it.
 
     history: one record an epoch; `arithmetic` in it is what its forward passes were computed in. best: the method's
@@ -41,8 +40,8 @@ class Progress:
     optimizer: dict[str, Any] | None = None
 
 
-def train(config: Config, task: Task, progress: Progress, save: Callable[[Progress], None]) -> Method:
-    """Fit the method, train it from `progress` to the last epoch, and return it at its best epoch, on the device.
+def train(config: Config, task: Task, state: RunState, save: Callable[[RunState], None]) -> Method:
+    """Fit the method, train it from `state` to the last epoch, and return it at its best epoch, on the device.
 
     `save` is called after each epoch. Every epoch draws its sets, views and dropout from generators of its own, seeded
     by (seed, epoch): a resumed run needs no generator's state to equal one that was not interrupted. Raises UserError
@@ -53,16 +52,16 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
     model = build_method(config, task.feature_dim, len(task.train.classes))
     model.fit(task)
     if not model.learns:
-        progress.best = _copy(model.state_dict())
+        state.best = _copy(model.state_dict())
         return model
     if settings.precision == "bfloat16" and choose_arithmetic(settings.precision, device) != "bfloat16":
-        tqdm.write("bfloat16 is not faster than float32 on this machine: training in float32", file=sys.stderr)
+        say("bfloat16 is not faster than float32 on this machine: training in float32")
     model.to(device)
     optimizer = build_optimizer(model, config)
-    if progress.model and progress.optimizer:
-        model.load_state_dict(progress.model)
-        optimizer.load_state_dict(progress.optimizer)
-    for epoch in range(len(progress.history) + 1, settings.epochs + 1):
+    if state.model and state.optimizer:
+        model.load_state_dict(state.model)
+        optimizer.load_state_dict(state.optimizer)
+    for epoch in range(len(state.history) + 1, settings.epochs + 1):
         started = time.perf_counter()
         arithmetic = choose_arithmetic(settings.precision, device)
         record = {"epoch": epoch, **train_epoch(config, task, model, optimizer, epoch), "arithmetic": arithmetic}
@@ -70,14 +69,14 @@ def train(config: Config, task: Task, progress: Progress, save: Callable[[Progre
         val = evaluate(model, task, task.val, settings.evaluation_batch_size)
         record |= {"val_loss": val["loss"], "val_top1": val["top1"]}
         record["seconds"] = round(time.perf_counter() - started, 3)
-        if progress.best is None or val["top1"] > max(past["val_top1"] for past in progress.history):
-            progress.best = _copy(model.state_dict())
-        progress.history.append(record)
-        progress.model, progress.optimizer = model.state_dict(), optimizer.state_dict()
-        save(progress)
+        if state.best is None or val["top1"] > max(past["val_top1"] for past in state.history):
+            state.best = _copy(model.state_dict())
+        state.history.append(record)
+        state.model, state.optimizer = model.state_dict(), optimizer.state_dict()
+        save(state)
     best = build_method(config, task.feature_dim, len(task.train.classes))
-    assert progress.best is not None, "at least one epoch was trained"
-    best.load_state_dict(progress.best)
+    assert state.best is not None, "at least one epoch was trained"
+    best.load_state_dict(state.best)
     return best.to(device)
 
 
@@ -130,27 +129,28 @@ def train_epoch(
     sampling = (task.train, config.data.set_size, settings.batch_size)
     how = (_pairs(task, settings.hard_pairs), settings.without_anomaly)
     if settings.images_per_class:
-        batches = shared_batches(*sampling, settings.images_per_class, for_sets, *how)
-        steps = shared_steps(n, settings.batch_size)
+        batches = draw_shared_batches(*sampling, settings.images_per_class, for_sets, *how)
+        steps = count_shared_steps(n, settings.batch_size)
     else:
-        batches = training_batches(*sampling, for_sets, *how)
+        batches = draw_batches(*sampling, for_sets, *how)
         steps = math.ceil(n / settings.batch_size)
     warmup_steps = min(round(settings.warmup_epochs * steps), settings.epochs * steps)
     loss_sum, hits = torch.zeros((), device=device), torch.zeros((), device=device)
     sets, rate = 0, 0.0
-    bar = tqdm(batches, desc=f"epoch {epoch}/{settings.epochs}", total=steps, unit="step", disable=None, leave=False)
-    for number, batch in enumerate(bar, (epoch - 1) * steps + 1):
-        inputs = task.inputs(batch, for_views)
-        if settings.mixed_classes:
-            inputs = add_mixed_classes(inputs, settings.mixed_classes, for_mixing)
-        inputs = inputs.to(device)
-        rate = settings.learning_rate * learning_rate_factor(number, warmup_steps, settings.epochs * steps)
-        logits, loss = train_step(model, optimizer, inputs, rate, config)
-        if number % RELEASE_EVERY == 0:
-            task.store.release()
-        loss_sum += loss * len(logits)
-        hits += (logits.argmax(1) == inputs.target).sum()
-        sets += len(logits)
+    with Progress(steps, f"epoch {epoch} of {settings.epochs}", "steps") as progress:
+        for number, batch in enumerate(batches, (epoch - 1) * steps + 1):
+            inputs = task.inputs(batch, for_views)
+            if settings.mixed_classes:
+                inputs = add_mixed_classes(inputs, settings.mixed_classes, for_mixing)
+            inputs = inputs.to(device)
+            rate = settings.learning_rate * learning_rate_factor(number, warmup_steps, settings.epochs * steps)
+            logits, loss = train_step(model, optimizer, inputs, rate, config)
+            if number % RELEASE_EVERY == 0:
+                task.store.release()
+            loss_sum += loss * len(logits)
+            hits += (logits.argmax(1) == inputs.target).sum()
+            sets += len(logits)
+            progress.update()
     mean_loss = float(loss_sum) / sets
     if not math.isfinite(mean_loss):
         raise UserError(
@@ -203,7 +203,7 @@ def _pairs(task: Task, hard: float) -> np.ndarray | None:
         return None
     if task.superclass is None:
         raise UserError(f"training.hard_pairs={hard} needs super-classes, {task.store.path} has none: set it to 0")
-    return pairs_mostly_within(task.superclass[task.train.classes], hard)
+    return pair_mostly_within(task.superclass[task.train.classes], hard)
 
 
 def _copy(state: dict[str, Any]) -> dict[str, Any]:

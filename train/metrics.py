@@ -3,6 +3,8 @@
 from typing import Any
 
 import numpy as np
+from scipy.special import log_softmax
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from common.intervals import wilson_interval
 from common.shapes import check_shape
@@ -25,16 +27,12 @@ def top_k(scores: np.ndarray, target: np.ndarray, k: int) -> np.ndarray:
 
 def average_precision(scores: np.ndarray, target: np.ndarray) -> float:
     """Area under precision and recall of all B · S items, the anomalies being positive."""
-    from sklearn.metrics import average_precision_score
-
     _check(scores, target)
     return float(average_precision_score(_is_anomaly(scores, target).ravel(), scores.ravel()))
 
 
 def auroc(scores: np.ndarray, target: np.ndarray) -> float | None:
     """Area under the ROC curve of all B · S items; None where S = 1 leaves no inlier to compare with."""
-    from sklearn.metrics import roc_auc_score
-
     _check(scores, target)
     if scores.shape[1] == 1:
         return None
@@ -47,8 +45,6 @@ def evaluate_scores(scores: np.ndarray, target: np.ndarray) -> dict[str, Any]:
     Average precision and AUROC pool the items of all sets, by their probability within their set: logits of different
     sets have no common zero.
     """
-    from scipy.special import log_softmax  # here: it is slow to start
-
     _check(scores, target)
     log_probabilities = log_softmax(scores.astype(np.float64), axis=1)
     n = len(target)

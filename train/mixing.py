@@ -30,7 +30,7 @@ def add_mixed_classes(inputs: Inputs, number: int, generator: np.random.Generato
 
     labels = np.concatenate([inputs.labels.numpy(), np.repeat(real.classes.max() + 1 + np.arange(number), images)])
     index = ClassIndex.build(np.arange(len(labels)), labels)
-    sets = sample_sets(index, np.arange(len(labels)), labels, size, generator)
+    sets = sample_sets(index, np.argsort(index.rows), size, generator)
     return Inputs(
         torch.cat([features, mixed.flatten(0, 1)]),
         torch.cat([inputs.labels, torch.full((number * images,), NO_CLASS)]),

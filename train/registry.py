@@ -26,21 +26,21 @@ METHODS = {
 }
 
 
-def method_class(name: str) -> Any:
+def load_method_class(name: str) -> Any:
     """The class of a method (`train.methods.base.Method`), from its name in the config."""
     return pkgutil.resolve_name(METHODS[name])
 
 
-def parameters_of(name: str) -> tuple[str, ...]:
+def list_parameters(name: str) -> tuple[str, ...]:
     """The names of the parameters of a method's constructor: what it is made of, and so which settings it has."""
-    return tuple(inspect.signature(method_class(name)).parameters)
+    return tuple(inspect.signature(load_method_class(name)).parameters)
 
 
 def is_trained(name: str) -> bool:
     """Whether a method is trained by gradients; its settings are then in the config's table `head`."""
-    return method_class(name).settings == "head"
+    return load_method_class(name).settings == "head"
 
 
 def depends_on_seed(name: str) -> bool:
     """Whether a method's result changes with `training.seed`: it is trained, or it draws from a generator."""
-    return is_trained(name) or "seed" in parameters_of(name)
+    return is_trained(name) or "seed" in list_parameters(name)

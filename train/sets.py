@@ -82,22 +82,23 @@ def draw_distinct(generator: np.random.Generator, counts: np.ndarray, k: int) ->
 
 def sample_sets(
     index: ClassIndex,
-    anomaly_rows: np.ndarray,
-    anomaly_labels: np.ndarray,
+    anomalies: np.ndarray,
     set_size: int,
     generator: np.random.Generator,
     pairs: np.ndarray | None = None,
     without: float = 0.0,
 ) -> Sets:
-    """One set around each anomaly (B,): another class, S - 1 distinct images of it, and a position, all uniform.
+    """Draw a set around each anomaly: another class, S - 1 distinct images of it, and a position, all uniform.
+
+    anomalies: (B,) int64, their places in `index.rows`.
 
     In `without` of the sets, a part from 0 to 1, another image of that class takes the place of the anomaly, where it
     has one to spare. `pairs` (C, C) changes how the class of the inliers (column) is drawn for the anomaly's (row): its
     rows are probabilities, 0 on the diagonal. Raises UserError when a class of the index has fewer than S - 1 images.
     """
     _require_images(index, set_size - 1)
-    batch = len(anomaly_rows)
-    own = np.searchsorted(index.classes, anomaly_labels)
+    batch = len(anomalies)
+    own = np.searchsorted(index.starts, anomalies, "right") - 1
     if pairs is None:
         other = generator.integers(len(index.classes) - 1, size=batch)
         other += other >= own  # skips the anomaly's own class
@@ -108,7 +109,7 @@ def sample_sets(
     target = generator.integers(set_size, size=batch)
     rows = np.empty((batch, set_size), np.int64)
     rows[np.arange(set_size) != target[:, None]] = index.rows[index.starts[other][:, None] + drawn].ravel()
-    rows[np.arange(batch), target] = anomaly_rows
+    rows[np.arange(batch), target] = index.rows[anomalies]
     if without:
         spare = index.counts[other] - (set_size - 1)
         clean = (generator.random(batch) < without) & (spare > 0)
@@ -117,10 +118,10 @@ def sample_sets(
             another += another >= used
         rows[clean, target[clean]] = index.rows[(index.starts[other] + another)[clean]]
         target = np.where(clean, set_size, target)
-    return Sets(rows, target, index.classes[other], anomaly_labels)
+    return Sets(rows, target, index.classes[other], index.classes[own])
 
 
-def training_batches(
+def draw_batches(
     index: ClassIndex,
     set_size: int,
     batch_size: int,
@@ -134,16 +135,14 @@ def training_batches(
     `SAMPLED_AT_ONCE` sets: memory does not grow with them.
     """
     order = generator.permutation(len(index.rows))
-    labels = _labels(index)
     chunk = batch_size * max(1, SAMPLED_AT_ONCE // batch_size)
     for start in range(0, len(order), chunk):
-        chosen = order[start : start + chunk]
-        sets = sample_sets(index, index.rows[chosen], labels[chosen], set_size, generator, pairs, without)
+        sets = sample_sets(index, order[start : start + chunk], set_size, generator, pairs, without)
         for first in range(0, len(sets), batch_size):
             yield sets[first : first + batch_size]
 
 
-def shared_batches(
+def draw_shared_batches(
     index: ClassIndex,
     set_size: int,
     batch_size: int,
@@ -152,7 +151,7 @@ def shared_batches(
     pairs: np.ndarray | None = None,
     without: float = 0.0,
 ) -> Iterator[Sets]:
-    """An epoch as of `training_batches`, but the inliers of a batch are images of that batch, too.
+    """An epoch as of `draw_batches`, but the inliers of a batch are images of that batch, too.
 
     So a batch has as many images as sets, about `batch_size`, in groups of at least `images_per_class` and S - 1 of a
     class, that are spread evenly over the epoch. What is computed of an image serves all the sets that it is in.
@@ -166,7 +165,7 @@ def shared_batches(
         labels += [label] * number
         times.append((np.arange(number) + generator.random(number)) / number)
     order = np.argsort(np.concatenate(times))
-    for chosen in np.array_split(order, shared_steps(len(index.rows), batch_size)):
+    for chosen in np.array_split(order, count_shared_steps(len(index.rows), batch_size)):
         rows = np.concatenate([groups[i] for i in chosen])
         row_labels = np.concatenate([np.full(len(groups[i]), labels[i]) for i in chosen])
         if (row_labels == row_labels[0]).all():
@@ -176,24 +175,23 @@ def shared_batches(
             )
         batch = ClassIndex.build(rows, row_labels, index.names)
         among = None if pairs is None else pairs[np.ix_(*[np.searchsorted(index.classes, batch.classes)] * 2)]
-        yield sample_sets(batch, batch.rows, _labels(batch), set_size, generator, among, without)
+        yield sample_sets(batch, np.arange(len(rows)), set_size, generator, among, without)
 
 
-def shared_steps(images: int, batch_size: int) -> int:
-    """The number of batches that `shared_batches` makes of so many images."""
+def count_shared_steps(images: int, batch_size: int) -> int:
+    """The number of batches that `draw_shared_batches` makes of so many images."""
     return max(1, round(images / batch_size))
 
 
-def evaluation_sets(index: ClassIndex, set_size: int, seed: int, pairs: np.ndarray | None = None) -> Sets:
+def draw_evaluation_sets(index: ClassIndex, set_size: int, seed: int, pairs: np.ndarray | None = None) -> Sets:
     """Every row of the index once as the anomaly, in the order of the index; `seed` fixes the rest.
 
     With `pairs` (see `sample_sets`), only the rows of classes that have a partner.
     """
-    labels, rows = _labels(index), index.rows
+    anomalies = np.arange(len(index.rows))
     if pairs is not None:
-        paired = (pairs.sum(1) > 0)[np.searchsorted(index.classes, labels)]
-        labels, rows = labels[paired], rows[paired]
-    return sample_sets(index, rows, labels, set_size, np.random.default_rng(seed), pairs)
+        anomalies = np.flatnonzero(np.repeat(pairs.any(1), index.counts))
+    return sample_sets(index, anomalies, set_size, np.random.default_rng(seed), pairs)
 
 
 def sample_mixed_sets(
@@ -218,23 +216,23 @@ def sample_mixed_sets(
     return index.rows[np.take_along_axis(chosen, order, 1)], order < anomalies
 
 
-def pairs_within(groups: np.ndarray) -> np.ndarray:
+def pair_within(groups: np.ndarray) -> np.ndarray:
     """For `sample_sets`: only classes of the same group (C,) are paired, all equally often → (C, C) float64.
 
-    >>> pairs_within(np.array([0, 0, 1])).tolist()
+    >>> pair_within(np.array([0, 0, 1])).tolist()
     [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
     """
     same = (groups[:, None] == groups) & ~np.eye(len(groups), dtype=bool)
     return same / np.maximum(same.sum(1, keepdims=True), 1)
 
 
-def pairs_mostly_within(groups: np.ndarray, part: float) -> np.ndarray:
-    """For `sample_sets`: `part` of the pairs as of `pairs_within`, the rest of any two classes → (C, C) float64.
+def pair_mostly_within(groups: np.ndarray, part: float) -> np.ndarray:
+    """For `sample_sets`: `part` of the pairs as of `pair_within`, the rest of any two classes → (C, C) float64.
 
-    >>> pairs_mostly_within(np.array([0, 0, 1]), 0.5).tolist()
+    >>> pair_mostly_within(np.array([0, 0, 1]), 0.5).tolist()
     [[0.0, 0.75, 0.25], [0.75, 0.0, 0.25], [0.5, 0.5, 0.0]]
     """
-    within, any_two = pairs_within(groups), pairs_within(np.zeros_like(groups))
+    within, any_two = pair_within(groups), pair_within(np.zeros_like(groups))
     return np.where(within.any(1, keepdims=True), part * within + (1 - part) * any_two, any_two)
 
 
@@ -255,10 +253,6 @@ def split_validation(
     is_val = np.zeros(len(rows), bool)
     is_val[np.concatenate(held_out)] = True
     return np.sort(index.rows[~is_val]), np.sort(index.rows[is_val])
-
-
-def _labels(index: ClassIndex) -> np.ndarray:
-    return np.repeat(index.classes, index.counts)
 
 
 def _require_images(index: ClassIndex, needed: int, where: str = "") -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from common.errors import UserError, unknown_name
 from common.store import FeatureStore
 from train.config import DataConfig
-from train.sets import ClassIndex, Sets, evaluation_sets, pairs_within, split_validation
+from train.sets import ClassIndex, Sets, draw_evaluation_sets, pair_within, split_validation
 
 EVALUATION_SEEDS = {"val": 1, "test": 2, "hard": 3}
 ROWS_AT_A_TIME = 1 << 16
@@ -65,6 +65,15 @@ class Task:
     def feature_dim(self) -> int:
         """D."""
         return self.features.shape[2]
+
+    @property
+    def train_labels(self) -> np.ndarray:
+        """The class (n,) of each training image, 0 … C - 1, in the order of `train.rows`."""
+        return np.repeat(np.arange(len(self.train.classes)), self.train.counts)
+
+    def read_train(self, part: slice) -> np.ndarray:
+        """Features (m, D) float64 of some of `train.rows`, in view 0."""
+        return self.gather(self.train.rows[None, part])[0].double().numpy()
 
     def gather(self, rows: np.ndarray, views: np.ndarray | int = 0) -> Tensor:
         """Features of `rows` (B, S) in a view, or in a view per item (B, S) → (B, S, D) float32."""
@@ -126,7 +135,7 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
         ClassIndex.build(rows, labels[rows], store.class_names) for rows in (train_rows, val_rows, test_rows)
     )
     superclass = np.array(store.header["class_superclass"]) if store.header["class_superclass"] else None
-    pairs = None if superclass is None else pairs_within(superclass[test.classes])
+    pairs = None if superclass is None else pair_within(superclass[test.classes])
     hard = pairs is not None and pairs.any() and not config.shuffle_labels
     columns = store.feature_dim if config.layers == "all" else store.layers["last"]
     return Task(
@@ -135,9 +144,9 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
         train,
         val,
         test,
-        evaluation_sets(val, config.set_size, EVALUATION_SEEDS["val"]),
-        evaluation_sets(test, config.set_size, EVALUATION_SEEDS["test"]),
-        evaluation_sets(test, config.set_size, EVALUATION_SEEDS["hard"], pairs) if hard else None,
+        draw_evaluation_sets(val, config.set_size, EVALUATION_SEEDS["val"]),
+        draw_evaluation_sets(test, config.set_size, EVALUATION_SEEDS["test"]),
+        draw_evaluation_sets(test, config.set_size, EVALUATION_SEEDS["hard"], pairs) if hard else None,
         store.class_names,
         superclass,
         config.set_size,

@@ -7,7 +7,7 @@ import numpy as np
 
 from common.figures import BLUE, GREY, ORANGE, figure_of, save_figure
 from common.intervals import wilson_interval
-from train.log.runs import Group, machine_of
+from train.log.runs import Group, describe_machine
 
 # Lippe, UvA Deep Learning Tutorial 6: test top-1 with a ResNet34's features, and seconds of training
 ANCHORS = {"PyTorch": (94.30, 16 * 60 + 34), "JAX": (94.66, 3 * 60 + 45)}
@@ -63,7 +63,7 @@ def pace(groups: Sequence[Group], path: Path) -> None:
         for run in group.runs:
             seconds = np.cumsum([epoch.train_seconds for epoch in run.report.history])
             top1 = [100 * epoch.val_top1 for epoch in run.report.history]
-            label = f"{group.name}, {machine_of(group)}" if run is group.runs[0] else None
+            label = f"{group.name}, {describe_machine(group)}" if run is group.runs[0] else None
             axes.plot(seconds, top1, LINES[number // 10 % 4], color=colour, label=label, linewidth=1.2)
     for name, (anchor, taken) in ANCHORS.items():
         (star,) = axes.plot(taken, anchor, "*", color="black", ms=11)

@@ -4,12 +4,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
+
+import torch
 
 from common.cluster import AGAIN, Cluster, connected, nodes_of, reason_of
 from common.errors import UserError
 from common.files import Busy
 from common.store import FeatureStore
 from train.config import Config
+from train.fit import fit
 from train.log.plan import Planned
 
 TRIES = 3  # of a run whose node or process ends: each goes on after the last epoch that is kept
@@ -67,17 +71,11 @@ def _outcome(ray, task, run: Planned) -> Outcome:
 
 def _fit(config: Config, store: Path, path: Path, share: tuple[int, bool]) -> Outcome:
     """One run, in a process on a node."""
-    import ray
-
     threads, has_gpu = share
     if not has_gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # those of the node belong to others
-
-    import torch
-
-    from train.fit import fit
-
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # those of the node belong to others; torch has not looked yet
     torch.set_num_threads(threads)
+    ray = resolve_name("ray")  # an extra: only a worker is sure to have it
     node, lines = ray.get_runtime_context().get_node_id(), list[str]()
     try:
         fit(config, FeatureStore.open(store), path, lines.append)

@@ -45,7 +45,7 @@ class Phase(Config, frozen=True, kw_only=True):
     plan: Plan = Plan()
 
 
-def planned_configs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Config]:
+def plan_configs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Config]:
     """Return the config of each run of the phase at `path`, by "<name>-seed<seed>", all of a seed before the next.
 
     overrides: they hold for all runs, and win over what a row changes. Seeds are the plan's own.
@@ -91,7 +91,7 @@ class Planned:
     store: FeatureStore
 
 
-def planned_runs(
+def plan_runs(
     config_path: Path, stores: Sequence[FeatureStore], root: Path, overrides: Sequence[str] = (), only: str = "*"
 ) -> list[Planned]:
     """The runs of the phase at `config_path` whose name matches `only`, all of a seed before the next.
@@ -101,7 +101,7 @@ def planned_runs(
     folder = root / config_path.resolve().parent.name
     planned = [
         Planned(folder / (f"{name}@{store.path.stem}-seed{seed}" if len(stores) > 1 else full), config, store)
-        for full, config in planned_configs(config_path, overrides).items()
+        for full, config in plan_configs(config_path, overrides).items()
         for name, _, seed in [full.rpartition("-seed")]
         for store in stores
         if fnmatch(name, only)

@@ -8,18 +8,19 @@ own log.
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 from common.errors import UserError, unknown_name
 from common.files import write_text
+from common.markdown import fill_blocks, rewrite
 from train.experiment import differences
 from train.log.charts import CHARTS
-from train.log.plan import planned_configs
-from train.log.runs import Group, each_of, groups_of, load_run, marked
+from train.log.plan import plan_configs
+from train.log.runs import Group, group_runs, join_values, load_run, mark_arithmetic
 from train.log.tables import BLOCKS
 from train.run_folder import RunFolder
 
-BLOCK = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.S)
 MEASURED = re.compile(r"^# Measured: .*$", re.M)
 
 
@@ -31,7 +32,7 @@ def collect(runs: Path, experiments: Path) -> Iterator[str]:
     for config in sorted(experiments.glob("*/config.toml")):
         folder = config.parent
         finished = [path for path in sorted((runs / folder.name).glob("*")) if RunFolder(path).is_done]
-        plan = planned_configs(config) if finished else {}
+        plan = plan_configs(config) if finished else {}
         for path in finished:
             run = load_run(path)
             planned = plan.get(re.sub(r"@.*(?=-seed)", "", run.name))
@@ -58,19 +59,18 @@ def rebuild(experiments: Path, readme: Path, check: bool = False) -> list[Path]:
     if not experiments.is_dir():
         raise UserError(f"there is no folder {experiments}: give --experiments the folder of the log")
     groups = {
-        folder.name: groups_of([load_run(path) for path in sorted((folder / "runs").glob("*.json"))])
+        folder.name: group_runs([load_run(path) for path in sorted((folder / "runs").glob("*.json"))])
         for folder in sorted(experiments.iterdir())
         if folder.is_dir()
     }
     stale = []
     for path in [*sorted(experiments.glob("*/experiment_log.md")), experiments / "README.md", readme]:
-        if path.is_file():
-            found = path.read_text(encoding="utf-8")
-            made = _made(found, path, groups, check)
-            stale += _write(path, found, made, check)
+        make = partial(_make_block, path, groups, check)
+        if path.is_file() and rewrite(path, partial(fill_blocks, kind="generated", make=make), check):
+            stale.append(path)
     for path in sorted(experiments.glob("*/config.toml")):
-        found = path.read_text(encoding="utf-8")
-        stale += _write(path, found, MEASURED.sub(_measured(groups[path.parent.name]), found), check)
+        if rewrite(path, partial(MEASURED.sub, _describe_result(groups[path.parent.name])), check):
+            stale.append(path)
     return stale
 
 
@@ -93,37 +93,27 @@ def select(groups: dict[str, list[Group]], phase: str, patterns: list[str], wher
     return chosen
 
 
-def _made(text: str, path: Path, groups: dict[str, list[Group]], check: bool) -> str:
-    def block(found: re.Match) -> str:
-        name, *patterns = found[2].split()
-        if name not in BLOCKS:
-            raise unknown_name(f"block in {path}", name, BLOCKS)
-        chosen = marked(select(groups, path.parent.name, patterns, path))
-        if name in CHARTS and not check:
-            CHARTS[name](chosen, path.parent / f"{name}.png")
-        return f"{found[1]}{BLOCKS[name](chosen)}\n{found[3]}"
-
-    return BLOCK.sub(block, text)
+def _make_block(path: Path, groups: dict[str, list[Group]], check: bool, block: str) -> str:
+    """Make the content of "BLOCK PATTERN …" in the log at `path`, and its chart."""
+    name, *patterns = block.split()
+    if name not in BLOCKS:
+        raise unknown_name(f"block in {path}", name, BLOCKS)
+    chosen = mark_arithmetic(select(groups, path.parent.name, patterns, path))
+    if name in CHARTS and not check:
+        CHARTS[name](chosen, path.parent / f"{name}.png")
+    return BLOCKS[name](chosen)
 
 
-def _write(path: Path, found: str, made: str, check: bool) -> list[Path]:
-    if found == made:
-        return []
-    if not check:
-        write_text(path, made)
-    return [path]
-
-
-def _measured(groups: list[Group]) -> str:
+def _describe_result(groups: list[Group]) -> str:
     """The line in which a phase's config says what came of it."""
     if not groups:
         return "# Measured: nothing yet"
     reports = [run.report for group in groups for run in group.runs]
     best = max(groups, key=lambda group: (len(group.runs), group.top1().mean()))
     minutes = sum(report.seconds for report in reports) / 60
-    threads = each_of(groups, lambda report: report.hardware.threads)
+    threads = join_values(groups, lambda report: report.hardware.threads)
     return (
         f"# Measured: {len(reports)} runs, {minutes:.0f} min of {threads} thread(s) of "
-        f"{each_of(groups, lambda report: report.hardware.cpu)}; {best.name} {100 * best.top1().mean():.2f} % test "
+        f"{join_values(groups, lambda report: report.hardware.cpu)}; {best.name} {100 * best.top1().mean():.2f} % test "
         f"top-1, mean of {len(best.runs)}"
     )

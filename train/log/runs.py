@@ -95,7 +95,7 @@ class Group:
         return {found.sets_sha256 for found in self.measured(sets)}
 
 
-def groups_of(runs: Iterable[Run]) -> list[Group]:
+def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Group runs of one store, one arithmetic and one config but for its seeds, in the order of their first appearance.
 
     Where two of them have the same seeds, too, they are not two seeds of one experiment: their names keep them apart.
@@ -120,7 +120,7 @@ def groups_of(runs: Iterable[Run]) -> list[Group]:
     return [Group(members[0].stem, tuple(sorted(members, key=lambda run: run.seeds))) for members in groups]
 
 
-def marked(groups: Sequence[Group]) -> list[Group]:
+def mark_arithmetic(groups: Sequence[Group]) -> list[Group]:
     """The same groups, their arithmetic in their names where it is not the same for all that were trained."""
     if len({group.first.arithmetic_used for group in groups} - {""}) < 2:
         return list(groups)
@@ -130,16 +130,16 @@ def marked(groups: Sequence[Group]) -> list[Group]:
     ]
 
 
-def each_of(groups: Iterable[Group], of: Callable[[Report], Any]) -> str:
+def join_values(groups: Iterable[Group], of: Callable[[Report], Any]) -> str:
     """What all runs of the groups have of something, each value once."""
     return ", ".join(sorted({str(of(run.report)) for group in groups for run in group.runs}))
 
 
-def machine_of(group: Group) -> str:
+def describe_machine(group: Group) -> str:
     """Where a group was trained, as far as it decides over the time that this took."""
 
     def machine(report: Report) -> str:
         found = report.hardware
         return found.gpu or f"{found.threads} thread{'s' * (found.threads > 1)}"
 
-    return each_of([group], machine)
+    return join_values([group], machine)

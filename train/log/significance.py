@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 
 from common.errors import UserError
 from train.log.runs import Group
@@ -34,8 +35,6 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
     >>> mcnemar(np.array([1, 1, 1, 1, 1, 0]) > 0, np.array([0, 0, 0, 0, 0, 0]) > 0)
     (5, 0, 0.0625)
     """
-    from scipy.stats import binomtest  # here: it is slow to start
-
     only_first, only_second = int((first & ~second).sum()), int((~first & second).sum())
     n = only_first + only_second
     return only_first, only_second, float(binomtest(only_first, n).pvalue) if n else 1.0
@@ -71,7 +70,7 @@ def differences(pairs: Sequence[tuple[Group, Group]], sets: str = "test") -> lis
     ]
 
 
-def ranked(groups: Sequence[Group], sets: str = "test") -> list[tuple[Group, Difference | None]]:
+def rank(groups: Sequence[Group], sets: str = "test") -> list[tuple[Group, Difference | None]]:
     """The groups from the highest mean top-1 down, each with its difference from the next one.
 
     Raises UserError where they were not measured on the same sets.

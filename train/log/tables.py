@@ -6,13 +6,23 @@ Some show a chart of their own name, which `train.log.charts` draws.
 from collections.abc import Callable
 
 import numpy as np
+from scipy.stats import chisquare
 
 from common.errors import UserError
 from common.markdown import markdown_table
 from train.log.charts import ANCHORS
-from train.log.columns import Column, Groups, duration, gaps, mean_and_std, percent_range, rows_of, table
-from train.log.runs import Group, each_of
-from train.log.significance import differences, ranked, require_same_sets
+from train.log.columns import (
+    Column,
+    Groups,
+    format_duration,
+    format_mean,
+    format_range,
+    make_gap_columns,
+    make_rows,
+    table,
+)
+from train.log.runs import Group, join_values
+from train.log.significance import differences, rank, require_same_sets
 
 TESTED = (
     "Each row is compared with {} on the same sets by McNemar's exact test; of several seeds, the pair with the "
@@ -27,10 +37,10 @@ def comparison(groups: Groups) -> str:
 
 def ranking(groups: Groups, sets: str = "test") -> str:
     """The groups from the best down, and a sentence on which neighbours cannot be told apart."""
-    order = ranked(groups, sets)
+    order = rank(groups, sets)
     groups, found = [group for group, _ in order], [gap for _, gap in order]
     quality = ["top-1 %", "95 % interval", "top-5 %", "average precision", "AUROC", "training"]
-    changes = gaps(groups, found, "above the next, points")
+    changes = make_gap_columns(groups, found, "above the next, points")
     pairs = zip(groups, groups[1:], found, strict=False)
     same = [f"{a.name} and {b.name}" for a, b, gap in pairs if gap and not gap.real]
     verdict = f" Not told apart from each other: {'; '.join(same)}." if same else " Each is really above the next."
@@ -51,7 +61,7 @@ def ablation(groups: Groups) -> str:
     """What each change makes of the first of the groups, on the test sets and on the hard ones."""
     base, *changed = groups
     require_same_sets(groups)
-    changes = gaps(groups, [None, *differences([(group, base) for group in changed])], "change, points")
+    changes = make_gap_columns(groups, [None, *differences([(group, base) for group in changed])], "change, points")
     text = table(groups, ["method", "seeds", "top-1 %", *changes, "hard sets, top-1 %", "training"])
     return f"{text}\n\nn = {base.first.test.n:,} test sets each. {TESTED.format(base.name)}"
 
@@ -79,7 +89,9 @@ def pace(groups: Groups) -> str:
 
     in_all = Column("seconds in all", lambda group: f"{group.mean(lambda report: report.train_seconds):.1f}")
     text = table(groups, ["method", "seeds", "machine", *map(reached, (0.90, 0.92, 0.94, 0.95)), in_all])
-    anchors = [f"{top1:.2f} % test top-1 in {duration(seconds)} ({name})" for name, (top1, seconds) in ANCHORS.items()]
+    anchors = [
+        f"{top1:.2f} % test top-1 in {format_duration(seconds)} ({name})" for name, (top1, seconds) in ANCHORS.items()
+    ]
     return (
         f"![Validation top-1 over the seconds of training](pace.png)\n\n{text}\n\n"
         "Seconds of training, without validation, until validation top-1 first reached the level; mean of the seeds. "
@@ -97,11 +109,11 @@ def sizes(groups: Groups) -> str:
         def cell(group: Group) -> str:
             if size not in group.first.other_sets.set_size:
                 return "–"
-            return mean_and_std(group.values(lambda report: report.other_sets.set_size[size].top1))
+            return format_mean(group.values(lambda report: report.other_sets.set_size[size].top1))
 
         return Column(f"S = {size}", cell)
 
-    head, *rows = rows_of(groups, ["method", *map(top1, known)])
+    head, *rows = make_rows(groups, ["method", *map(top1, known)])
     text = markdown_table([head, ["chance", *(f"{100 / int(size):.1f}" for size in known)], *rows])
     n = max(found.n for _, found in measured)
     return f"{text}\n\nTop-1 % by set size S, n = {n:,} sets each; every head was trained at one size."
@@ -153,7 +165,7 @@ def failures(groups: Groups) -> str:
             first = getattr(found, key)
             if first.n:
                 top1 = group.values(lambda report, key=key: getattr(report.failures, key).top1)  # type: ignore[misc]
-                rows.append([name, f"{first.n:,}", mean_and_std(top1), percent_range(first.top1_interval)])
+                rows.append([name, f"{first.n:,}", format_mean(top1), format_range(first.top1_interval)])
         parts.append(markdown_table(rows))
     for by_class, name in ((found.by_set_class, "set class"), (found.by_anomaly_class, "anomaly class")):
         worst = sorted(by_class.items(), key=lambda item: item[1])[:5]
@@ -185,8 +197,6 @@ def attention(groups: Groups) -> str:
 
 def positions(groups: Groups) -> str:
     """Whether the anomaly's position in the evaluation sets is uniform."""
-    from scipy.stats import chisquare  # here: it is slow to start
-
     rows: dict[str, list[str]] = {}
     for group in groups:
         for sets in ("val", "test", "hard"):
@@ -200,8 +210,8 @@ def positions(groups: Groups) -> str:
 def twins(groups: Groups) -> str:
     """Results with and without the test images that are in the training split, too."""
     columns = [
-        Column("top-1 %", lambda group: mean_and_std(group.top1())),
-        Column("without twins %", lambda group: mean_and_std(group.values(lambda report: report.without_twins.top1))),
+        Column("top-1 %", lambda group: format_mean(group.top1())),
+        Column("without twins %", lambda group: format_mean(group.values(lambda report: report.without_twins.top1))),
         Column("without n", lambda group: f"{group.first.without_twins.n:,}"),
     ]
     images = groups[0].first.without_twins.images
@@ -223,15 +233,15 @@ def provenance(groups: Groups) -> str:
     """The weights, the machine and the versions behind the runs."""
 
     def version(name: str) -> str:
-        return each_of(groups, lambda report: report.versions[name])
+        return join_values(groups, lambda report: report.versions[name])
 
     return (
-        f"{each_of(groups, lambda report: report.store.backbone)} at "
-        f"{each_of(groups, lambda report: report.store.image_size)} pixels, weights of SHA-256 "
-        f"{each_of(groups, lambda report: report.store.weights_sha256[:8])}…; "
-        f"{each_of(groups, lambda report: report.hardware.cpu)}, "
-        f"{each_of(groups, lambda report: report.hardware.device)}, "
-        f"{each_of(groups, lambda report: report.hardware.threads)} thread(s) a run; torch {version('torch')}, "
+        f"{join_values(groups, lambda report: report.store.backbone)} at "
+        f"{join_values(groups, lambda report: report.store.image_size)} pixels, weights of SHA-256 "
+        f"{join_values(groups, lambda report: report.store.weights_sha256[:8])}…; "
+        f"{join_values(groups, lambda report: report.hardware.cpu)}, "
+        f"{join_values(groups, lambda report: report.hardware.device)}, "
+        f"{join_values(groups, lambda report: report.hardware.threads)} thread(s) a run; torch {version('torch')}, "
         f"torchvision {version('torchvision')}, numpy {version('numpy')}, Python {version('python')}."
     )
 

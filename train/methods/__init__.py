@@ -5,7 +5,7 @@ from msgspec.structs import asdict
 
 from train.config import Config
 from train.methods.base import Method
-from train.registry import method_class, parameters_of
+from train.registry import list_parameters, load_method_class
 
 
 def build_method(config: Config, input_dim: int, classes: int = 0) -> Method:
@@ -15,9 +15,9 @@ def build_method(config: Config, input_dim: int, classes: int = 0) -> Method:
     classes: number of training classes, for methods that know classes.
     The state of torch's generators is left as it was.
     """
-    cls, seed = method_class(config.method), config.training.seed
+    cls, seed = load_method_class(config.method), config.training.seed
     known = asdict(getattr(config, cls.settings)) | {"input_dim": input_dim, "classes": classes, "seed": seed}
     known["set_size"] = config.data.set_size
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return cls(**{name: known[name] for name in parameters_of(config.method)})
+        return cls(**{name: known[name] for name in list_parameters(config.method)})

@@ -131,7 +131,7 @@ class Standardise(nn.Module):
         return (x - self.mean) / self.std
 
 
-def standardise_or_not(input_dim: int, wanted: bool) -> nn.Module:
+def make_standardise(input_dim: int, wanted: bool) -> nn.Module:
     """A `Standardise`, or the identity."""
     return Standardise(input_dim) if wanted else nn.Identity()
 
@@ -176,12 +176,12 @@ def mlp(input_dim: int, hidden: int, output_dim: int, dropout: float) -> nn.Sequ
     )
 
 
-def feed_forward_part(width: int, hidden: int, dropout: float) -> nn.Sequential:
+def make_feed_forward(width: int, hidden: int, dropout: float) -> nn.Sequential:
     """The feed-forward part of a Transformer layer, (…, W) → (…, W)."""
     return nn.Sequential(Linear(width, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, width))
 
 
-def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+def compute_attention(query: Tensor, key: Tensor) -> Tensor:
     """softmax(q kᵀ / √d) of queries (B, heads, Q, d) and keys (B, heads, K, d) → (B, heads, Q, K).
 
     By hand: on a CPU, sets of ten were measured faster so than with torch's fused attention.

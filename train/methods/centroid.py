@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from train.methods.base import Method, standardise_or_not
+from train.methods.base import Method, make_standardise
 
 
 class Centroid(Method):
@@ -19,13 +19,13 @@ class Centroid(Method):
     def __init__(self, input_dim: int, metric: str, leave_one_out: bool, standardise: bool):
         super().__init__(input_dim)
         self.metric, self.leave_one_out = metric, leave_one_out
-        self.standardise = standardise_or_not(input_dim, standardise)
+        self.standardise = make_standardise(input_dim, standardise)
 
     def compare(self, encoded: Tensor) -> Tensor:
-        return distance_from_centre(self.standardise(encoded), self.metric, self.leave_one_out)
+        return measure_distance(self.standardise(encoded), self.metric, self.leave_one_out)
 
 
-def distance_from_centre(x: Tensor, metric: str, leave_one_out: bool = True) -> Tensor:
+def measure_distance(x: Tensor, metric: str, leave_one_out: bool = True) -> Tensor:
     """The distance of each item of x (B, S, D) from the mean of its set, or of the other items → (B, S)."""
     if metric == "cosine":
         x = functional.normalize(x, dim=-1)

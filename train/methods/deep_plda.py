@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from train.methods.base import Linear, Method, mlp, standardise_or_not
-from train.methods.plda import log_density_ratio
+from train.gaussian import log_density_ratio
+from train.methods.base import Linear, Method, make_standardise, mlp
 
 
 class DeepPLDA(Method):
@@ -17,7 +17,7 @@ class DeepPLDA(Method):
 
     def __init__(self, input_dim: int, classes: int, width: int, hidden: int, dropout: float, standardise: bool):
         super().__init__(input_dim)
-        self.standardise = standardise_or_not(input_dim, standardise)
+        self.standardise = make_standardise(input_dim, standardise)
         self.layers = mlp(input_dim, hidden, width, dropout)
         self.log_ratio = nn.Parameter(torch.zeros(width))
         self.classifier = Linear(width, classes)

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.methods.base import Dropout, Linear, Method, standardise_or_not
+from train.methods.base import Dropout, Linear, Method, make_standardise
 
 
 class DeepSets(Method):
@@ -11,7 +11,7 @@ class DeepSets(Method):
 
     def __init__(self, input_dim: int, width: int, layers: int, feed_forward: int, dropout: float, standardise: bool):
         super().__init__(input_dim)
-        self.standardise = standardise_or_not(input_dim, standardise)
+        self.standardise = make_standardise(input_dim, standardise)
         self.embed = Linear(input_dim, width)
         self.layers = nn.Sequential(*(EquivariantLayer(width, feed_forward, dropout) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.methods.base import Method, standardise_or_not
+from train.methods.base import Method, make_standardise
 
 
 class NearestNeighbours(Method):
@@ -18,7 +18,7 @@ class NearestNeighbours(Method):
     def __init__(self, input_dim: int, neighbours: int, metric: str, standardise: bool):
         super().__init__(input_dim)
         self.neighbours, self.metric = neighbours, metric
-        self.standardise = standardise_or_not(input_dim, standardise)
+        self.standardise = make_standardise(input_dim, standardise)
 
     def compare(self, encoded: Tensor) -> Tensor:
         x = self.standardise(encoded)

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from train.methods.base import Dropout, Linear, Method, standardise_or_not
+from train.methods.base import Dropout, Linear, Method, make_standardise
 
 
 class FlatMLP(Method):
@@ -12,7 +12,7 @@ class FlatMLP(Method):
     def __init__(self, input_dim: int, set_size: int, hidden: int, dropout: float, standardise: bool):
         super().__init__(input_dim)
         self.set_size = set_size
-        self.standardise = standardise_or_not(input_dim, standardise)
+        self.standardise = make_standardise(input_dim, standardise)
         self.layers = nn.Sequential(
             Linear(set_size * input_dim, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, set_size)
         )

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.gaussian import ROWS_AT_A_TIME, SMALLEST, Normaliser, two_covariances
+from train.gaussian import Normaliser, fit_two_covariances, log_density_ratio, normalise_length
 from train.methods.base import Method
-from train.methods.plda import log_density_ratio
 from train.task import Task
 
 
@@ -40,24 +39,23 @@ class NormalisedPLDA(Method):
         normaliser = Normaliser.fit(task.gather(index.rows[None])[0].numpy())
         self.mean, self.std = torch.from_numpy(normaliser.mean), torch.from_numpy(normaliser.std)
         views = range(len(task.features))
-        rows = [index.rows[start : start + ROWS_AT_A_TIME] for start in range(0, len(index.rows), ROWS_AT_A_TIME)]
-        x = [
-            torch.stack([self._normalised(task.gather(part[None], view)[0]) for view in views]).mean(0) for part in rows
-        ]
-        labels = np.repeat(np.arange(len(index.classes)), index.counts)
-        mean, projection, ratio, _, _ = two_covariances(torch.cat(x).numpy(), labels)
+
+        def read(part: slice) -> np.ndarray:
+            of_views = [self._normalise(task.gather(index.rows[None, part], view)[0]) for view in views]
+            return torch.stack(of_views).mean(0).numpy()
+
+        mean, projection, ratio, _ = fit_two_covariances(read, task.train_labels)
         parts = (projection, mean @ projection, ratio)
         padded = (functional.pad(torch.from_numpy(part).float(), (0, self.input_dim - len(ratio))) for part in parts)
         self.projection, self.shift, self.ratio = padded
 
     def encode(self, features: Tensor) -> Tensor:
         """Features (…, D) → coordinates (…, D) in which images are N(class mean, 1); 0 where classes do not differ."""
-        return self._normalised(features) @ self.projection - self.shift
+        return self._normalise(features) @ self.projection - self.shift
 
     def compare(self, encoded: Tensor) -> Tensor:
         return log_density_ratio(encoded, self.ratio)
 
-    def _normalised(self, features: Tensor) -> Tensor:
+    def _normalise(self, features: Tensor) -> Tensor:
         """As `train.gaussian.Normaliser`, on any device."""
-        x = (features.sign() * features.abs().sqrt() - self.mean) / self.std
-        return x * (x.shape[-1] ** 0.5 / x.norm(dim=-1, keepdim=True).clamp(min=SMALLEST))
+        return normalise_length((features.sign() * features.abs().sqrt() - self.mean) / self.std)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from train.methods.base import Dropout, Linear, Method, attention_weights, feed_forward_part, standardise_or_not
+from train.methods.base import Dropout, Linear, Method, compute_attention, make_feed_forward, make_standardise
 
 
 class SetTransformer(Method):
@@ -25,7 +25,7 @@ class SetTransformer(Method):
         standardise: bool,
     ):
         super().__init__(input_dim)
-        self.standardise = standardise_or_not(input_dim, standardise)
+        self.standardise = make_standardise(input_dim, standardise)
         self.embed = Linear(input_dim, width)
         blocks = [
             InducedSetAttention(width, heads, feed_forward, inducing, dropout) for _ in range(max(1, layers // 2))
@@ -64,12 +64,12 @@ class AttentionBlock(nn.Module):
         self.query = Linear(width, width)
         self.key_value = Linear(width, 2 * width)
         self.output = Linear(width, width)
-        self.feed_forward = feed_forward_part(width, hidden, dropout)
+        self.feed_forward = make_feed_forward(width, hidden, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         query = self.query(self.query_norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = self.key_value(self.key_norm(y)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        found = attention_weights(query, key) @ value
+        found = compute_attention(query, key) @ value
         x = x + self.dropout(self.output(found.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))

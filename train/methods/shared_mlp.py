@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from train.methods.base import Dropout, Linear, Method, standardise_or_not
+from train.methods.base import Dropout, Linear, Method, make_standardise
 
 
 class SharedMLP(Method):
@@ -10,7 +10,7 @@ class SharedMLP(Method):
 
     def __init__(self, input_dim: int, hidden: int, dropout: float, standardise: bool):
         super().__init__(input_dim)
-        self.standardise = standardise_or_not(input_dim, standardise)
+        self.standardise = make_standardise(input_dim, standardise)
         self.layers = nn.Sequential(Linear(input_dim, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, 1))
 
     def compare(self, encoded: Tensor) -> Tensor:

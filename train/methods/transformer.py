@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from common.shapes import check_shape
-from train.methods.base import Dropout, Linear, Method, attention_weights, feed_forward_part, standardise_or_not
+from train.methods.base import Dropout, Linear, Method, compute_attention, make_feed_forward, make_standardise
 
 
 class AnomalyTransformer(Method):
@@ -19,7 +19,7 @@ class AnomalyTransformer(Method):
         self, input_dim: int, width: int, layers: int, heads: int, feed_forward: int, dropout: float, standardise: bool
     ):
         super().__init__(input_dim)
-        self.standardise = standardise_or_not(input_dim, standardise)
+        self.standardise = make_standardise(input_dim, standardise)
         self.embed = Linear(input_dim, width)
         self.layers = nn.Sequential(*(EncoderLayer(width, heads, feed_forward, dropout) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
@@ -54,7 +54,7 @@ class EncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, dropout)
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = feed_forward_part(width, hidden, dropout)
+        self.feed_forward = make_feed_forward(width, hidden, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,4 +86,4 @@ class SelfAttention(nn.Module):
     def weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """softmax(q kᵀ / √d) (B, heads, S, S) and the values (B, heads, S, d) of an input (B, S, W)."""
         query, key, value = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return attention_weights(query, key), value
+        return compute_attention(query, key), value

@@ -79,12 +79,12 @@ def contrast(scores: np.ndarray) -> np.ndarray:
     return scores.max(1) - np.median(scores, 1)
 
 
-def log_odds_of_any(scores: np.ndarray) -> np.ndarray:
+def compute_log_odds_of_any(scores: np.ndarray) -> np.ndarray:
     """log p(an item is the anomaly) / p(none is) of sets (n, S) whose scores are log-odds against "none" → (n,)."""
     return np.logaddexp.reduce(scores, 1)
 
 
-STATISTICS = {"contrast": contrast, "log-odds": log_odds_of_any}
+STATISTICS = {"contrast": contrast, "log-odds": compute_log_odds_of_any}
 
 
 def _best_accuracy(
@@ -104,10 +104,9 @@ def _auroc(without: np.ndarray, found: np.ndarray) -> float:
 
 def _measure_size(model: Method, task: Task, size: int, batch_size: int) -> Proportion:
     index = task.test_images
-    labels = np.repeat(index.classes, index.counts)
-    some = np.linspace(0, len(labels) - 1, min(MOST_SETS, len(labels))).astype(int)
-    generator = np.random.default_rng([SEED, size])
-    sets = sample_sets(index, index.rows[some], labels[some], size, generator)
+    n = len(index.rows)
+    some = np.linspace(0, n - 1, min(MOST_SETS, n)).astype(int)
+    sets = sample_sets(index, some, size, np.random.default_rng([SEED, size]))
     scores = predict_rows(model, task, sets.rows, batch_size).numpy()
     return proportion(top_k(scores, sets.target, 1))
 

@@ -1,22 +1,20 @@
 """Pictures of a run: its learning curves, what the head attends to, and its most confident mistakes.
 
 K sets drawn · S set_size · H, W height and width of an image
-
-matplotlib is imported where it is used, since it is slow to start.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from common.figures import BLUE, GREEN, GREY, ORANGE, RED, figure_of, save_figure
 from train.report.schema import Epoch
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 TILE = 0.95  # inches that one image of a strip takes
 LEGEND = "green frame: anomaly  ·  red dashed frame: wrong pick  ·  ▲ the model's pick  ·  % its probabilities"
@@ -26,8 +24,6 @@ Array = NDArray[Any]
 
 def plot_curves(history: Sequence[Epoch], path: Path, set_size: int) -> None:
     """Loss and top-1 over the epochs, for training and validation; the best validation epoch is marked."""
-    from matplotlib.ticker import MaxNLocator
-
     figure = figure_of(10, 4.2)
     epochs = [entry.epoch for entry in history]
     best = max(history, key=lambda entry: entry.val_top1)
@@ -117,10 +113,8 @@ def plot_mistakes(
     save_figure(figure, path)
 
 
-def _draw_strip(axes: "Axes", pictures: Array | None, probabilities: Array, target: int) -> None:
+def _draw_strip(axes: Axes, pictures: Array | None, probabilities: Array, target: int) -> None:
     """One set in a line: S images (or their numbers), frames, and the probabilities beneath."""
-    from matplotlib.patches import Rectangle
-
     picked = int(probabilities.argmax())
     for position, probability in enumerate(probabilities):
         if pictures is None:
@@ -148,17 +142,17 @@ def _names(set_size: int, names: tuple[str, str]) -> str:
     return f"{set_size - 1} × {inlier}, 1 × {anomaly}"
 
 
-def _title(axes: "Axes", text: str) -> None:
+def _title(axes: Axes, text: str) -> None:
     # A class may be called "$": its name is no formula.
     axes.set_title(text, fontsize=11, loc="left", pad=3, parse_math=False)
 
 
-def _heading(figure: "Figure", text: str) -> None:
+def _heading(figure: Figure, text: str) -> None:
     figure.suptitle(text, fontsize=14)
     figure.supxlabel(LEGEND, fontsize=9, color=GREY)
 
 
-def _message(text: str) -> "Figure":
+def _message(text: str) -> Figure:
     figure = figure_of(6, 2)
     figure.text(0.5, 0.5, text, fontsize=16, color=GREY, ha="center", va="center")
     return figure
