@@ -93,7 +93,7 @@ def ceiling(rows: int, batch_size: int, cpus_per_worker: int) -> None:
     from extract.reading import Unreadable, names_of
     from extract.sources import ImageSource, Split
 
-    store_partial._reserve = lambda file, size: os.truncate(file, size)
+    store_partial.reserve = lambda file, size: os.truncate(file, size)
     store_partial.StoreWriter._require_space = lambda self, needed: None
     cluster.Worker = Zeros
     cluster.digests_seen = lambda source: {}

@@ -35,7 +35,7 @@ def sparse_store(path, monkeypatch):
         "name_offsets": zeros(N + 1, dtype="<i8"),
     }
     monkeypatch.setattr(store_writer, "block_digests", digests_of_zeros)
-    around, _ = store_writer._around(make_header(100, 512, precision="bfloat16"), arrays)
+    around, _ = store_writer._build_metadata(make_header(100, 512, precision="bfloat16"), arrays)
     with path.open("wb") as file:
         for offset, piece in sorted(around.items()):
             file.seek(offset)
