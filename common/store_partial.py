@@ -11,18 +11,16 @@ import os
 import shutil
 from collections.abc import Callable
 from io import FileIO
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from common.files import LOCK, canonical_json, exclusive, write_text, writing_to
+from common.files import LOCK, canonical_json, exclusive, sha256_text, write_text, writing_to
 from common.store import FeatureStore
-from common.store_format import ArrayPlace, read_at
-from common.store_journal import journal_line, read_content, read_journal, write_content
-from common.store_writer import Layout, complete_store, places_of, write_all
+from common.store_format import read_at
+from common.store_writer import Layout, complete_store, places_of, reserve, row_offsets, write_all
 
 KIND = 3  # goes up when something else is in the folder
 FILE, KEPT = "store.h5", "kept.h5"
@@ -40,13 +38,13 @@ def read_progress(store: Path) -> tuple[int, int] | None:
     plan = read_plan(store)
     if not plan:
         return None
-    journal = read_journal(partial_folder(store) / "journal.jsonl", plan["n"], plan["batch_size"])
+    journal = _read_journal(partial_folder(store) / "journal.jsonl", plan["n"], plan["batch_size"])
     return sum(stop - start for start, (stop, _) in journal.items()), plan["n"]
 
 
 def read_plan(store: Path) -> dict[str, Any]:
     """The plan of a store under way, or {} when none is, or it is damaged."""
-    return read_content(partial_folder(store)).get("plan", {})
+    return _read_content(partial_folder(store)).get("plan", {})
 
 
 def clear_up(store: FeatureStore) -> None:
@@ -59,7 +57,7 @@ def clear_up(store: FeatureStore) -> None:
         folder = partial_folder(store.path)
         if leftovers:
             with exclusive(folder, "another process makes it", store.path):
-                content = read_content(folder)  # nothing can be gone on with where there is no plan
+                content = _read_content(folder)  # nothing can be gone on with where there is no plan
                 made = store.header["provenance"]["request"]
                 if not content or {**content["plan"].get("request", {}), "fingerprint": content["source"]} == made:
                     _clear(folder)
@@ -87,15 +85,15 @@ class StoreWriter:
         self._places = places_of(layout)
         self._content: dict[str, Any] = {"version": KIND, "plan": plan, "layout": layout, "source": source}
         with writing_to(target):
-            begun = read_content(self.folder)
-            self.discarded = self._why_unusable(begun)
+            previous = _read_content(self.folder)
+            self.discarded = self._why_unusable(previous)
             if self.discarded is not None:
                 self._begin()
-            self.moved = self.discarded is None and begun["source"] != source
+            self.moved = self.discarded is None and previous["source"] != source
             self._file = (self.folder / FILE).open("r+b", buffering=0)
             # An array, because the memory must not grow with the work
             self._digests = np.zeros((-(-plan["n"] // plan["batch_size"]), 32), np.uint8)
-            for start, (stop, digest) in read_journal(self._journal, plan["n"], plan["batch_size"]).items():
+            for start, (stop, digest) in _read_journal(self._journal, plan["n"], plan["batch_size"]).items():
                 if self._digest(self._read(start, stop)) == digest:
                     self._note(start, digest)
             self._write_journal()
@@ -120,7 +118,7 @@ class StoreWriter:
                 self._note(start, bytes(32).hex())
         with writing_to(self.target):
             self._write_journal()
-            write_content(self.folder, self._content)
+            _write_content(self.folder, self._content)
         self.moved = False
 
     def write(self, start: int, batch: dict[str, np.ndarray]) -> None:
@@ -130,13 +128,13 @@ class StoreWriter:
         with writing_to(self.target):
             for name, part in parts.items():
                 for offset, rows in zip(
-                    _offsets(name, self._places[name], start), part if name == "features" else [part], strict=True
+                    row_offsets(name, self._places[name], start), part if name == "features" else [part], strict=True
                 ):
                     self._file.seek(offset)
                     write_all(self._file, rows)
             digest = self._digest({name: part.tobytes() for name, part in parts.items()})
             with self._journal.open("a", encoding="utf-8") as journal:
-                journal.write(journal_line(start, stop, digest))
+                journal.write(_journal_line(start, stop, digest))
         self._note(start, digest)
 
     def array(self, name: str) -> np.ndarray:
@@ -181,22 +179,22 @@ class StoreWriter:
             with (self.folder / KEPT).open("wb", buffering=0) as file:
                 for name, place in places.items():
                     array = self.array(name) if name == "features" else self.array(name)[None]
-                    for view, offset in zip(array, _offsets(name, place, 0), strict=True):
+                    for view, offset in zip(array, row_offsets(name, place, 0), strict=True):
                         file.seek(offset)
                         for start in range(0, len(rows), ROWS):
                             write_all(file, view[rows[start : start + ROWS]])
         return KEPT, layout
 
-    def _why_unusable(self, begun: dict[str, Any]) -> str | None:
+    def _why_unusable(self, previous: dict[str, Any]) -> str | None:
         """Why the folder cannot be gone on with, "" where there is nothing in it, None where it can."""
-        if not begun:
+        if not previous:
             there = self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - {LOCK}
             return "is damaged" if there else ""
         wanted = json.loads(canonical_json(self._content))
-        if begun["plan"] != wanted["plan"]:
-            keys = sorted(set(begun["plan"]) | set(wanted["plan"]))
-            return "had another " + ", ".join(k for k in keys if begun["plan"].get(k) != wanted["plan"].get(k))
-        if {**begun, "source": ""} != {**wanted, "source": ""}:
+        if previous["plan"] != wanted["plan"]:
+            keys = sorted(set(previous["plan"]) | set(wanted["plan"]))
+            return "had another " + ", ".join(k for k in keys if previous["plan"].get(k) != wanted["plan"].get(k))
+        if {**previous, "source": ""} != {**wanted, "source": ""}:
             return "is of another version"
         path = self.folder / FILE
         if not path.is_file() or path.stat().st_size < self._stop:
@@ -212,8 +210,8 @@ class StoreWriter:
         _clear(self.folder)
         self._require_space(self._stop + BESIDE * self._content["plan"]["n"])
         with (self.folder / FILE).open("wb") as file:
-            _reserve(file.fileno(), self._stop)
-        write_content(self.folder, self._content)  # last: a folder with a plan has all its files
+            reserve(file.fileno(), self._stop)
+        _write_content(self.folder, self._content)  # last: a folder with a plan has all its files
 
     def _require_space(self, needed: int) -> None:
         if needed > shutil.disk_usage(self.folder).free:
@@ -225,7 +223,7 @@ class StoreWriter:
         parts = {}
         for name in self._layout:
             ranges = zip(
-                _offsets(name, self._places[name], start), _offsets(name, self._places[name], stop), strict=True
+                row_offsets(name, self._places[name], start), row_offsets(name, self._places[name], stop), strict=True
             )
             parts[name] = b"".join(_read_or_nothing(self._file, a, b - a) for a, b in ranges)
         return parts
@@ -234,7 +232,7 @@ class StoreWriter:
         return hashlib.sha256(b"".join(parts[name] for name in self._layout)).hexdigest()
 
     def _write_journal(self) -> None:
-        write_text(self._journal, "".join(journal_line(a, b, self._noted(a)) for a, b in self.done.items()))
+        write_text(self._journal, "".join(_journal_line(a, b, self._noted(a)) for a, b in self.done.items()))
 
     def _starts(self, written: bool) -> list[int]:
         return (np.flatnonzero(self._digests.any(1) == written) * self._content["plan"]["batch_size"]).tolist()
@@ -249,19 +247,48 @@ class StoreWriter:
         return self._digests[start // self._content["plan"]["batch_size"]].tobytes().hex()
 
 
+def _read_content(folder: Path) -> dict[str, Any]:
+    """What plan.json says, {} where it is missing or not what was written."""
+    try:
+        sealed = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        content = sealed["content"]
+        return content if sealed["sha256"] == sha256_text(canonical_json(content)) else {}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {}
+
+
+def _write_content(folder: Path, content: dict[str, Any]) -> None:
+    sealed = {"content": content, "sha256": sha256_text(canonical_json(content))}
+    write_text(folder / "plan.json", canonical_json(sealed))
+
+
+def _read_journal(journal: Path, n: int, batch_size: int) -> dict[int, tuple[int, str]]:
+    """The batches {start: (stop, digest)} that a journal notes; a line that is no batch of the plan is passed over."""
+    found = {}
+    try:
+        lines = journal.read_bytes().splitlines()
+    except OSError:
+        return {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            start, stop, digest = entry["start"], entry["stop"], entry["sha256"]
+        except (ValueError, TypeError, KeyError, RecursionError):  # such as the line that a kill cut off
+            continue
+        if type(start) is int and start in range(0, n, batch_size) and stop == min(start + batch_size, n):
+            found[start] = int(stop), digest
+    return found
+
+
+def _journal_line(start: int, stop: int, digest: str) -> str:
+    return canonical_json({"start": start, "stop": stop, "sha256": digest}) + "\n"
+
+
 def _read_or_nothing(file: FileIO, offset: int, size: int) -> bytes:
     try:
         return read_at(file, offset, size)
     except OSError:  # its digest then tells that it must be made again
         return b""
-
-
-def _offsets(name: str, place: ArrayPlace, row: int) -> list[int]:
-    """Where a row of an array begins in the file, for each view."""
-    views = place.shape[0] if name == "features" else 1
-    n, *rest = place.shape[1:] if name == "features" else place.shape
-    width = prod(rest) * np.dtype(place.dtype).itemsize
-    return [place.offset + (view * n + row) * width for view in range(views)]
 
 
 def _clear(folder: Path) -> None:
@@ -270,12 +297,3 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name != LOCK:  # `exclusive` removes it and the empty folder, when nobody else can hold it
             path.unlink()
-
-
-def _reserve(file: int, size: int) -> None:
-    # A full disk shows now, before hours of work
-    if hasattr(os, "posix_fallocate"):
-        with contextlib.suppress(NotImplementedError):
-            os.posix_fallocate(file, 0, size)
-            return
-    os.truncate(file, size)

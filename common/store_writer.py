@@ -3,10 +3,12 @@
 The HDF5 library may report a write error where nobody hears it, when it frees its objects. It never touches the disk.
 """
 
+import contextlib
 import hashlib
 import io
 import os
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +45,10 @@ def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarr
     the key, when header or arrays are not as the specification says.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    around, places = _around(header, arrays)
+    metadata, places = _build_metadata(header, arrays)
     with atomic_path(target) as temporary, temporary.open("wb", buffering=0) as file:
-        _write(file, {**around, **{places[name].offset: array for name, array in arrays.items()}})
-        _read_back(temporary, target, around[0])
+        _write(file, {**metadata, **{places[name].offset: array for name, array in arrays.items()}})
+        _read_back(temporary, target, metadata[0])
 
 
 def complete_store(
@@ -58,30 +60,49 @@ def complete_store(
     """
     places = places_of(there)
     mapped = {name: np.memmap(path, place.dtype, "r", place.offset, place.shape) for name, place in places.items()}
-    around, found = _around(header, {**mapped, **arrays})
+    metadata, found = _build_metadata(header, {**mapped, **arrays})
     if any(found[name] != place for name, place in places.items()):
         raise ValueError(f"the arrays must lie where they are, at {places}, got {found}")
     del mapped
     with writing_to(target):
         with path.open("r+b", buffering=0) as file:
-            _write(file, {**around, **{found[name].offset: array for name, array in arrays.items()}})
-        _read_back(path, target, around[0])
+            _write(file, {**metadata, **{found[name].offset: array for name, array in arrays.items()}})
+        _read_back(path, target, metadata[0])
         path.replace(target)
         flush_folder(target.parent)
 
 
 def places_of(layout: Layout) -> dict[str, ArrayPlace]:
     """Where arrays of `BATCHED` lie in a store, whatever else is in it."""
-    return _draw_up("{}", layout)[2]
+    return _build_hdf5("{}", layout)[2]
 
 
-def _around(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[dict[int, Any], dict[str, ArrayPlace]]:
-    """All of the file that is no array's, by its offset, the first block at 0; and the places of the arrays."""
+def row_offsets(name: str, place: ArrayPlace, row: int) -> list[int]:
+    """Where a row of an array begins in the file, for each view."""
+    views = place.shape[0] if name == "features" else 1
+    n, *rest = place.shape[1:] if name == "features" else place.shape
+    width = prod(rest) * np.dtype(place.dtype).itemsize
+    return [place.offset + (view * n + row) * width for view in range(views)]
+
+
+def reserve(file: int, size: int) -> None:
+    """Have the disk keep room for `size` bytes of an open file: a full one shows now, before hours of work."""
+    if hasattr(os, "posix_fallocate"):
+        with contextlib.suppress(NotImplementedError):
+            os.posix_fallocate(file, 0, size)
+            return
+    os.truncate(file, size)
+
+
+def _build_metadata(
+    header: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> tuple[dict[int, Any], dict[str, ArrayPlace]]:
+    """Return the bytes of everything except the arrays, as {file offset: bytes}, and the place of each array."""
     blocks = {name: block_digests(array) for name, array in arrays.items()}
     sealed = {"identity_sha256": identity_digest(header["identity"]), "block_bytes": BLOCK_BYTES, "blocks": blocks}
     text = canonical_json({**header, **sealed})
     layout = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
-    memory, header_offset, places = _draw_up(text, layout)
+    memory, header_offset, places = _build_hdf5(text, layout)
     size = memory.seek(0, os.SEEK_END)
     check_schema(parse_json(text.encode(), "the header"), places)
     pieces = {start: memory.read_at(start, stop - start) for start, stop in gaps(places, size)}
@@ -102,8 +123,8 @@ def name_arrays(names: Sequence[str]) -> dict[str, np.ndarray]:
     }
 
 
-def _draw_up(text: str, layout: Layout) -> tuple["_SparseFile", int, dict[str, ArrayPlace]]:
-    """The file as HDF5 wants it, without the arrays' bytes; the offset of the header, and the places of the arrays."""
+def _build_hdf5(text: str, layout: Layout) -> tuple["_SparseFile", int, dict[str, ArrayPlace]]:
+    """Return the file as HDF5 makes it, without the bytes of the arrays, the offset of the header, and the places."""
     import h5py
 
     memory, places = _SparseFile(), {}
@@ -170,7 +191,10 @@ def _read_back(temporary: Path, target: Path, first: bytes) -> None:
 
 
 class _SparseFile(io.RawIOBase):
-    """A file in memory that holds the pages which were written to; between them are zeros, which take no room."""
+    """A file in memory for HDF5 to write into. Only the pages that were written take room; all else reads as zeros.
+
+    The big arrays come first in the file and HDF5 never writes them, so a store of any size fits.
+    """
 
     PAGE = 4096
 

@@ -226,7 +226,7 @@ def test_too_small_a_disk_is_noticed_before_the_work(path, monkeypatch):
 
 
 WRITES = [
-    "common.store_partial._reserve",
+    "common.store_partial.reserve",
     "common.store_partial.write_all",
     "common.store_writer.write_all",
     "os.fsync",
