@@ -16,12 +16,13 @@ from common.synthetic import make_store
 from train.config import Config, DataConfig, TrainingConfig
 from train.loop import build_optimizer, predict, train_step
 from train.methods import build_method
-from train.sets import draw_batches
+from train.sets import Sampling, draw_batches
 from train.task import Task, prepare
 
 STEPS = 6
 BATCH = 256
 ROWS = 2560
+SAMPLING = Sampling(set_size=10, batch_size=BATCH)
 
 
 def measure_training(folder: Path, rounds: int) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def measure_sampling(folder: Path, rounds: int) -> dict[str, Any]:
 
     cases = {
         "tutorial: one set at a time": tutorial,
-        "this project": lambda: sum(map(len, draw_batches(task.train, 10, BATCH, generator))),
+        "this project": lambda: sum(map(len, draw_batches(task.train, SAMPLING, generator))),
     }
     return {"unit": "sets/s", **measure_cases(cases, rounds)}
 
@@ -117,7 +118,7 @@ def _train_steps(task: Task, precision: Any) -> Work:
 
     def work() -> int:
         model.train()
-        for batch in itertools.islice(draw_batches(task.train, task.set_size, BATCH, generator), STEPS):
+        for batch in itertools.islice(draw_batches(task.train, SAMPLING, generator), STEPS):
             train_step(model, optimizer, task.inputs(batch, generator), 1e-4, config)
         return STEPS * BATCH
 

@@ -2,13 +2,13 @@ import pytest
 from fabricate import make_config
 
 from common.errors import UserError
-from train.experiment import differences, digest_config, key, require_same
+from train.experiment import digest_config, find_changes, make_key, require_same
 
 
 def test_where_it_is_computed_is_no_part_of_an_experiment():
     here, there = make_config(), make_config("training.device=cuda:1")
-    assert differences(here, there) == []
-    assert key(here, "s") == key(there, "s")
+    assert find_changes(here, there) == []
+    assert make_key(here, "s") == make_key(there, "s")
     assert digest_config(here, "s") == digest_config(there, "s")
 
 
@@ -24,7 +24,7 @@ def test_where_it_is_computed_is_no_part_of_an_experiment():
     ],
 )
 def test_auto_goes_on_with_any_arithmetic_and_an_explicit_wish_is_honoured(before, now, different):
-    assert differences(make_config(before), make_config(now)) == different
+    assert find_changes(make_config(before), make_config(now)) == different
 
 
 def test_what_differs_is_named_with_both_values():
@@ -43,6 +43,6 @@ def test_a_default_name_is_one_for_each_experiment_and_seed():
 
 
 def test_seeds_repeat_an_experiment():
-    assert key(make_config("training.seed=3", "data.split_seed=4"), "s") == key(make_config(), "s")
-    assert key(make_config("training.seed=3"), "s", ()) != key(make_config(), "s", ())
-    assert key(make_config("head.layers=3"), "s") != key(make_config(), "s")
+    assert make_key(make_config("training.seed=3", "data.split_seed=4"), "s") == make_key(make_config(), "s")
+    assert make_key(make_config("training.seed=3"), "s", ()) != make_key(make_config(), "s", ())
+    assert make_key(make_config("head.layers=3"), "s") != make_key(make_config(), "s")

@@ -81,6 +81,13 @@ def logged(made, tmp_path_factory):
     return folder, log(folder)
 
 
+@pytest.fixture
+def complete(logged, tmp_path, monkeypatch):
+    """A copy of that to work on, without charts."""
+    monkeypatch.setattr("train.log.charts.save_figure", lambda *_: None)
+    return Path(shutil.copytree(logged[0], tmp_path / "copy"))
+
+
 def log(folder, *options, code=0):
     places = {"--runs": "runs", "--experiments": "experiments", "--readme": "README.md"}
     arguments = [part for option, name in places.items() for part in (option, str(folder / name))]
@@ -183,24 +190,22 @@ def test_a_second_time_nothing_changes_and_the_check_is_content(folder):
 
 
 @pytest.mark.parametrize("name", ["experiments/tiny/experiment_log.md", "README.md", "experiments/tiny/config.toml"])
-def test_a_number_that_was_changed_by_hand_is_noticed_and_left(folder, name):
-    log(folder)
-    path = folder / name
+def test_a_number_that_was_changed_by_hand_is_noticed_and_left(complete, name):
+    path = complete / name
     number = re.search(r"\d\d\.\d\d", path.read_text(encoding="utf-8"))[0]
     path.write_text(path.read_text(encoding="utf-8").replace(number, "99.99"), encoding="utf-8")
-    before = texts(folder)
-    assert log(folder, "--check", code=1).stderr == f"stale: {path}\n"
-    assert texts(folder) == before
-    assert log(folder).stderr == f"rewritten: {path}\n"
+    before = texts(complete)
+    assert log(complete, "--check", code=1).stderr == f"stale: {path}\n"
+    assert texts(complete) == before
+    assert log(complete).stderr == f"rewritten: {path}\n"
     assert number in path.read_text(encoding="utf-8")
 
 
-def test_the_check_needs_the_collected_reports_alone(folder):
-    log(folder)
-    shutil.rmtree(folder / "runs")
-    log(folder, "--check")
-    (folder / "experiments/tiny/runs/head-seed1.json").unlink()
-    assert "stale: " in log(folder, "--check", code=1).stderr
+def test_the_check_needs_the_collected_reports_alone(complete):
+    shutil.rmtree(complete / "runs")
+    log(complete, "--check")
+    (complete / "experiments/tiny/runs/head-seed1.json").unlink()
+    assert "stale: " in log(complete, "--check", code=1).stderr
 
 
 @pytest.mark.parametrize(
@@ -261,15 +266,14 @@ def test_a_run_in_an_arithmetic_that_the_plan_leaves_open_is_the_one_of_the_plan
     assert any("collected" in line for line in collect(folder / "runs", folder / "experiments"))
 
 
-def test_a_report_that_was_made_again_replaces_the_old_one(folder):
-    log(folder)
-    path = folder / "runs/tiny/nearest-seed0/report.json"
+def test_a_report_that_was_made_again_replaces_the_old_one(complete):
+    path = complete / "runs/tiny/nearest-seed0/report.json"
     changed = json.loads(path.read_text(encoding="utf-8"))
     changed["seconds"] += 60
     path.write_text(json.dumps(changed), encoding="utf-8")
     RunFolder(path.parent).mark_done()
-    target = folder / "experiments/tiny/runs/nearest-seed0.json"
-    assert list(collect(folder / "runs", folder / "experiments")) == [f"collected: {target}"]
+    target = complete / "experiments/tiny/runs/nearest-seed0.json"
+    assert list(collect(complete / "runs", complete / "experiments")) == [f"collected: {target}"]
     assert target.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
 
 

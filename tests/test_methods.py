@@ -231,7 +231,13 @@ def test_every_parameter_learns(name):
     if name == "posterior_transformer":  # what is added to Bayes' rule begins as nothing
         torch.nn.init.normal_(method.classifier.weight, generator=torch.Generator().manual_seed(0))
     items = torch.arange(30).view(3, 10)
-    inputs = Inputs(some().flatten(0, 1), torch.arange(30) % CLASSES, items, torch.tensor([0, 5, 9]), torch.arange(30))
+    inputs = Inputs(
+        features=some().flatten(0, 1),
+        labels=torch.arange(30) % CLASSES,
+        items=items,
+        target=torch.tensor([0, 5, 9]),
+        rows=torch.arange(30),
+    )
     scores, of_classes, labels = method.training_outputs(inputs)
     loss = cross_entropy(scores, inputs.target)
     if of_classes is not None:

@@ -15,7 +15,13 @@ def batch(spread=0.1, offset=0.0, seed=0):
     labels = generator.permutation(np.repeat(np.arange(CLASSES), IMAGES))
     features = 5 * np.eye(CLASSES, DIM)[labels] + spread * generator.normal(size=(N, DIM)) + offset
     items = torch.zeros(3, SIZE, dtype=torch.int64)
-    return Inputs(torch.from_numpy(features).float(), torch.from_numpy(labels), items, items[:, 0], torch.arange(N))
+    return Inputs(
+        features=torch.from_numpy(features).float(),
+        labels=torch.from_numpy(labels),
+        items=items,
+        target=items[:, 0],
+        rows=torch.arange(N),
+    )
 
 
 def mix(inputs, seed=1, number=MIXED):

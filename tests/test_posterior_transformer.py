@@ -27,8 +27,13 @@ def some_inputs(images=12, sets=5, size=4):
     generator = np.random.default_rng(0)
     items = np.stack([generator.permutation(images)[:size] for _ in range(sets)])
     features = generator.normal(size=(images, DIM))
-    arrays = generator.integers(CLASSES, size=images), items, generator.integers(size, size=sets), np.arange(images) + 7
-    return Inputs(torch.from_numpy(features).float(), *map(torch.from_numpy, arrays))
+    return Inputs(
+        features=torch.from_numpy(features).float(),
+        labels=torch.from_numpy(generator.integers(CLASSES, size=images)),
+        items=torch.from_numpy(items),
+        target=torch.from_numpy(generator.integers(size, size=sets)),
+        rows=torch.arange(images) + 7,
+    )
 
 
 def test_it_starts_as_bayes_rule_on_the_mean_of_the_members():

@@ -45,7 +45,7 @@ def test_a_report_says_what_was_measured_on_which_sets(tmp_path):
     RunFolder(tmp_path).mark_done()
     run = load_run(tmp_path)
     assert run.config == config
-    assert run.report.test.hits().tolist() == right.tolist()
+    assert run.report.test.unpack_solved().tolist() == right.tolist()
     assert (report.best_epoch, report.history, report.train_seconds) == (2, EPOCHS, 6.0)
     assert report.train_sets_per_second == round(len(task.train.rows) * 3 / 6)
     assert report.seconds >= 7.5

@@ -28,20 +28,20 @@ def test_a_run_is_done_when_it_says_so(tmp_path):
     assert not run.is_done
     run.mark_done()
     assert run.is_done
-    assert run.finished_report().to_json() == REPORT.to_json()
+    assert run.read_finished_report().to_json() == REPORT.to_json()
 
 
 def test_done_declares_what_is_there_and_nothing_else(run):
     (run.path / "notes.txt").write_text("mine")
     assert set(json.loads(run.done.read_text())["sha256"]) == {*FILES, "report.json"}
-    assert run.finished_report().to_json() == REPORT.to_json()
+    assert run.read_finished_report().to_json() == REPORT.to_json()
 
 
 @pytest.mark.parametrize("name", [*FILES, "report.json"])
 def test_a_changed_file_is_named(run, name):
     (run.path / name).write_text('{"top1": 0.9}')
     with pytest.raises(UserError, match=rf"{name} is not what DONE declares") as refused:
-        run.finished_report()
+        run.read_finished_report()
     assert ("move this one file away" in refused.value.message) == (name != "checkpoint.pt")
     assert "delete" not in refused.value.message
 
@@ -49,15 +49,15 @@ def test_a_changed_file_is_named(run, name):
 @pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", "report.json", "curves.png"])
 def test_a_missing_file_can_be_made_again(run, name):
     (run.path / name).unlink()
-    assert run.missing() == [name]
+    assert run.find_missing() == [name]
     with pytest.raises(UserError, match=rf"no {name}: the command that began the run makes it again"):
-        run.finished_report()
+        run.read_finished_report()
 
 
 def test_a_missing_checkpoint_cannot(run):
     run.checkpoint.unlink()
     with pytest.raises(UserError, match=r"DONE but no checkpoint\.pt: its head is lost"):
-        run.missing()
+        run.find_missing()
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_a_missing_checkpoint_cannot(run):
 def test_a_damaged_done_is_named(run, text):
     run.done.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match="DONE is damaged: remove this one file"):
-        run.finished_report()
+        run.read_finished_report()
 
 
 def test_metrics_are_one_record_an_epoch(tmp_path):

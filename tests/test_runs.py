@@ -32,7 +32,7 @@ def written(path, report):
 def test_packed_bits_come_back(solved):
     digits = pack_bits(np.array(solved))
     assert len(digits) == 2 * -(-len(solved) // 8)
-    assert make_report(solved).test.hits().tolist() == solved
+    assert make_report(solved).test.unpack_solved().tolist() == solved
 
 
 def test_a_run_is_loaded_from_its_folder_and_from_its_report(tmp_path):
@@ -45,7 +45,7 @@ def test_a_run_is_loaded_from_its_folder_and_from_its_report(tmp_path):
     assert folder.name == "knn-seed0"
     assert folder.report == read_report(tmp_path / "knn-seed0.json")
     assert folder.config == Config.load(None, ["method=knn", "data.classes=a,b"])
-    assert folder.report.test.hits().tolist() == SOLVED.tolist()
+    assert folder.report.test.unpack_solved().tolist() == SOLVED.tolist()
 
 
 def test_a_report_in_a_run_folder_has_the_name_of_the_folder(tmp_path):

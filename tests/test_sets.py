@@ -6,11 +6,10 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from train.sets import (
     ClassIndex,
-    count_shared_steps,
+    Sampling,
     draw_batches,
     draw_distinct,
     draw_evaluation_sets,
-    draw_shared_batches,
     pair_mostly_within,
     pair_within,
     sample_mixed_sets,
@@ -25,6 +24,13 @@ def index_of(counts, first_row=100):
     return ClassIndex.build(rows, labels), dict(zip(rows.tolist(), labels.tolist(), strict=True))
 
 
+def draw(index, seed=0, **sampling):
+    """The batches of an epoch, and their number is known before."""
+    batches = list(draw_batches(index, Sampling(**sampling), np.random.default_rng(seed)))
+    assert len(batches) == Sampling(**sampling).count_steps(len(index.rows))
+    return batches
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     counts=st.lists(st.integers(9, 30), min_size=2, max_size=6),
@@ -33,7 +39,7 @@ def index_of(counts, first_row=100):
 )
 def test_a_set_has_one_anomaly_of_another_class_and_distinct_images(counts, set_size, seed):
     index, label_of = index_of(counts)
-    (sets,) = draw_batches(index, set_size, len(index.rows), np.random.default_rng(seed))
+    (sets,) = draw(index, seed, set_size=set_size, batch_size=len(index.rows))
     labels = np.vectorize(label_of.get)(sets.rows)
     is_anomaly = labels != sets.set_label[:, None]
     assert (is_anomaly.sum(1) == 1).all()
@@ -44,7 +50,7 @@ def test_a_set_has_one_anomaly_of_another_class_and_distinct_images(counts, set_
 
 def test_every_image_is_the_anomaly_once_an_epoch():
     index, _ = index_of([12, 20, 15])
-    (epoch,) = draw_batches(index, 10, len(index.rows), np.random.default_rng(1))
+    (epoch,) = draw(index, 1, set_size=10, batch_size=len(index.rows))
     for sets in (epoch, draw_evaluation_sets(index, 10, 1)):
         anomalies = sets.rows[np.arange(len(sets)), sets.target]
         assert sorted(anomalies) == sorted(index.rows)
@@ -94,7 +100,7 @@ def test_the_same_seed_gives_the_same_sets_and_digest_and_another_does_not():
 def test_an_epoch_in_batches_has_every_image_once_as_the_anomaly(monkeypatch):
     index, _ = index_of([30, 20, 25])
     monkeypatch.setattr("train.sets.SAMPLED_AT_ONCE", 32)
-    batches = list(draw_batches(index, 10, 8, np.random.default_rng(0)))
+    batches = draw(index, set_size=10, batch_size=8)
     assert [len(batch) for batch in batches] == [8] * 9 + [3]
     anomalies = [row for batch in batches for row in batch.rows[np.arange(len(batch)), batch.target]]
     assert sorted(anomalies) == sorted(index.rows)
@@ -140,7 +146,7 @@ def test_pairs_of_classes_occur_as_often_as_they_should_and_no_others():
 
 def test_a_set_of_a_pair_is_a_set_like_others():
     index, label_of = index_of([12, 9, 20, 11])
-    (sets,) = draw_batches(index, 10, 1000, np.random.default_rng(0), pair_within(np.array([0, 1, 0, 1])))
+    (sets,) = draw(index, set_size=10, batch_size=1000, pairs=pair_within(np.array([0, 1, 0, 1])))
     labels = np.vectorize(label_of.get)(sets.rows)
     is_anomaly = labels != sets.set_label[:, None]
     assert (is_anomaly.sum(1) == 1).all()
@@ -218,8 +224,8 @@ def test_positions_classes_and_images_of_mixed_sets_are_uniform():
 )
 def test_batches_that_share_images_have_each_once_as_the_anomaly_and_no_others(counts, images_per_class, seed):
     index, label_of = index_of(counts)
-    batches = list(draw_shared_batches(index, 6, 120, images_per_class, np.random.default_rng(seed)))
-    assert len(batches) == count_shared_steps(sum(counts), 120)
+    batches = draw(index, seed, set_size=6, batch_size=120, images_per_class=images_per_class)
+    assert len(batches) == max(1, round(sum(counts) / 120))
     anomalies = [batch.rows[np.arange(len(batch)), batch.target] for batch in batches]
     assert sorted(np.concatenate(anomalies)) == sorted(index.rows)
     for batch, own in zip(batches, anomalies, strict=True):
@@ -281,8 +287,8 @@ def test_a_class_without_an_image_to_spare_keeps_its_anomalies():
 def test_groups_grow_with_the_sets_and_a_batch_of_one_class_is_refused():
     labels = np.repeat([0, 1, 2], 30)
     index = ClassIndex.build(np.arange(90), labels)
-    assert [len(sets) for sets in draw_shared_batches(index, 16, 90, 5, np.random.default_rng(0))] == [90]
+    assert [len(sets) for sets in draw(index, set_size=16, batch_size=90, images_per_class=5)] == [90]
     with pytest.raises(
         UserError, match=r"raise training\.batch_size \(30\) or lower training\.images_per_class \(20\)"
     ):
-        list(draw_shared_batches(index, 6, 30, 20, np.random.default_rng(0)))
+        draw(index, set_size=6, batch_size=30, images_per_class=20)

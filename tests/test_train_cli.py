@@ -70,6 +70,14 @@ def test_a_run_folder_holds_all_that_was_promised(store, tmp_path, monkeypatch):
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_quiet_leaves_the_epochs_out_but_not_the_result(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("common.progress._quiet", False)  # and false again afterwards
+    assert fit("--store", store, "--run", tmp_path / "loud", *SET).stderr.count("epoch ") == 3  # the best one, too
+    said = fit("--store", store, "--run", tmp_path / "quiet", *SET, "--quiet").stderr
+    assert said.startswith("test top-1 ")
+    assert said.count("epoch ") == 1
+
+
 def test_the_config_in_the_run_folder_makes_the_same_run(store, tmp_path):
     fit("--store", store, "--run", tmp_path / "a", *SET, "--seed", 5)
     fit("--store", store, "--run", tmp_path / "b", "--config", tmp_path / "a/config.toml")

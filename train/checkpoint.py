@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import torch
+from msgspec import Struct
 from torch import Tensor
 
 from common.errors import UserError
@@ -29,23 +30,23 @@ from train.report.schema import Epoch
 FORMAT = 2
 SEAL = b"set-anomaly checkpoint sha256:"
 SEAL_BYTES = len(SEAL) + 64
-KINDS = {
-    "format": int,
-    "config": str,
-    "input_dim": int,
-    "store_identity": str,
-    "head": dict,
-    "history": list,
-    "model": dict | None,
-    "optimizer": dict | None,
-}
+
+
+class Content(Struct, kw_only=True):
+    """What a checkpoint holds; `head` is the best head's state, and a finished run has no `model` and `optimizer`."""
+
+    format: int
+    config: str
+    input_dim: int
+    store_identity: str
+    head: dict[str, Tensor]
+    history: list[Epoch]
+    model: dict[str, Tensor] | None
+    optimizer: dict[str, Any] | None
 
 
 def save_checkpoint(path: Path, config: Config, input_dim: int, store_identity: str, state: RunState) -> None:
-    """Write {format, config, input_dim, store_identity, head, history, model, optimizer} atomically, sealed.
-
-    `head` is the best head's state; `model` and `optimizer` are None in the checkpoint of a finished run.
-    """
+    """Write `Content` as a dict, atomically, sealed."""
     content = {
         "format": FORMAT,
         "config": to_toml(config),
@@ -62,7 +63,7 @@ def save_checkpoint(path: Path, config: Config, input_dim: int, store_identity: 
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint as in `save_checkpoint`, on the CPU.
+    """Read `Content` as a dict, on the CPU.
 
     Raises UserError for a file that is none, is damaged, or is of a newer version.
     """
@@ -79,9 +80,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise _damaged(path, f"its format must be {FORMAT}")
     if version > FORMAT:
         raise UserError(f"{path} has format {version}, this code reads up to {FORMAT}: update it")
-    wrong = _wrong(content)
-    if wrong:
-        raise _damaged(path, wrong)
+    if fault := _find_fault(content):
+        raise _damaged(path, fault)
     return content
 
 
@@ -157,28 +157,18 @@ def unseal(data: bytes) -> bytes:
     return body[:-2] + b"\0\0"
 
 
-def _wrong(content: Any) -> str:
-    """What is wrong with the content of a checkpoint, or nothing."""
-    for key, kind in KINDS.items():
-        if key not in content or not isinstance(content[key], kind):
-            return f'its "{key}" is not what it should be'
-    for number, record in enumerate(content["history"], 1):
-        try:
-            known = msgspec.convert(record, Epoch).epoch == number and set(record) <= set(Epoch.__struct_fields__)
-        except msgspec.ValidationError:
-            known = False
-        if not known:
-            return f"its record of epoch {number} is not what it should be"
-    for key in ("head", "model"):
-        part = content[key]
-        if part is not None and any(not isinstance(k, str) or not isinstance(v, Tensor) for k, v in part.items()):
-            return f'its "{key}" holds what is no tensor'
-    if (content["model"] is None) != (content["optimizer"] is None):
-        return "it has only one of model and optimizer"
+def _find_fault(content: Any) -> str:
+    """Say what is wrong with the content of a checkpoint, or nothing."""
     try:
-        tomllib.loads(content["config"])
-    except (ValueError, RecursionError) as error:
-        return f"its config is not TOML: {error}"
+        checked = msgspec.convert(content, Content)
+        tomllib.loads(checked.config)
+    except (ValueError, RecursionError) as error:  # msgspec's and tomllib's, too
+        return f"it does not hold what it should: {error}"
+    for number, (record, epoch) in enumerate(zip(content["history"], checked.history, strict=True), 1):
+        if epoch.epoch != number or not set(record) <= set(Epoch.__struct_fields__):
+            return f"its record of epoch {number} is not what it should be"
+    if (checked.model is None) != (checked.optimizer is None):
+        return "it has only one of model and optimizer"
     return ""
 
 

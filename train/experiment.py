@@ -18,33 +18,33 @@ ARITHMETIC = "training.precision"
 SEEDS = ("training.seed", "data.split_seed")
 
 
-def differences(before: Config, now: Config) -> list[str]:
+def find_changes(before: Config, now: Config) -> list[str]:
     """The keys by which two configs are different experiments, in the order of the config.
 
     A precision that is left to the machine, "auto", is none of them: the history says what was used.
 
-    >>> differences(Config(), Config(method="knn"))
+    >>> find_changes(Config(), Config(method="knn"))
     ['method']
     """
-    was, asked = flatten(before), flatten(now)
-    free = (*DEVICE, ARITHMETIC) if asked[ARITHMETIC] == "auto" else DEVICE
-    return [key for key, value in asked.items() if was[key] != value and key not in free]
+    old, new = flatten(before), flatten(now)
+    free = (*DEVICE, ARITHMETIC) if new[ARITHMETIC] == "auto" else DEVICE
+    return [key for key, value in new.items() if old[key] != value and key not in free]
 
 
 def require_same(where: Any, before: Config, now: Config) -> None:
     """Raise UserError, which names the run `where`, unless it was begun as the experiment that is asked for now."""
-    was, asked = flatten(before), flatten(now)
-    changes = ", ".join(f"{key} was {was[key]}, now {asked[key]}" for key in differences(before, now))
+    old, new = flatten(before), flatten(now)
+    changes = ", ".join(f"{key} was {old[key]}, now {new[key]}" for key in find_changes(before, now))
     if changes:
         raise UserError(
             f"{where} was begun with another config ({changes}): choose another --run, or give the old config"
         )
 
 
-def key(config: Config, store_identity: str, apart: Sequence[str] = SEEDS) -> str:
+def make_key(config: Config, store_identity: str, apart: Sequence[str] = SEEDS) -> str:
     """A text that is equal for runs of one store and one experiment, whatever the settings `apart` are."""
-    kept = {name: value for name, value in flatten(config).items() if name not in (*DEVICE, *apart)}
-    return canonical_json([kept, store_identity])
+    settings = {name: value for name, value in flatten(config).items() if name not in (*DEVICE, *apart)}
+    return canonical_json([settings, store_identity])
 
 
 def digest_config(config: Config, store_identity: str) -> str:

@@ -30,7 +30,7 @@ def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print) 
     that cannot be written, and Busy while another process is at work on it. What is in the folder stays sound.
     """
     folder = RunFolder(Path(run))
-    if folder.is_done and not folder.missing():  # nothing is to be written, so no lock is needed
+    if folder.is_done and not folder.find_missing():  # nothing is to be written, so no lock is needed
         clear_up_folder(folder.path)
         return _report_again(folder, config, store, say)
     with exclusive(folder.path, f"another process is at work on {folder.path}: wait for it, or choose another folder"):
@@ -45,7 +45,7 @@ def choose_run_folder(config: Config, config_path: Path | None, store: FeatureSt
 
 def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Report:
     state = _load_state(run, config, store)
-    if run.is_done and not run.missing():  # another process completed it in this very moment
+    if run.is_done and not run.find_missing():  # another process completed it in this very moment
         return _report_again(run, config, store, say)
     if run.is_done:
         run.done.unlink()  # it declares files that are missing: they are made again
@@ -93,7 +93,7 @@ def _save(run: RunFolder, config: Config, store: FeatureStore, task: Task, state
 
 def _report_again(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Report:
     _load_state(run, config, store)
-    report = run.finished_report()
+    report = run.read_finished_report()
     say(f"complete: {run.path}\n{summary(report)}")
     return report
 

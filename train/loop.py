@@ -20,7 +20,7 @@ from train.methods import build_method
 from train.methods.base import Method, device_of
 from train.metrics import evaluate_scores
 from train.mixing import add_mixed_classes
-from train.sets import Sets, count_shared_steps, draw_batches, draw_shared_batches, pair_mostly_within
+from train.sets import Sampling, Sets, draw_batches, pair_mostly_within
 from train.task import NO_CLASS, Inputs, Task
 
 RELEASE_EVERY = 2  # steps; so a large store takes no more memory than the rows that these touch, and their neighbours
@@ -125,20 +125,19 @@ def train_epoch(
     for_sets, for_views, for_dropout, for_mixing = np.random.default_rng([settings.seed, epoch]).spawn(4)
     model.seed_dropout(torch.Generator(device).manual_seed(int(for_dropout.integers(1 << 62))))
     model.train()
-    n = len(task.train.rows)
-    sampling = (task.train, config.data.set_size, settings.batch_size)
-    how = (_pairs(task, settings.hard_pairs), settings.without_anomaly)
-    if settings.images_per_class:
-        batches = draw_shared_batches(*sampling, settings.images_per_class, for_sets, *how)
-        steps = count_shared_steps(n, settings.batch_size)
-    else:
-        batches = draw_batches(*sampling, for_sets, *how)
-        steps = math.ceil(n / settings.batch_size)
+    sampling = Sampling(
+        set_size=config.data.set_size,
+        batch_size=settings.batch_size,
+        images_per_class=settings.images_per_class,
+        pairs=_choose_pairs(task, settings.hard_pairs),
+        without=settings.without_anomaly,
+    )
+    steps = sampling.count_steps(len(task.train.rows))
     warmup_steps = min(round(settings.warmup_epochs * steps), settings.epochs * steps)
     loss_sum, hits = torch.zeros((), device=device), torch.zeros((), device=device)
     sets, rate = 0, 0.0
     with Progress(steps, f"epoch {epoch} of {settings.epochs}", "steps") as progress:
-        for number, batch in enumerate(batches, (epoch - 1) * steps + 1):
+        for number, batch in enumerate(draw_batches(task.train, sampling, for_sets), (epoch - 1) * steps + 1):
             inputs = task.inputs(batch, for_views)
             if settings.mixed_classes:
                 inputs = add_mixed_classes(inputs, settings.mixed_classes, for_mixing)
@@ -198,7 +197,7 @@ def build_optimizer(model: Method, config: Config) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
-def _pairs(task: Task, hard: float) -> np.ndarray | None:
+def _choose_pairs(task: Task, hard: float) -> np.ndarray | None:
     if not hard:
         return None
     if task.superclass is None:

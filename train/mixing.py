@@ -32,9 +32,9 @@ def add_mixed_classes(inputs: Inputs, number: int, generator: np.random.Generato
     index = ClassIndex.build(np.arange(len(labels)), labels)
     sets = sample_sets(index, np.argsort(index.rows), size, generator)
     return Inputs(
-        torch.cat([features, mixed.flatten(0, 1)]),
-        torch.cat([inputs.labels, torch.full((number * images,), NO_CLASS)]),
-        torch.from_numpy(sets.rows),
-        torch.from_numpy(sets.target),
-        torch.cat([inputs.rows, inputs.rows[chosen[:, 0]].flatten()]),
+        features=torch.cat([features, mixed.flatten(0, 1)]),
+        labels=torch.cat([inputs.labels, torch.full((number * images,), NO_CLASS)]),
+        items=torch.from_numpy(sets.rows),
+        target=torch.from_numpy(sets.target),
+        rows=torch.cat([inputs.rows, inputs.rows[chosen[:, 0]].flatten()]),
     )

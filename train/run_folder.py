@@ -58,26 +58,26 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
 
     def read_report(self) -> Report:
-        """The content of report.json. Raises UserError where it is missing, or no report."""
+        """Read report.json. Raises UserError where it is missing, or no report."""
         try:
             return read_report(self.report)
         except OSError as error:
-            raise self._missing("report.json") from error
+            raise self._missing_error("report.json") from error
         except (ValueError, RecursionError, msgspec.ValidationError) as error:
-            raise self._changed("report.json") from error
+            raise self._changed_error("report.json") from error
 
     def mark_done(self) -> None:
         """Say that everything else is in place, and what it is."""
         there = [name for name in FILES if (self.path / name).is_file()]
         write_text(self.done, readable_json({"sha256": {name: sha256_file(self.path / name) for name in there}}))
 
-    def missing(self) -> list[str]:
-        """The files that DONE declares and that are not there. Raises UserError for one that has changed."""
-        declared = self._declared()
+    def find_missing(self) -> list[str]:
+        """Return the files that DONE declares and that are not there. Raises UserError for one that has changed."""
+        declared = self._read_done()
         missing = [name for name in declared if not (self.path / name).is_file()]
         for name, digest in declared.items():
             if name not in missing and sha256_file(self.path / name) != digest:
-                raise self._changed(name)
+                raise self._changed_error(name)
         if "checkpoint.pt" in missing:
             raise UserError(
                 f"{self.path} has DONE but no checkpoint.pt: its head is lost; put the file back, or choose another "
@@ -85,20 +85,20 @@ class RunFolder:
             )
         return missing
 
-    def finished_report(self) -> Report:
-        """The report of a complete run. Raises UserError unless all files are there and are what DONE declares."""
-        for name in self.missing():
-            raise self._missing(name)
+    def read_finished_report(self) -> Report:
+        """Read the report of a complete run. Raises UserError unless all files are there and are what DONE declares."""
+        for name in self.find_missing():
+            raise self._missing_error(name)
         return self.read_report()
 
     def read_config(self) -> Config:
-        """The config in config.toml; keys that it is too old to have get their defaults."""
+        """Read config.toml; keys that it is too old to have get their defaults."""
         try:
             return load(Config, self.config)
         except UserError as error:
             raise UserError(f"{self.path} holds what is no run ({error.message}): choose another --run") from error
 
-    def _declared(self) -> dict[str, str]:
+    def _read_done(self) -> dict[str, str]:
         try:
             declared = json.loads(self.done.read_text(encoding="utf-8"))["sha256"]
             if set(declared) <= set(FILES) and {"checkpoint.pt", "report.json"} <= set(declared):
@@ -109,12 +109,12 @@ class RunFolder:
             f"{self.done} is damaged: remove this one file, and the command that began the run completes it again"
         )
 
-    def _missing(self, name: str) -> UserError:
+    def _missing_error(self, name: str) -> UserError:
         return UserError(
             f"{self.path} has DONE but no {name}: the command that began the run makes it again from the checkpoint"
         )
 
-    def _changed(self, name: str) -> UserError:
+    def _changed_error(self, name: str) -> UserError:
         what = f"{self.path / name} is not what DONE declares: it was damaged or changed after the run was complete"
         if name == "checkpoint.pt":
             return UserError(

@@ -1,6 +1,7 @@
 """Sets of S images, S - 1 of one class and one of another, as index arithmetic on whole batches."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -121,66 +122,67 @@ def sample_sets(
     return Sets(rows, target, index.classes[other], index.classes[own])
 
 
-def draw_batches(
-    index: ClassIndex,
-    set_size: int,
-    batch_size: int,
-    generator: np.random.Generator,
-    pairs: np.ndarray | None = None,
-    without: float = 0.0,
-) -> Iterator[Sets]:
-    """An epoch: every row of the index once as the anomaly, in random order, with fresh inliers, in batches.
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the sets of an epoch are drawn; `pairs` and `without` as in `sample_sets`.
 
-    `pairs` and `without` as in `sample_sets`. Sampled many batches at a time, but never more than about
-    `SAMPLED_AT_ONCE` sets: memory does not grow with them.
+    images_per_class: 0: the inliers of a set are any images. Else they are images of its batch, too, which has so many
+    of a class, or S - 1 where that is more: what is computed of an image serves all the sets that it is in.
     """
-    order = generator.permutation(len(index.rows))
-    chunk = batch_size * max(1, SAMPLED_AT_ONCE // batch_size)
+
+    set_size: int
+    batch_size: int
+    images_per_class: int = 0
+    pairs: np.ndarray | None = None
+    without: float = 0.0
+
+    def count_steps(self, images: int) -> int:
+        """The number of batches that `draw_batches` makes of so many images."""
+        parts = images / self.batch_size
+        return max(1, round(parts)) if self.images_per_class else math.ceil(parts)
+
+
+def draw_batches(index: ClassIndex, sampling: Sampling, generator: np.random.Generator) -> Iterator[Sets]:
+    """Draw an epoch: every row of the index once as the anomaly, in random order, with fresh inliers, in batches.
+
+    Raises UserError where a class has fewer than S - 1 images, or a batch that shares its images has a single class.
+    """
+    return (_draw_shared if sampling.images_per_class else _draw_free)(index, sampling, generator)
+
+
+def _draw_free(index: ClassIndex, sampling: Sampling, generator: np.random.Generator) -> Iterator[Sets]:
+    """Many batches at a time, but never more than about `SAMPLED_AT_ONCE` sets: memory does not grow with them."""
+    order, size = generator.permutation(len(index.rows)), sampling.batch_size
+    chunk = size * max(1, SAMPLED_AT_ONCE // size)
     for start in range(0, len(order), chunk):
-        sets = sample_sets(index, order[start : start + chunk], set_size, generator, pairs, without)
-        for first in range(0, len(sets), batch_size):
-            yield sets[first : first + batch_size]
+        anomalies = order[start : start + chunk]
+        sets = sample_sets(index, anomalies, sampling.set_size, generator, sampling.pairs, sampling.without)
+        for first in range(0, len(sets), size):
+            yield sets[first : first + size]
 
 
-def draw_shared_batches(
-    index: ClassIndex,
-    set_size: int,
-    batch_size: int,
-    images_per_class: int,
-    generator: np.random.Generator,
-    pairs: np.ndarray | None = None,
-    without: float = 0.0,
-) -> Iterator[Sets]:
-    """An epoch as of `draw_batches`, but the inliers of a batch are images of that batch, too.
-
-    So a batch has as many images as sets, about `batch_size`, in groups of at least `images_per_class` and S - 1 of a
-    class, that are spread evenly over the epoch. What is computed of an image serves all the sets that it is in.
-    Raises UserError where a class has fewer than S - 1 images, or a batch has a single class.
-    """
-    _require_images(index, set_size - 1)
+def _draw_shared(index: ClassIndex, sampling: Sampling, generator: np.random.Generator) -> Iterator[Sets]:
+    """Batches of groups of images of a class, which are spread evenly over the epoch."""
+    smallest, pairs = sampling.set_size - 1, sampling.pairs
+    _require_images(index, smallest)
     groups, labels, times = [], [], []  # a group's time is when in the epoch it comes, from 0 to 1
     for label, start, count in zip(index.classes, index.starts, index.counts, strict=True):
-        number = max(1, count // max(images_per_class, set_size - 1))
+        number = max(1, count // max(sampling.images_per_class, smallest))
         groups += np.array_split(index.rows[start : start + count][generator.permutation(count)], number)
         labels += [label] * number
         times.append((np.arange(number) + generator.random(number)) / number)
     order = np.argsort(np.concatenate(times))
-    for chosen in np.array_split(order, count_shared_steps(len(index.rows), batch_size)):
+    for chosen in np.array_split(order, sampling.count_steps(len(index.rows))):
         rows = np.concatenate([groups[i] for i in chosen])
         row_labels = np.concatenate([np.full(len(groups[i]), labels[i]) for i in chosen])
         if (row_labels == row_labels[0]).all():
             raise UserError(
                 f"a batch of {len(rows)} images that share their sets has one class: raise training.batch_size "
-                f"({batch_size}) or lower training.images_per_class ({images_per_class})"
+                f"({sampling.batch_size}) or lower training.images_per_class ({sampling.images_per_class})"
             )
         batch = ClassIndex.build(rows, row_labels, index.names)
         among = None if pairs is None else pairs[np.ix_(*[np.searchsorted(index.classes, batch.classes)] * 2)]
-        yield sample_sets(batch, np.arange(len(rows)), set_size, generator, among, without)
-
-
-def count_shared_steps(images: int, batch_size: int) -> int:
-    """The number of batches that `draw_shared_batches` makes of so many images."""
-    return max(1, round(images / batch_size))
+        yield sample_sets(batch, np.arange(len(rows)), sampling.set_size, generator, among, sampling.without)
 
 
 def draw_evaluation_sets(index: ClassIndex, set_size: int, seed: int, pairs: np.ndarray | None = None) -> Sets:

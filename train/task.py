@@ -17,7 +17,7 @@ ROWS_AT_A_TIME = 1 << 16
 NO_CLASS = -1  # the label of images that the loss on classes leaves out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
     """What a training step sees of a batch of B sets, each of its n images once.
 
@@ -34,10 +34,10 @@ class Inputs:
 
     def to(self, device: torch.device) -> "Inputs":
         """The same on a device."""
-        return Inputs(*(tensor.to(device) for tensor in vars(self).values()))
+        return Inputs(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """What a method is trained and measured on.
 
@@ -87,11 +87,11 @@ class Task:
         is_anomaly = np.arange(sets.rows.shape[1]) == sets.target[:, None]
         labels = np.where(is_anomaly, sets.anomaly_label[:, None], sets.set_label[:, None]).ravel()[first]
         return Inputs(
-            self.gather(rows, generator.integers(self.features.shape[0], size=len(rows))),
-            torch.from_numpy(np.searchsorted(self.train.classes, labels)),
-            torch.from_numpy(items.reshape(sets.rows.shape)),
-            torch.from_numpy(sets.target),
-            torch.from_numpy(rows),
+            features=self.gather(rows, generator.integers(self.features.shape[0], size=len(rows))),
+            labels=torch.from_numpy(np.searchsorted(self.train.classes, labels)),
+            items=torch.from_numpy(items.reshape(sets.rows.shape)),
+            target=torch.from_numpy(sets.target),
+            rows=torch.from_numpy(rows),
         )
 
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -139,17 +139,17 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
     hard = pairs is not None and pairs.any() and not config.shuffle_labels
     columns = store.feature_dim if config.layers == "all" else store.layers["last"]
     return Task(
-        store,
-        torch.from_numpy(store.features if config.views == "all" else store.features[:1])[:, :, :columns],
-        train,
-        val,
-        test,
-        draw_evaluation_sets(val, config.set_size, EVALUATION_SEEDS["val"]),
-        draw_evaluation_sets(test, config.set_size, EVALUATION_SEEDS["test"]),
-        draw_evaluation_sets(test, config.set_size, EVALUATION_SEEDS["hard"], pairs) if hard else None,
-        store.class_names,
-        superclass,
-        config.set_size,
+        store=store,
+        features=torch.from_numpy(store.features if config.views == "all" else store.features[:1])[:, :, :columns],
+        train=train,
+        val_images=val,
+        test_images=test,
+        val=draw_evaluation_sets(val, config.set_size, EVALUATION_SEEDS["val"]),
+        test=draw_evaluation_sets(test, config.set_size, EVALUATION_SEEDS["test"]),
+        hard=draw_evaluation_sets(test, config.set_size, EVALUATION_SEEDS["hard"], pairs) if hard else None,
+        class_names=store.class_names,
+        superclass=superclass,
+        set_size=config.set_size,
     )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from common.errors import UserError, unknown_name
 from common.files import write_text
 from common.markdown import fill_blocks, rewrite
-from train.experiment import differences
+from train.experiment import find_changes
 from train.log.charts import CHARTS
 from train.log.plan import plan_configs
 from train.log.runs import Group, group_runs, join_values, load_run, mark_arithmetic
@@ -39,7 +39,7 @@ def collect(runs: Path, experiments: Path) -> Iterator[str]:
             if planned is None:
                 yield f"left out: {path}, which is not in the plan of {config}"
                 continue
-            changed = differences(run.config, planned)
+            changed = find_changes(run.config, planned)
             if changed:
                 raise UserError(
                     f"{path} was made with another config than {config} has for it now, in {', '.join(changed)}: give "

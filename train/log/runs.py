@@ -13,7 +13,7 @@ import numpy as np
 from common.errors import UserError
 from common.schema import from_dict
 from train.config import Config
-from train.experiment import ARITHMETIC, SEEDS, key
+from train.experiment import ARITHMETIC, SEEDS, make_key
 from train.report.schema import Measured, Report, read_report
 from train.run_folder import RunFolder
 
@@ -52,9 +52,9 @@ def load_run(path: Path) -> Run:
             raise UserError(f"{path} is not complete (it has no DONE): go on with it by the command that began it")
         file = RunFolder(path).report
     try:
-        report = RunFolder(path).finished_report() if path.is_dir() else read_report(file)
+        report = RunFolder(path).read_finished_report() if path.is_dir() else read_report(file)
         run = Run(file.resolve().parent.name if file.name == "report.json" else file.stem, report)
-        run.config, report.test.hits()
+        run.config, report.test.unpack_solved()
     except OSError as error:
         raise UserError(f"there is no run at {path}: give a run folder, or its report.json") from error
     except (msgspec.ValidationError, ValueError) as error:
@@ -84,15 +84,15 @@ class Group:
 
     def measured(self, sets: str) -> list[Measured]:
         """What was measured on "test", "val" or "hard" sets, of each run that has such sets."""
-        return [found for run in self.runs if (found := run.report.on(sets))]
+        return [measured for run in self.runs if (measured := run.report.get_measured(sets))]
 
     def top1(self, sets: str = "test") -> np.ndarray:
         """Top-1 of each run, a fraction, (runs,) float64."""
-        return np.array([found.top1 for found in self.measured(sets)], np.float64)
+        return np.array([measured.top1 for measured in self.measured(sets)], np.float64)
 
     def hashes(self, sets: str) -> set[str]:
         """The digests of the evaluation sets that it was measured on."""
-        return {found.sets_sha256 for found in self.measured(sets)}
+        return {measured.sets_sha256 for measured in self.measured(sets)}
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
@@ -101,20 +101,20 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     Where two of them have the same seeds, too, they are not two seeds of one experiment: their names keep them apart.
     Raises UserError for the same run, by its name, twice.
     """
-    found: dict[str, list[Run]] = {}
+    same: dict[str, list[Run]] = {}
     for run in runs:
         computed = f"{run.report.store.identity_sha256} {run.report.arithmetic_used}"
-        found.setdefault(key(run.config, computed, (*SEEDS, ARITHMETIC)), []).append(run)
+        same.setdefault(make_key(run.config, computed, (*SEEDS, ARITHMETIC)), []).append(run)
     groups = []
-    for members in found.values():
+    for members in same.values():
         if len({run.seeds for run in members}) == len(members):
             groups.append(members)
             continue
         by_name: dict[str, list[Run]] = {}
         for run in members:
             by_name.setdefault(run.stem, []).append(run)
-        for name, same in by_name.items():
-            if len({run.seeds for run in same}) < len(same):
+        for name, repeats in by_name.items():
+            if len({run.seeds for run in repeats}) < len(repeats):
                 raise UserError(f"two runs of {name} have the same config and the same seed: give each run once")
         groups += by_name.values()
     return [Group(members[0].stem, tuple(sorted(members, key=lambda run: run.seeds))) for members in groups]
@@ -139,7 +139,7 @@ def describe_machine(group: Group) -> str:
     """Where a group was trained, as far as it decides over the time that this took."""
 
     def machine(report: Report) -> str:
-        found = report.hardware
-        return found.gpu or f"{found.threads} thread{'s' * (found.threads > 1)}"
+        hardware = report.hardware
+        return hardware.gpu or f"{hardware.threads} thread{'s' * (hardware.threads > 1)}"
 
     return join_values([group], machine)

@@ -62,11 +62,11 @@ def differences(pairs: Sequence[tuple[Group, Group]], sets: str = "test") -> lis
     Raises UserError where the groups were not measured on the same sets.
     """
     require_same_sets([group for pair in pairs for group in pair], sets)
-    tested = [max(_tests(first, second, sets), key=lambda found: found[2]) for first, second in pairs]
+    tested = [max(_tests(first, second, sets), key=lambda results: results[2]) for first, second in pairs]
     real = holm([p for _, _, p in tested])
     return [
-        Difference(float(first.top1(sets).mean() - second.top1(sets).mean()), *found, real=yes)
-        for (first, second), found, yes in zip(pairs, tested, real, strict=True)
+        Difference(float(first.top1(sets).mean() - second.top1(sets).mean()), *results, real=yes)
+        for (first, second), results, yes in zip(pairs, tested, real, strict=True)
     ]
 
 
@@ -98,10 +98,10 @@ def _tests(first: Group, second: Group, sets: str) -> list[tuple[int, int, float
 
     So a method without seeds meets each run of the other.
     """
-    found: dict[bool, list] = {True: [], False: []}
+    results: dict[bool, list] = {True: [], False: []}
     for a, b in itertools.product(first.runs, second.runs):
-        of_a, of_b = a.report.on(sets), b.report.on(sets)
+        of_a, of_b = a.report.get_measured(sets), b.report.get_measured(sets)
         if of_a and of_b and of_a.sets_sha256 == of_b.sets_sha256:
-            found[a.seeds[0] == b.seeds[0]].append(mcnemar(of_a.hits(), of_b.hits()))
+            results[a.seeds[0] == b.seeds[0]].append(mcnemar(of_a.unpack_solved(), of_b.unpack_solved()))
     several = all(len({run.seeds[0] for run in group.runs}) > 1 for group in (first, second))
-    return found[True] if several and found[True] else found[True] + found[False]
+    return results[True] if several and results[True] else results[True] + results[False]

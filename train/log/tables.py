@@ -38,10 +38,10 @@ def comparison(groups: Groups) -> str:
 def ranking(groups: Groups, sets: str = "test") -> str:
     """The groups from the best down, and a sentence on which neighbours cannot be told apart."""
     order = rank(groups, sets)
-    groups, found = [group for group, _ in order], [gap for _, gap in order]
+    groups, gaps = [group for group, _ in order], [gap for _, gap in order]
     quality = ["top-1 %", "95 % interval", "top-5 %", "average precision", "AUROC", "training"]
-    changes = make_gap_columns(groups, found, "above the next, points")
-    pairs = zip(groups, groups[1:], found, strict=False)
+    changes = make_gap_columns(groups, gaps, "above the next, points")
+    pairs = zip(groups, groups[1:], gaps, strict=False)
     same = [f"{a.name} and {b.name}" for a, b, gap in pairs if gap and not gap.real]
     verdict = f" Not told apart from each other: {'; '.join(same)}." if same else " Each is really above the next."
     digests = ", ".join(f"`{digest[:12]}`" for digest in sorted(groups[0].hashes(sets)))
@@ -102,7 +102,7 @@ def pace(groups: Groups) -> str:
 
 def sizes(groups: Groups) -> str:
     """Top-1 by the size of the sets."""
-    measured = [found for group in groups for found in group.first.other_sets.set_size.items()]
+    measured = [result for group in groups for result in group.first.other_sets.set_size.items()]
     known = sorted({size for size, _ in measured}, key=int)
 
     def top1(size: str) -> Column:
@@ -115,7 +115,7 @@ def sizes(groups: Groups) -> str:
 
     head, *rows = make_rows(groups, ["method", *map(top1, known)])
     text = markdown_table([head, ["chance", *(f"{100 / int(size):.1f}" for size in known)], *rows])
-    n = max(found.n for _, found in measured)
+    n = max(result.n for _, result in measured)
     return f"{text}\n\nTop-1 % by set size S, n = {n:,} sets each; every head was trained at one size."
 
 
@@ -138,12 +138,12 @@ def anomalies(groups: Groups) -> str:
         return Column(head, cell)
 
     columns = [
-        *within_sets("AUROC,", lambda found: found.auroc_within_sets),
-        *within_sets("precision at", lambda found: found.precision_at_k),
-        detection("false alarms %", lambda found: found.false_alarms),
-        *(detection(f"noticed %, {k}", lambda found, k=k: found.detected[k]) for k in ks),
-        detection("AUROC, 1 against 0", lambda found: found.auroc["1"], 1, 4),
-        detection("accuracy %, 1 against 0", lambda found: found.best_accuracy.accuracy),
+        *within_sets("AUROC,", lambda result: result.auroc_within_sets),
+        *within_sets("precision at", lambda result: result.precision_at_k),
+        detection("false alarms %", lambda result: result.false_alarms),
+        *(detection(f"noticed %, {k}", lambda result, k=k: result.detected[k]) for k in ks),
+        detection("AUROC, 1 against 0", lambda result: result.auroc["1"], 1, 4),
+        detection("accuracy %, 1 against 0", lambda result: result.best_accuracy.accuracy),
     ]
     return (
         f"{table(groups, ['method', *columns])}\n\nk anomalies in a set, n = "
@@ -157,41 +157,41 @@ def anomalies(groups: Groups) -> str:
 
 def failures(groups: Groups) -> str:
     """Where the first of the groups fails: within super-classes and across, and the most confused pairs."""
-    group, found = groups[0], groups[0].first.failures
+    group, result = groups[0], groups[0].first.failures
     parts = []
-    if found.across:
+    if result.across:
         rows = [["test sets", "n", "top-1 %", "95 % interval"]]
         for key, name in (("within_superclass", "within a super-class"), ("across", "across super-classes")):
-            first = getattr(found, key)
+            first = getattr(result, key)
             if first.n:
                 top1 = group.values(lambda report, key=key: getattr(report.failures, key).top1)  # type: ignore[misc]
                 rows.append([name, f"{first.n:,}", format_mean(top1), format_range(first.top1_interval)])
         parts.append(markdown_table(rows))
-    for by_class, name in ((found.by_set_class, "set class"), (found.by_anomaly_class, "anomaly class")):
+    for by_class, name in ((result.by_set_class, "set class"), (result.by_anomaly_class, "anomaly class")):
         worst = sorted(by_class.items(), key=lambda item: item[1])[:5]
         named = ", ".join(f"{label} {100 * top1:.0f} %" for label, top1 in worst)
         parts.append(f"Lowest top-1 by {name}: {named}.")
-    if found.worst_pairs:
-        pairs = [[a, b, str(n), str(missed)] for a, b, n, missed in found.worst_pairs]
+    if result.worst_pairs:
+        pairs = [[a, b, str(n), str(missed)] for a, b, n, missed in result.worst_pairs]
         parts.append(markdown_table([["most confused", "and", "sets", "missed"], *pairs]))
         parts.append(f"Pairs of test and hard sets together, either being the anomaly; {group.runs[0].name}.")
-    if found.matrix:
+    if result.matrix:
         parts.append("![Top-1 by super-class of the set and of the anomaly](failures.png)")
     return "\n\n".join(parts)
 
 
 def attention(groups: Groups) -> str:
     """How much the inliers attend to the anomaly."""
-    group, found = groups[0], groups[0].first.attention
-    if found is None:
+    group, result = groups[0], groups[0].first.attention
+    if result is None:
         raise UserError(f"{group.name} has no attention among the items of a set: choose a run that has")
     mass = group.values(lambda report: report.attention and report.attention.mass_on_anomaly).mean(0)
     rows = [["layer", *(f"head {head + 1}" for head in range(mass.shape[1])), "mean"]]
     rows += [[str(n), *(f"{value:.3f}" for value in layer), f"{layer.mean():.3f}"] for n, layer in enumerate(mass, 1)]
     return (
-        f"{markdown_table(rows)}\n\nAttention of the inliers to the anomaly, mean over {found.n:,} test sets and "
+        f"{markdown_table(rows)}\n\nAttention of the inliers to the anomaly, mean over {result.n:,} test sets and "
         f"{len(group.runs)} seed(s); heads of different seeds are not the same heads. Uniform attention would be "
-        f"1/S = {found.uniform:.3f}."
+        f"1/S = {result.uniform:.3f}."
     )
 
 
@@ -200,10 +200,10 @@ def positions(groups: Groups) -> str:
     rows: dict[str, list[str]] = {}
     for group in groups:
         for sets in ("val", "test", "hard"):
-            for found in group.measured(sets)[:1]:
-                counts, name = found.positions, f"{sets} `{found.sets_sha256[:12]}`"
+            for result in group.measured(sets)[:1]:
+                counts, name = result.positions, f"{sets} `{result.sets_sha256[:12]}`"
                 p = f"{chisquare(counts).pvalue:.2f}"
-                rows.setdefault(found.sets_sha256, [name, f"{found.n:,}", str(min(counts)), str(max(counts)), p])
+                rows.setdefault(result.sets_sha256, [name, f"{result.n:,}", str(min(counts)), str(max(counts)), p])
     return markdown_table([["sets", "n", "least frequent position", "most frequent", "χ² p"], *rows.values()])
 
 
@@ -216,8 +216,8 @@ def twins(groups: Groups) -> str:
     ]
     images = groups[0].first.without_twins.images
     names = ", ".join(f"{label} {number}" for label, number in images)
-    said = f"{len(images)} test images are pixel for pixel in the training split, too"
-    return f"{table(groups, ['method', 'test sets n', *columns])}\n\n{said}{': ' * bool(names)}{names}."
+    sentence = f"{len(images)} test images are pixel for pixel in the training split, too"
+    return f"{table(groups, ['method', 'test sets n', *columns])}\n\n{sentence}{': ' * bool(names)}{names}."
 
 
 def timeline(groups: Groups) -> str:

@@ -41,8 +41,8 @@ class Measured(Struct, frozen=True):
     sets_sha256: str
     solved: str
 
-    def hits(self) -> np.ndarray:
-        """Which sets were solved, (n,) bool."""
+    def unpack_solved(self) -> np.ndarray:
+        """Return which sets were solved, (n,) bool."""
         return np.unpackbits(np.frombuffer(bytes.fromhex(self.solved), np.uint8), count=self.n).astype(bool)
 
 
@@ -185,15 +185,15 @@ class Report(Struct, frozen=True, omit_defaults=True, kw_only=True):
     versions: dict[str, str]
     hardware: Hardware
 
-    def on(self, sets: str) -> Measured | None:
-        """What was measured on "test", "val" or "hard" sets; None where there are no such sets."""
+    def get_measured(self, sets: str) -> Measured | None:
+        """Return what was measured on "test", "val" or "hard" sets; None where there are no such sets."""
         return {"test": self.test, "val": self.val, "hard": self.hard}[sets]
 
     @property
     def arithmetic_used(self) -> str:
         """What training computed in, such as "bfloat16, float32"; of an old report what its config said; "" of none."""
-        said = self.arithmetic or [self.config["training"]["precision"]]
-        return ", ".join(said) if self.history else ""
+        used = self.arithmetic or [self.config["training"]["precision"]]
+        return ", ".join(used) if self.history else ""
 
     def seconds_to(self, level: float) -> float | None:
         """Seconds of training until validation top-1 first reached a level; None where it never did."""
