@@ -74,7 +74,7 @@ def posterior(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed
     After a first round, labels that are more likely wrong than right are left out of training.
     """
     n = len(labels)
-    networks, rounds = (0, 1) if n <= FEW else (1, 1) if n > MANY else (2, 2)
+    networks, rounds = (0, 1) if n <= FEW else (1, 1) if n > MANY else (3, 2)
     folds = min(FOLDS, int(np.bincount(labels).min()))
     normaliser = Normaliser.fit(features)  # of all images: it knows no label
     generator = np.random.default_rng(seed)
@@ -238,9 +238,9 @@ def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: 
         given = torch.tensor(values, dtype=torch.float32, requires_grad=True)
         q, rate = log_posterior(some, given[:-1]).exp(), torch.sigmoid(given[-1])
         value = -torch.log((1 - rate) * q.gather(1, chosen)[:, 0] + rate * (q * to_label).sum(1) + 1e-12).mean()
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         assert given.grad is not None
-        return float(value), given.grad.numpy().astype(np.float64)
+        return value.item(), given.grad.numpy().astype(np.float64)
 
     start = np.array([0.0] * len(parts) + [NOISE_BOUNDS[0] / 2])
     bounds = [WEIGHT_BOUNDS] * len(parts) + [NOISE_BOUNDS]

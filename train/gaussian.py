@@ -79,7 +79,7 @@ def two_covariances(
     The within-class covariance is drawn towards its diagonal mean. There are at most C - 1 coordinates: others tell no
     classes apart. Raises UserError where classes are too few, or do not differ.
     """
-    from scipy.linalg import eigh  # here: it is slow to start
+    from scipy.linalg import cholesky, solve_triangular, svd  # here: it is slow to start
 
     classes, counts = int(labels.max()) + 1, np.bincount(labels)
     used = counts > 0
@@ -94,12 +94,15 @@ def two_covariances(
     within = (residuals.T @ residuals).astype(np.float64) / (len(x) - used.sum())
     scale = np.trace(within) / len(within)
     within = (1 - SHRINKAGE) * within + (SHRINKAGE * scale + SMALLEST) * np.eye(len(within))
-    between = np.cov(means[used].T) - within * np.mean(1 / counts[used])
-    ratio, projection = eigh(between, within)
+    # Where images are N(0, 1), the few class means span all directions that tell classes apart
+    mean, root = means[used].mean(0), cholesky(within, lower=True)
+    white = solve_triangular(root, (means[used] - mean).T, lower=True)
+    directions, deviation, _ = svd(white, full_matrices=False)
+    ratio = deviation**2 / (used.sum() - 1) - np.mean(1 / counts[used])
     kept = ratio > SMALLEST
     if not kept.any():
         raise UserError("the classes of the reference do not differ in these features: give another store")
-    mean, projection = means[used].mean(0), projection[:, kept]
+    projection = solve_triangular(root, directions[:, kept], lower=True, trans="T")
     return mean, projection.astype(np.float32), ratio[kept], (sums - counts[:, None] * mean) @ projection, counts
 
 
