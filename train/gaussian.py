@@ -6,16 +6,16 @@ import numpy as np
 
 from common.errors import UserError
 
-POWER = 0.5  # features behind a ReLU are skewed; their square roots are much nearer to Gaussians
 SHRINKAGE = 0.3
 SMALLEST = 1e-6
 ROWS_AT_A_TIME = 1 << 13
 
 
-def compress(features: np.ndarray, power: float = POWER) -> np.ndarray:
-    """sign(x) |x| ** power of features (n, D), float32."""
+def compress(features: np.ndarray) -> np.ndarray:
+    """sign(x) √|x| of features (n, D), float32: behind a ReLU they are skewed, their roots much nearer to Gaussians."""
     features = np.asarray(features, np.float32)
-    return np.sign(features) * np.abs(features) ** np.float32(power)
+    roots = np.abs(features)
+    return np.copysign(np.sqrt(roots, out=roots), features, out=roots)
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,12 @@ class Normaliser:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """(n, D) float32."""
-        x = (compress(features) - self.mean) / self.std
-        length = np.linalg.norm(x, axis=1, keepdims=True)
-        return x * (np.sqrt(x.shape[1], dtype=np.float32) / np.maximum(length, SMALLEST))
+        x = compress(features)  # from here in place
+        x -= self.mean
+        x /= self.std
+        length = np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
+        x *= np.sqrt(x.shape[1], dtype=np.float32) / np.maximum(length, SMALLEST)
+        return x
 
 
 @dataclass(frozen=True)
@@ -88,9 +91,11 @@ def two_covariances(
     sums = np.zeros((classes, x.shape[1]))
     order = np.argsort(labels, kind="stable")
     starts = np.searchsorted(labels[order], np.flatnonzero(used))
-    sums[used] = np.add.reduceat(x[order].astype(np.float64), starts)
+    residuals = x[order]
+    sums[used] = np.add.reduceat(residuals, starts, dtype=np.float64)
     means = sums / np.maximum(counts, 1)[:, None]
-    residuals = x - means[labels].astype(np.float32)
+    for part, mean in zip(np.split(residuals, starts[1:]), means[used], strict=True):
+        part -= mean.astype(np.float32)
     within = (residuals.T @ residuals).astype(np.float64) / (len(x) - used.sum())
     scale = np.trace(within) / len(within)
     within = (1 - SHRINKAGE) * within + (SHRINKAGE * scale + SMALLEST) * np.eye(len(within))
