@@ -1,9 +1,10 @@
 """Class posteriors of every image by classifiers that never saw it, where some of the labels are wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,16 +13,19 @@ from torch.nn import functional
 
 from common.errors import UserError
 from common.machine import fast_bfloat16
+from common.progress import Progress
 from train.config import Config, HeadConfig, TrainingConfig
-from train.gaussian import ClassSpace, Normaliser
+from train.gaussian import Normaliser, fit_two_covariances, log_likelihood_ratio
 from train.loop import learning_rate_factor
 from train.methods import build_method
 from train.methods.base import Method
 
 FOLDS = 5
-FEW, MANY = 5_000, 15_000  # images: up to FEW a logistic regression has to do beside the Gaussian model; from MANY on
-# one round with one network
-PRIOR = 2000.0  # variance of a logit before any image was seen, in units of 1 / images
+# Images: up to FEW, a logistic regression and votes of neighbours do what networks do beside the Gaussian model, in a
+# fraction of the time; from MANY on one round with one network has to do
+FEW, MANY = 5_000, 15_000
+PRIOR = 10_000.0  # variance of a logit of the regression before any image was seen, times images
+VOTERS, SHARPNESS, UNSEEN = 15, 10.0, 0.02  # neighbours; of their weights; the share of a class that none of them has
 # Strong dropout and few epochs: what matters is how little is left to a class that an image does not belong to, not
 # how often the most likely one is right
 HIDDEN, DROPOUT, RATE, DECAY = 512, 0.8, 5e-3, 0.05
@@ -74,14 +78,14 @@ def posterior(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed
     After a first round, labels that are more likely wrong than right are left out of training.
     """
     n = len(labels)
-    networks, rounds = (0, 1) if n <= FEW else (1, 1) if n > MANY else (2, 2)
+    networks, rounds = (0, 1) if n <= FEW else (1, 1) if n > MANY else (3, 2)
     folds = min(FOLDS, int(np.bincount(labels).min()))
-    normaliser = Normaliser.fit(features)  # of all images: it knows no label
+    x = Normaliser.fit(features)(features)  # of all images: it knows no label
     generator = np.random.default_rng(seed)
     trusted = np.ones(n, bool)
     for number in range(rounds):
         fold = make_folds(labels, groups, folds, generator)
-        scores = out_of_fold(features, labels, fold, trusted, normaliser, networks, seed + 1000 * number)
+        scores = out_of_fold(x, labels, fold, trusted, networks, seed + 1000 * number)
         found = weigh(scores, labels)
         trusted = found.wrong(labels) < 0.5
         counts = np.bincount(labels[trusted], minlength=labels.max() + 1)
@@ -100,62 +104,119 @@ def make_folds(labels: np.ndarray, groups: np.ndarray, folds: int, generator: np
 
 
 def out_of_fold(
-    features: np.ndarray,
-    labels: np.ndarray,
-    fold: np.ndarray,
-    trusted: np.ndarray,
-    normaliser: Normaliser,
-    networks: int,
-    seed: int,
+    x: np.ndarray, labels: np.ndarray, fold: np.ndarray, trusted: np.ndarray, networks: int, seed: int
 ) -> list[np.ndarray]:
-    """Class scores (n, C): log-likelihood ratios of a Gaussian model, and logits of `networks` MLPs.
+    """Class scores (n, C) of normalised features x (n, D): of a Gaussian model, and logits of `networks` MLPs.
 
-    Without networks, those of a logistic regression. Each row's are those of models trained on the `trusted` rows of
-    the other folds; 0 for a class that has none there.
+    Without networks, those of a logistic regression and of neighbours. Each row's are those of models trained on the
+    `trusted` rows of the other folds; 0 for a class that has none there.
     """
-    x = torch.from_numpy(normaliser(features)) if networks else torch.empty(0)
-    classes = int(labels.max()) + 1
-    scores = [np.zeros((len(labels), classes), np.float32) for _ in range(1 + max(1, networks))]
-    fast = fast_bfloat16(torch.device("cpu"))
-    numbers = np.unique(fold).tolist()
-    for number in numbers:
-        rest, rows = np.flatnonzero((fold != number) & trusted), np.flatnonzero(fold == number)
-        known, codes = np.unique(labels[rest], return_inverse=True)
-        with suppress(UserError):  # classes that do not differ are told apart by nothing
-            space = ClassSpace.fit(features[rest], codes, normaliser)
-            scores[0][np.ix_(rows, known)] = space.log_likelihood_ratios(space.embed(features[rows]))
-        if not networks:
-            scores[1][np.ix_(rows, known)] = _regression(features[rest], codes, features[rows])
+    classes, numbers = int(labels.max()) + 1, np.unique(fold).tolist()
+    scores = [np.zeros((len(labels), classes), np.float32) for _ in range(1 + networks)]
+    parts = [(np.flatnonzero((fold != number) & trusted), np.flatnonzero(fold == number)) for number in numbers]
+    with Progress((1 + networks) * len(parts), "learning the classes", "models") as progress:
+        for rest, rows in parts:
+            known, codes = np.unique(labels[rest], return_inverse=True)
+            with suppress(UserError):  # classes that do not differ are told apart by nothing
+                known_x, counts = x[rest], np.bincount(codes)
+                mean, projection, ratio, means = fit_two_covariances(known_x.__getitem__, codes)
+                embedded = x[rows] @ projection.astype(np.float32) - (mean @ projection).astype(np.float32)
+                sums = counts[:, None] * ((means - mean) @ projection)
+                scores[0][np.ix_(rows, known)] = log_likelihood_ratio(embedded, sums, counts, ratio)
+            progress.update()
+        if networks:
+            _train_networks(x, labels, parts, scores, seed, progress)
+        else:
+            scores += [regress(x, labels, fold, trusted), vote(x, labels, fold, trusted)]
+    for rest, rows in parts:
+        unknown = np.bincount(labels[rest], minlength=classes) == 0
+        if unknown.any():
+            for each in scores[1:]:
+                each[rows] -= each[rows][:, ~unknown].mean(1, keepdims=True)
+                each[np.ix_(rows, unknown)] = 0
+    return scores
 
-    def network(number: int, which: int, model: Method) -> None:
-        rest, rows = np.flatnonzero((fold != number) & trusted), np.flatnonzero(fold == number)
-        train_network(model, x[rest], torch.from_numpy(labels[rest]), seed + 100 * which + number, fast)
+
+def regress(x: np.ndarray, labels: np.ndarray, fold: np.ndarray, trusted: np.ndarray) -> np.ndarray:
+    """Logits (n, C) of a logistic regression for each fold, as in `out_of_fold`; all are fitted at once."""
+    n, dim = x.shape
+    classes, folds = int(labels.max()) + 1, int(fold.max()) + 1
+    inputs, truth = torch.from_numpy(x), torch.from_numpy(labels)
+    used = torch.from_numpy(((fold[:, None] != np.arange(folds)) & trusted[:, None]).astype(np.float32))
+
+    def logits(values: Tensor) -> Tensor:
+        return (inputs @ values[:-1]).view(n, folds, classes) + values[-1].view(folds, classes)
+
+    def loss(values: Tensor) -> Tensor:
+        own = functional.log_softmax(logits(values), 2).gather(2, truth[:, None, None].expand(n, folds, 1))[:, :, 0]
+        return values[:-1].square().sum() * (dim / (2 * PRIOR)) - (own * used).sum() / (used.sum() / folds)
+
+    best = minimise(loss, np.zeros((dim + 1, folds * classes)), maxiter=50, ftol=1e-5)
+    return logits(best)[torch.arange(n), torch.from_numpy(fold)].numpy()
+
+
+def minimise(
+    loss: Callable[[Tensor], Tensor],
+    start: np.ndarray,
+    bounds: Sequence[tuple[float, float]] | None = None,
+    **options: Any,
+) -> Tensor:
+    """The values, float32 and shaped as `start`, at which a loss is least, by L-BFGS-B with these options."""
+    from scipy.optimize import minimize  # here: it is slow to start; optimisers of torch are slower
+
+    def with_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
+        given = torch.from_numpy(values.astype(np.float32)).view(start.shape).requires_grad_()
+        value = loss(given)
+        (gradient,) = torch.autograd.grad(value, given)
+        return value.item(), gradient.numpy().astype(np.float64).ravel()
+
+    found = minimize(with_gradient, start.ravel(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return torch.from_numpy(found.x.astype(np.float32)).view(start.shape)
+
+
+def vote(x: np.ndarray, labels: np.ndarray, fold: np.ndarray, trusted: np.ndarray) -> np.ndarray:
+    """Logarithms of the shares (n, C) of classes among the nearest images of other folds, the nearer the more."""
+    unit = functional.normalize(torch.from_numpy(x))
+    folds, truth = torch.from_numpy(fold), torch.from_numpy(labels)
+    shares = torch.full((len(x), int(labels.max()) + 1), UNSEEN)
+    for rows in torch.arange(len(x)).split(1024):
+        cosine = unit[rows] @ unit.T
+        cosine[(folds[rows, None] == folds) | ~torch.from_numpy(trusted)] = -torch.inf
+        nearest, images = cosine.topk(min(VOTERS, len(x)), 1)
+        shares[rows] = shares[rows].scatter_add(1, truth[images], torch.softmax(SHARPNESS * nearest, 1))
+    return shares.log().numpy()
+
+
+def _train_networks(
+    x: np.ndarray,
+    labels: np.ndarray,
+    parts: Sequence[tuple[np.ndarray, np.ndarray]],
+    scores: Sequence[np.ndarray],
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Fill scores[1:] with the logits of networks, one each for each fold's (other rows, own rows)."""
+    inputs, truth, fast = torch.from_numpy(x), torch.from_numpy(labels), fast_bfloat16(torch.device("cpu"))
+
+    def network(which: int, number: int, model: Method) -> None:
+        rest, rows = map(torch.from_numpy, parts[number])
+        train_network(model, inputs, truth, rest, seed + 100 * which + number, fast)
         with torch.inference_mode():
-            logits = torch.cat([model.encode(part) for part in x[rows].split(4096)])
-        scores[which][rows] = logits.numpy()
+            for some in rows.split(4096):
+                scores[which][some.numpy()] = model.encode(inputs[some]).numpy()
 
     models = [
-        (number, which, _new_network(x.shape[1], classes, seed + 100 * which + number))
-        for number in numbers
-        for which in range(1, 1 + networks)
+        (which, number, _new_network(x.shape[1], scores[0].shape[1], seed + 100 * which + number))
+        for number in range(len(parts))
+        for which in range(1, len(scores))
     ]
     threads = torch.get_num_threads()
     # Steps this small are not worth sharing among threads: each thread trains a network of its own
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for done in [pool.submit(network, *model) for model in models]:
             done.result()
+            progress.update()
     torch.set_num_threads(threads)
-    return scores
-
-
-def _regression(x: np.ndarray, labels: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Logits (m, C) of new images (m, D) by a logistic regression on x (n, D) with labels (n,) in 0 … C - 1."""
-    from sklearn.linear_model import LogisticRegression
-
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    model = LogisticRegression(C=PRIOR / x.size, max_iter=100, tol=1e-3).fit((x - mean) / std, labels)
-    logits = model.decision_function((new - mean) / std)
-    return np.stack([-logits, logits], 1) / 2 if logits.ndim == 1 else logits
 
 
 def _new_network(dim: int, classes: int, seed: int) -> Method:
@@ -164,17 +225,17 @@ def _new_network(dim: int, classes: int, seed: int) -> Method:
     return build_method(Config("posterior", head=head, training=TrainingConfig(seed=seed)), dim, classes)
 
 
-def train_network(model: Method, x: Tensor, labels: Tensor, seed: int, fast: bool) -> None:
-    """Train on classes alone: x (n, D), labels (n,); in bfloat16 if that is `fast`."""
+def train_network(model: Method, x: Tensor, labels: Tensor, used: Tensor, seed: int, fast: bool) -> None:
+    """Train on classes alone: the rows `used` (m,) of x (n, D), labels (n,); in bfloat16 if that is `fast`."""
     generator = torch.Generator().manual_seed(seed)
     model.seed_dropout(generator)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=DECAY, fused=True)
-    batches = max(1, len(x) // BATCH)
+    batches = max(1, len(used) // BATCH)
     total = STEPS + 2 * batches
     step = 0
     while step < total:
-        for rows in torch.randperm(len(x), generator=generator).chunk(batches)[: total - step]:
+        for rows in used[torch.randperm(len(used), generator=generator)].chunk(batches)[: total - step]:
             step += 1
             for group in optimizer.param_groups:
                 group["lr"] = RATE * learning_rate_factor(step, round(WARMUP * total), total)
@@ -221,8 +282,6 @@ def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: 
 
     given_wrong: as `Posterior.given_wrong`. Scores that are too sure of themselves get small weights.
     """
-    from scipy.optimize import minimize  # here: it is slow to start
-
     parts = [torch.from_numpy(np.asarray(each, np.float32)) for each in scores]
     parts = [(part - part.mean(1, keepdim=True)) / part.std().clamp(min=1e-6) for part in parts]
     every = -(-len(labels) // ROWS)  # so few numbers need no more rows
@@ -234,15 +293,10 @@ def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: 
         mixed = sum(weight.exp() * part for weight, part in zip(weights, of, strict=True))
         return functional.log_softmax(mixed, 1)  # type: ignore[arg-type]
 
-    def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
-        given = torch.tensor(values, dtype=torch.float32, requires_grad=True)
+    def loss(given: Tensor) -> Tensor:
         q, rate = log_posterior(some, given[:-1]).exp(), torch.sigmoid(given[-1])
-        value = -torch.log((1 - rate) * q.gather(1, chosen)[:, 0] + rate * (q * to_label).sum(1) + 1e-12).mean()
-        value.backward()
-        assert given.grad is not None
-        return float(value), given.grad.numpy().astype(np.float64)
+        return -torch.log((1 - rate) * q.gather(1, chosen)[:, 0] + rate * (q * to_label).sum(1) + 1e-12).mean()
 
     start = np.array([0.0] * len(parts) + [NOISE_BOUNDS[0] / 2])
-    bounds = [WEIGHT_BOUNDS] * len(parts) + [NOISE_BOUNDS]
-    best = torch.from_numpy(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x).float()
+    best = minimise(loss, start, [WEIGHT_BOUNDS] * len(parts) + [NOISE_BOUNDS])
     return log_posterior(parts, best[:-1]).numpy(), float(torch.sigmoid(best[-1]))

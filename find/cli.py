@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 
 class FindCommandLine(CommandLine):
-    """Nothing is kept of a find that is stopped."""
-
-    again = "the same command starts anew"
+    again = "the same command starts anew"  # nothing is kept of a find that is stopped
 
 
 @click.group(cls=FindCommandLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,7 +60,7 @@ def odd(
     output = Output(store=store, **options)
     named = _names(store)
     head, held_out = _head(run_path, store, reference)
-    given = None if reference is None or head is not None else _labelled(_comparable(reference, store), None)
+    given = None if reference is None or head is not None else _labelled(_comparable(reference, store))
     found = find_odd(
         _features(store), head=head, reference=given, held_out=held_out, rate=rate, seed=seed,
         digests=store.image_sha256, settings=_settings(store, run_path, reference), **named,
@@ -107,21 +105,17 @@ def _names(store: FeatureStore) -> dict[str, Any]:
     return {"paths": paths, "splits": splits}
 
 
-def _labelled(store: FeatureStore, rows: Any) -> Any:
-    import numpy as np
-
-    rows = np.arange(len(store.labels)) if rows is None else rows
-    return store.features[:, rows].mean(0, dtype=np.float32), np.array(store.labels)[rows]
+def _labelled(store: FeatureStore, rows: Any = slice(None)) -> Any:
+    return store.features[:, rows].mean(0, dtype="float32"), store.labels[rows]
 
 
 def _comparable(path: Path, store: FeatureStore) -> FeatureStore:
     """Open a reference store. Raises UserError where its features are of another kind than those of `store`."""
     reference = _open(path)
-    for part in ("backbone", "weights"):
+    for part, name in (("backbone", "backbone"), ("weights", "set of weights")):
         if reference.identity[part] != store.identity[part]:
             raise UserError(
-                f"{path} was made with another {'backbone' if part == 'backbone' else 'set of weights'} than "
-                f"{store.path}: extract one of them again, both must agree"
+                f"{path} was made with another {name} than {store.path}: extract one of them again, both must agree"
             )
     size = [each.identity["preprocessing"].get("image_size") for each in (reference, store)]
     if size[0] != size[1]:
@@ -152,7 +146,8 @@ def _head(run_path: Path | None, store: FeatureStore, reference: Path | None) ->
     given = _comparable(path, store)
     if reference is None and given.identity_sha256 != trained_on:
         raise UserError(f"{path} is no longer the store that {run_path} was trained on: give one by --reference")
-    return head, _labelled(given, given.rows_of("test") if len(given.rows_of("test")) else None)
+    tested = given.rows_of("test")
+    return head, _labelled(given, tested if len(tested) else slice(None))
 
 
 def _store_of(run_path: Path) -> Path | None:

@@ -5,11 +5,12 @@ from hashlib import sha256
 
 import numpy as np
 
+from common.progress import Progress
 from train.gaussian import Normaliser
 
 NEAR = 0.95  # cosine of standardised features: the same scene, saved, cut or lit a little differently
 SKETCH = 96  # dimensions of the first look
-CELLS = 1 << 24  # of one block of products: 64 MB
+TILE = 2048  # images of one block of products, 16 MB
 
 
 @dataclass(frozen=True)
@@ -69,17 +70,20 @@ def _near_pairs(x: np.ndarray, near: float) -> np.ndarray:
         sample = x[:: max(1, n // 5000)]
         _, directions = np.linalg.eigh(sample.T @ sample)
         sketch = x @ directions[:, -SKETCH:]
-    square = (sketch**2).sum(1)
-    farthest = 2 - 2 * near + 1e-4
-    found, step = [np.empty((2, 0), np.int64)], max(1, CELLS // max(1, n))
-    for start in range(0, n, step):
-        # |a - b|² ≤ farthest, written so that the product needs one comparison
-        product = sketch[start : start + step] @ sketch[start:].T
-        product -= 0.5 * square[start:]
-        a, b = np.nonzero(product >= 0.5 * (square[start : start + step] - farthest)[:, None])
-        a, b = a[b > a] + start, b[b > a] + start
-        for part in range(0, len(a), step):
-            rows = slice(part, part + step)
-            kept = np.einsum("ij,ij->i", x[a[rows]], x[b[rows]]) >= near
-            found.append(np.stack([a[rows][kept], b[rows][kept]]))
+    # |a - b|² ≤ farthest as one product: a·b - |a|²/2 - |b|²/2 + farthest/2 ≥ 0
+    half, one = 0.5 * np.einsum("ij,ij->i", sketch, sketch)[:, None], np.ones((n, 1), np.float32)
+    left = np.concatenate([sketch, one, (1 - near) + 5e-5 - half], 1, dtype=np.float32)
+    right = np.concatenate([sketch, -half, one], 1, dtype=np.float32)
+    found = [np.empty((2, 0), np.int64)]
+    with Progress(n, "looking for copies", "images") as progress:
+        for start in range(0, n, TILE):
+            for other in range(start, n, TILE):  # tiles that stay in the cache
+                tile = left[start : start + TILE] @ right[other : other + TILE].T
+                a, b = np.divmod(np.flatnonzero(tile >= 0), tile.shape[1])
+                a, b = a[b + other > a + start] + start, b[b + other > a + start] + other
+                for part in range(0, len(a), TILE):
+                    rows = slice(part, part + TILE)
+                    kept = np.einsum("ij,ij->i", x[a[rows]], x[b[rows]]) >= near
+                    found.append(np.stack([a[rows][kept], b[rows][kept]]))
+            progress.update(min(TILE, n - start))
     return np.concatenate(found, 1)

@@ -16,10 +16,12 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from common.errors import UserError
 from common.files import claim_folder, readable_json, write_text
@@ -140,76 +142,34 @@ class Findings:
         """The findings that keep the asked false-discovery rate."""
         return tuple(finding for finding in self.findings if finding.flagged)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists, dicts, numbers and texts; `from_json` gives back an equal object."""
-        return {"format": FORMAT, **_plain(dataclasses.asdict(self))}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Findings":
-        """The findings that `to_json` wrote. Raises UserError for another format."""
-        if content.get("format") != FORMAT:
-            raise UserError(f"findings of format {content.get('format')}, this code reads {FORMAT}: run find again")
-        values = {key: value for key, value in content.items() if key != "format"}
-        return cls(
-            **{
-                **values,
-                "findings": tuple(_finding(each) for each in values["findings"]),
-                "class_names": tuple(values["class_names"]),
-                "typical": {name: _images(images) for name, images in values["typical"].items()},
-                "thresholds": {name: Threshold(**each) for name, each in values["thresholds"].items()},
-                "groups": tuple(
-                    Group(**{**each, "rows": tuple(each["rows"]), "typical": _images(each["typical"])})
-                    for each in values["groups"]
-                ),
-            }
-        )
-
-    def to_csv(self) -> str:
-        """One line a finding, in order, with the columns of `Finding`; lists are joined by " | "."""
-        text = io.StringIO()
-        writer = csv.writer(text)  # ends lines as RFC 4180 says: else a "\r" in a name is not quoted
-        names = [each.name for each in dataclasses.fields(Finding)]
-        writer.writerow(names)
-        for finding in self.findings:
-            writer.writerow([_cell(getattr(finding, name)) for name in names])
-        return text.getvalue()
-
     def write(self, folder: Path | str) -> None:
         """Write `findings.json` and `findings.csv` into `folder`, each atomically. Raises UserError where it cannot be.
 
-        The folder must be new, empty, or one of `find`.
+        The folder must be new, empty, or one of `find`. The CSV file has a line for each finding, in order, with the
+        columns of `Finding`; lists are joined by " | ".
         """
         folder = Path(folder)
         claim_folder(folder)
-        write_text(folder / "findings.json", visible(readable_json(self.to_json())))  # JSON reads its escapes back
-        write_text(folder / "findings.csv", self.to_csv())
+        content = readable_json({"format": FORMAT, **msgspec.to_builtins(self, enc_hook=str)})
+        write_text(folder / "findings.json", visible(content))  # JSON reads its escapes back
+        text, names = io.StringIO(), [each.name for each in dataclasses.fields(Finding)]
+        table = csv.writer(text)  # ends lines as RFC 4180 says: else a "\r" in a name is not quoted
+        table.writerow(names)
+        table.writerows([_cell(getattr(finding, name)) for name in names] for finding in self.findings)
+        write_text(folder / "findings.csv", text.getvalue())
 
     @classmethod
     def read(cls, folder: Path | str) -> "Findings":
-        """The findings in `folder`. Raises UserError where there are none."""
+        """The findings in `folder`. Raises UserError where there are none, or of another format."""
         path = Path(folder) / "findings.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            found = content.get("format") if isinstance(content, dict) else None
+            if found != FORMAT:
+                raise UserError(f"{path} is of format {found}, this code reads {FORMAT}: run find again")
+            return msgspec.convert(content, cls)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {path} ({error}): give the folder that find wrote") from error
-        return cls.from_json(content)
-
-
-def _finding(values: Mapping[str, Any]) -> Finding:
-    lists = {"why": tuple(values["why"]), **{name: _images(values[name]) for name in ("neighbours", "copies")}}
-    return Finding(**{**values, **lists})
-
-
-def _images(images: Iterable[Mapping[str, Any]]) -> tuple[Image, ...]:
-    return tuple(Image(**image) for image in images)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value
 
 
 def _cell(value: Any) -> str:

@@ -14,12 +14,12 @@ LARGEST, SMALLEST = 1e15, 1e-15  # beyond, squares leave the range of float32
 DIGEST = 32  # bytes
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Inputs:
     """What `find.audit` and `find.odd` were given.
 
     features (n, D) float32, finite. labels (n,) int64 in [0, C), C = len(class_names); both empty without labels.
-    images: what they are called. digests: (n, 32) uint8 or None. rate: in (0, 1). seed: ≥ 0.
+    digests: (n, 32) uint8 or None.
     """
 
     features: np.ndarray
@@ -58,19 +58,9 @@ def take_inputs(
     for name, values in (("paths", paths), ("splits", splits), ("digests", digests)):
         if values is not None and len(values) != n:
             raise UserError(f"there are {len(values)} {name} for {n} images: give one for each")
-    return Inputs(
-        features=matrix,
-        labels=codes,
-        class_names=names,
-        images=Images.numbered(
-            n,
-            None if paths is None else [str(each) for each in paths],
-            None if splits is None else list(map(str, splits)),
-        ),
-        digests=None if digests is None else _take_digests(digests),
-        rate=float(rate),
-        seed=int(seed),
-    )
+    images = Images.numbered(n, *(None if each is None else list(map(str, each)) for each in (paths, splits)))
+    known = None if digests is None else _take_digests(digests)
+    return Inputs(matrix, codes, names, images, known, float(rate), int(seed))
 
 
 def take_features(features: Any, of: str = "features") -> np.ndarray:
@@ -131,12 +121,9 @@ def _as_array(values: Any, name: str) -> np.ndarray:
 
 
 def _take_digests(digests: Any) -> np.ndarray:
-    first = digests[0] if len(digests) else None
     try:
-        if isinstance(first, str):
-            digests = [bytes.fromhex(each) for each in digests]
-        if isinstance(first, str | bytes):
-            digests = [np.frombuffer(each, np.uint8) for each in digests]
+        if len(digests) and isinstance(digests[0], str | bytes):
+            digests = [list(bytes.fromhex(each) if isinstance(each, str) else each) for each in digests]
         values = np.asarray(digests)
         if values.dtype.kind in "iu" and values.min(initial=0) >= 0 and values.max(initial=0) < 256:
             values = values.astype(np.uint8)

@@ -58,26 +58,15 @@ def make_findings(
 
     candidates: `flagged` is set here. caveats: of each question asked, why its rate cannot be promised; None if it can.
     """
-    flagged = [replace(each, flagged=each.question != "duplicate" and each.q <= rate) for each in candidates]
-    ranked = sorted(flagged, key=_rank)
-    listed = [
-        each
-        for number, each in enumerate(ranked)
-        if number < AT_LEAST or each.probability >= LISTED or each.flagged or each.copies
-    ]
-    result = Findings(
-        mode=mode,
-        findings=tuple(listed),
-        conclusion="",
-        class_names=tuple(class_names),
-        typical=typical,
-        counts={"images": n},
-        thresholds={question: Threshold(rate, 0, None, caveat) for question, caveat in caveats.items()},
-        too_small=too_small or {},
-        groups=groups,
-        settings=settings or {},
+    flagged = (replace(each, flagged=each.question != "duplicate" and each.q <= rate) for each in candidates)
+    ranked = enumerate(sorted(flagged, key=_rank))
+    listed = (each for i, each in ranked if i < AT_LEAST or each.probability >= LISTED or each.flagged or each.copies)
+    thresholds = {question: Threshold(rate, 0, None, caveat) for question, caveat in caveats.items()}
+    names, counts = tuple(class_names), {"images": n}
+    found = Findings(
+        mode, tuple(listed), "", names, typical, counts, thresholds, too_small or {}, groups, settings=settings or {}
     )
-    return summarise(result)
+    return summarise(found)
 
 
 def summarise(findings: Findings) -> Findings:

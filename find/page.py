@@ -37,7 +37,6 @@ def write_page(
     """
     folder = Path(folder)
     claim_folder(folder)
-    page = folder / "index.html"
     data = _data(findings)
     # The marks in a browser belong to a result. So do its pictures: an older page stays whole meanwhile
     data["digest"] = sha256_text(json.dumps(data))[:16]
@@ -45,24 +44,27 @@ def write_page(
     data["pictures"] = {str(row): name for row, (name, _) in made.items()}
     style, *scripts = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "marks.js", "page.js"))
     script = "".join(scripts)
-    template = _environment().get_template("page.html.j2")
-    text = template.render(
-        generator=GENERATOR,
-        findings=findings,
-        name=visible(Path(findings.root).name) if findings.root else "the data set",
-        rate=max((threshold.asked for threshold in findings.thresholds.values()), default=1.0),
-        questions=[question for question in QUESTIONS if findings.counts.get(question)],
-        from_thumbnails=sum(origin == THUMBNAIL for _, origin in made.values()),
-        beyond=max(0, len(findings.findings) - previews) if findings.root else 0,
-        previews=previews,
-        reviews=Counter(each.review for each in findings.findings if each.review),
-        data=_for_script(data),
-        style=style,
-        script=script,
-        policy=_policy(style, script),
+    text = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            generator=GENERATOR,
+            findings=findings,
+            name=visible(Path(findings.root).name) if findings.root else "the data set",
+            rate=max((threshold.asked for threshold in findings.thresholds.values()), default=1.0),
+            questions=[question for question in QUESTIONS if findings.counts.get(question)],
+            from_thumbnails=sum(origin == THUMBNAIL for _, origin in made.values()),
+            beyond=max(0, len(findings.findings) - previews) if findings.root else 0,
+            previews=previews,
+            reviews=Counter(each.review for each in findings.findings if each.review),
+            data=_for_script(data),
+            style=style,
+            script=script,
+            policy=_policy(style, script),
+        )
     )
-    write_text(page, visible(text))
-    return page
+    write_text(folder / "index.html", visible(text))
+    return folder / "index.html"
 
 
 def _pictures(
@@ -104,6 +106,10 @@ def _data(findings: Findings) -> dict[str, Any]:
     names = _numbered(name for each in found for name in (each.own, each.suggested) if name is not None)
     whys = _numbered(text for each in found for text in each.why)
     asked = max((threshold.asked for threshold in findings.thresholds.values()), default=1.0)
+
+    def pairs(images: Sequence[Image]) -> list[tuple[int, str]]:
+        return [(image.row, visible(image.path)) for image in images[:TYPICAL]]
+
     # What a URL holds of a path is its bytes; the script makes it from the text, but where that is not all of them
     paths = {each.path for each in found} | {image.path for each in found for image in _beside(each)}
     return {
@@ -125,15 +131,11 @@ def _data(findings: Findings) -> dict[str, Any]:
         "question": [QUESTIONS.index(each.question) for each in found],
         "why": [[whys[text] for text in each.why] for each in found],
         "times": {i: len(each.copies) + 1 for i, each in enumerate(found) if each.copies},
-        "copies": {i: _pairs(each.copies) for i, each in enumerate(found) if each.copies},
-        "neighbours": {i: _pairs(each.neighbours) for i, each in enumerate(found) if each.neighbours},
+        "copies": {i: pairs(each.copies) for i, each in enumerate(found) if each.copies},
+        "neighbours": {i: pairs(each.neighbours) for i, each in enumerate(found) if each.neighbours},
         "review": {i: each.review for i, each in enumerate(found) if each.review},
         "typical": {visible(name): [image.row for image in images] for name, images in _typical(findings).items()},
     }
-
-
-def _pairs(images: Sequence[Image]) -> list[tuple[int, str]]:
-    return [(image.row, visible(image.path)) for image in images[:TYPICAL]]
 
 
 def _numbered(texts: Iterable[str]) -> dict[str, int]:

@@ -237,7 +237,8 @@ def test_a_stranger_is_found_by_a_reference():
 def test_a_stranger_is_found_by_a_head(method):
     features, labels = clusters(6, 80)
     head = build_method(Config(method), features.shape[1], 6)
-    train_network(Logits(head), torch.from_numpy(features), torch.from_numpy(labels), 0, False)
+    x, y = torch.from_numpy(features), torch.from_numpy(labels)
+    train_network(Logits(head), x, y, torch.arange(len(y)), 0, False)
     folder = features[labels == 0]
     folder[-1] = features[labels == 3][0]
     found = find.odd(folder, head=head, held_out=(features, labels))

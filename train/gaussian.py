@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from scipy.linalg import eigh
+from scipy.linalg import cholesky, solve_triangular, svd
 from scipy.sparse import csc_array
 from torch import Tensor
 
 from common.errors import UserError
 
-POWER = 0.5  # features behind a ReLU are skewed; their square roots are much nearer to Gaussians
 SHRINKAGE = 0.3
 SMALLEST = 1e-6
 ROWS_AT_A_TIME = 1 << 13
@@ -27,10 +26,11 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 Read = Callable[[slice], np.ndarray]  # rows → their features (m, D); all that is computed of them is of their dtype
 
 
-def compress(features: np.ndarray, power: float = POWER) -> np.ndarray:
-    """Return sign(x) |x| ** power of features (n, D), float32."""
+def compress(features: np.ndarray) -> np.ndarray:
+    """Return sign(x) √|x| of features (n, D), float32: behind a ReLU they are skewed, their roots are much less so."""
     features = np.asarray(features, np.float32)
-    return np.sign(features) * np.abs(features) ** np.float32(power)
+    roots = np.abs(features)
+    return np.copysign(np.sqrt(roots, out=roots), features, out=roots)
 
 
 def normalise_length(x: Array) -> Array:
@@ -55,7 +55,12 @@ class Normaliser:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """(n, D) float32."""
-        return normalise_length((compress(features) - self.mean) / self.std)
+        x = compress(features)  # from here in place
+        x -= self.mean
+        x /= self.std
+        length = np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
+        x *= np.sqrt(x.shape[1], dtype=np.float32) / np.maximum(length, SMALLEST)
+        return x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,13 +153,16 @@ def estimate_within(read: Read, labels: np.ndarray, shrinkage: float | None = No
 
 
 def diagonalise(within: np.ndarray, means: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the projection (D, D) to coordinates where W is 1, and the variances λ (D,) of the class means in them.
+    """Return the projection (D, K) to coordinates where W is 1, and the variances λ (K,) of the class means in them.
 
-    means: (C, D), of counts (C,) images: they scatter by B, and by W / count since they are means.
+    means: (C, D), of counts (C,) images: they scatter by B, and by W / count since they are means. Where W is 1, the
+    means themselves span all directions in which they scatter, K ≤ C of them; in all others λ is 0.
     """
-    between = np.cov(means.T) - within * np.mean(1 / counts)
-    ratio, projection = eigh(between, within)
-    return projection, ratio.clip(min=0)
+    root = cholesky(within, lower=True)
+    white = solve_triangular(root, (means - means.mean(0)).T, lower=True)
+    directions, deviation, _ = svd(white, full_matrices=False)
+    ratio = deviation**2 / (len(means) - 1) - np.mean(1 / counts)
+    return solve_triangular(root, directions, lower=True, trans="T"), ratio.clip(min=0)
 
 
 def log_density_ratio(x: Tensor, ratio: Tensor) -> Tensor:

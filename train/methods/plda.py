@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from train.gaussian import diagonalise, estimate_within, log_density_ratio
 from train.methods.base import Method
@@ -28,9 +29,9 @@ class PLDA(Method):
     def fit(self, task: Task) -> None:
         within, means = estimate_within(task.read_train, task.train_labels)
         projection, ratio = diagonalise(within, means, task.train.counts)
-        self.mean, self.projection, self.ratio = (
-            torch.from_numpy(part).float() for part in (means.mean(0), projection, ratio)
-        )
+        parts = (torch.from_numpy(part).float() for part in (projection, ratio))
+        self.projection, self.ratio = (functional.pad(part, (0, self.input_dim - len(ratio))) for part in parts)
+        self.mean = torch.from_numpy(means.mean(0)).float()
 
     def compare(self, encoded: Tensor) -> Tensor:
         return log_density_ratio((encoded - self.mean) @ self.projection, self.ratio)
