@@ -53,7 +53,7 @@ def audit(
     typical = {}
     for label, name in enumerate(names):
         of_class = np.flatnonzero(judged.labels == label)
-        central = of_class[np.argsort(judged.distance[of_class], kind="stable")[:TYPICAL]]
+        central = of_class[np.lexsort((judged.distance[of_class], judged.wrong[of_class] > 0.5))[:TYPICAL]]
         typical[name] = inputs.images.shown(judged.rows[central])
     said: dict[str, Any] = {"seed": inputs.seed}
     if judged.posterior:
@@ -78,8 +78,7 @@ def judge(
     """Judge images of features (m, D) with labels (m,), no two of which are the same picture in the same class.
 
     groups (m,): equal for copies in different classes. rows (m,): what the images are called in the result.
-    An image is foreign if it is far from the others of its class, and also from those of the class that it rather
-    belongs to, if its label is more likely wrong than right.
+    An image is foreign if it is far from the others of its class, and also from those of the likeliest other class.
     """
     rows = np.arange(len(labels)) if rows is None else rows
     _, labels = np.unique(labels, return_inverse=True)
@@ -90,7 +89,7 @@ def judge(
         others = of_classes.log.copy()
         others[np.arange(len(labels)), labels] = -np.inf
         likely = others.argmax(1)
-    distance = class_distances(features, labels, np.where(wrong > 0.5, likely, labels))
+    distance = class_distances(features, labels, likely)
     return Judged(rows, labels, p_values(distance), wrong, likely, distance, of_classes)
 
 

@@ -72,8 +72,8 @@ def make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> list[Find
     is_foreign[list(conflicts)] = False
     probability = np.where(is_foreign, strange, wrong)
     q = np.where(is_foreign, q_foreign, q_label)
-    # local rates are steps: on a step, what looks worse comes first
-    ranked = np.lexsort((np.where(is_foreign, foreign, 0.0), -probability))
+    # local rates are steps: on a step, what is the least likely to belong comes first
+    ranked = np.lexsort((np.where(is_foreign, foreign, 1 - wrong), -probability.round(6)))
     listed = (probability >= LISTED) | (q <= inputs.rate)
     listed[ranked[:AT_LEAST]] = probability[ranked[:AT_LEAST]] > 0
     copied = np.isin(groups, list(parts))
@@ -148,7 +148,7 @@ def _find_neighbours(inputs: Inputs, copies: Copies, counted: np.ndarray, rows: 
     if not len(rows):
         return []
     k = min(2 * NEIGHBOURS, len(counted))  # some may be copies in other classes
-    found = counted[nearest(unit(inputs.features[rows]), unit(inputs.features[counted]), k)]
+    found = counted[nearest(unit(inputs.features[rows]), unit(inputs.features[counted]), k)[0]]
     return [
         inputs.images.shown(near[copies.group[near] != copies.group[row]][:NEIGHBOURS])
         for row, near in zip(rows, found, strict=True)

@@ -117,8 +117,7 @@ def make_judge(
 
 def judge_alone(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores (n,) and p-values (n,) of images (n, D) by nothing but each other."""
-    u = unit(x)
-    scores = log_distance(u, u)
+    scores = log_distance(unit(x))
     return scores, p_values(scores)
 
 

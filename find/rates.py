@@ -11,8 +11,9 @@ import numpy as np
 
 BULK = 0.1, 0.75  # quantiles between which the null is fitted: a quarter of foreign images does not reach them
 MATCHED = 14  # quantiles
-# Degrees of freedom of the fitted scale, for each image: 2 / its squared coefficient of variation, for normal scores
-FREEDOM = 0.5
+# Degrees of freedom. The bulk does not show how long the tail of usual images is; in photographs it is longer than a
+# normal one. And the fitted scale has these for each image: 2 / its squared coefficient of variation, for normal scores
+TAILED, FREEDOM = 15.0, 0.5
 SMALLEST = 1e-9
 FEW, TAIL = 50, 0.01  # images and p-values of `find_caveat`
 
@@ -31,12 +32,14 @@ def standardise(scores: np.ndarray) -> np.ndarray:
 def p_values(scores: np.ndarray) -> np.ndarray:
     """One-sided p-values (n,) of scores (n,) under their own empirical null.
 
-    Student's distribution accounts for what is not known of the spread: the fewer images, the larger a score has to be.
+    Student's distribution accounts for a tail longer than the normal one, and for what is not known of the spread: the
+    fewer images, the larger a score has to be.
     """
     from scipy.special import stdtr
 
-    freedom = FREEDOM * len(scores)
-    return stdtr(freedom, -standardise(scores) / np.sqrt(1 + 1 / freedom))
+    of_spread = FREEDOM * len(scores)
+    freedom = 1 / (1 / TAILED + 1 / of_spread)
+    return stdtr(freedom, -standardise(scores) / np.sqrt(1 + 1 / of_spread))
 
 
 def conformal_p_values(scores: np.ndarray, held_out: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ def _beside_folder(name: str, embed: Embed, score: Score, dim: int) -> Scorer:
     return Scorer(
         name,
         lambda features: np.concatenate([embed(features), unit(features)], 1),
-        lambda x: score(x[:, :-dim]) + FOLDER_WEIGHT * log_distance(x[:, -dim:], x[:, -dim:]),
+        lambda x: score(x[:, :-dim]) + FOLDER_WEIGHT * log_distance(x[:, -dim:]),
         dim,
     )
 

@@ -33,8 +33,9 @@ def test_changed_labels_come_first_with_the_class_that_they_had():
     given = labels.copy()
     given[changed] = (given[changed] + 1) % 5
     found = find.audit(features, given, class_names=list("abcde"))
-    assert len(set(changed.tolist()) - {each.row for each in found.flagged}) <= 1
-    assert len(found.flagged) <= 14
+    assert {each.row for each in found.findings[:12]} == set(changed.tolist())
+    assert len(found.flagged) >= 10  # two are hard to tell; what fits another class is not called foreign for it
+    assert {each.question for each in found.flagged} == {"label"}
     first = [each for each in found.findings if each.question == "label"][:10]
     assert {each.row for each in first} <= set(changed.tolist())
     assert [each.suggested for each in first] == ["abcde"[labels[each.row]] for each in first]

@@ -17,11 +17,12 @@ def test_foreign_scores_do_not_move_the_null():
 
 
 @pytest.mark.parametrize("n", [20, 100, 1000])
-def test_p_values_are_uniform_where_all_belong(n):
+@pytest.mark.parametrize("freedom", [15, 1e9])
+def test_p_values_hold_where_all_belong_with_a_long_tail_or_a_normal_one(n, freedom):
     generator = np.random.default_rng(n)
-    p = np.concatenate([p_values(generator.normal(size=n)) for _ in range(40_000 // n)])
-    for level in (0.001, 0.01, 0.1):
-        assert (p < level).mean() == pytest.approx(level, rel=0.5 if level < 0.01 else 0.2)
+    p = np.concatenate([p_values(generator.standard_t(freedom, n)) for _ in range(40_000 // n)])
+    for level, least in ((0.001, 0.05), (0.01, 0.3), (0.1, 0.7)):
+        assert least * level < (p < level).mean() < 1.35 * level
 
 
 def test_a_clean_set_is_flagged_in_half_the_rate_and_a_mixed_one_keeps_it():
@@ -61,11 +62,13 @@ def test_nearest_images_are_those_of_all_pairs(monkeypatch):
     monkeypatch.setattr("find.foreign.CELLS", 100)  # many blocks
     x = unit(np.random.default_rng(0).normal(size=(40, 6)))
     cosine = x @ x.T - 9 * np.eye(40)
-    np.testing.assert_array_equal(nearest(x, x, 3, np.arange(40)), np.argsort(-cosine, 1)[:, :3])
+    rows, cosines = nearest(x, x, 3, np.arange(40))
+    np.testing.assert_array_equal(rows, np.argsort(-cosine, 1)[:, :3])
+    np.testing.assert_allclose(cosines, np.take_along_axis(cosine, rows, 1), rtol=1e-5)
     d = 1 - np.sort(cosine, 1)[:, -NEAREST:].mean(1)
     inside = d < 0.9
-    np.testing.assert_allclose(log_distance(x, x)[inside], np.log(d / (1 - d))[inside], rtol=1e-4)
-    assert (np.argsort(log_distance(x, x)) == np.argsort(d)).all()
+    np.testing.assert_allclose(log_distance(x)[inside], np.log(d / (1 - d))[inside], rtol=1e-4)
+    assert (np.argsort(log_distance(x)) == np.argsort(d)).all()
 
 
 def test_what_fits_its_likely_class_is_not_far():
@@ -74,8 +77,8 @@ def test_what_fits_its_likely_class_is_not_far():
     x = 3 * generator.normal(size=(2, 64))[labels] + generator.normal(size=(100, 64))
     given = labels.copy()
     given[0] = 1
-    assert class_distances(x, given)[0] > 4
-    assert class_distances(x, given, np.where(np.arange(100) == 0, 0, given))[0] < 2
+    assert class_distances(x, given, given)[0] > 4
+    assert class_distances(x, given, 1 - given)[0] < 2
 
 
 def test_copies_are_found_by_digest_by_features_and_nearly():
