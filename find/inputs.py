@@ -58,9 +58,13 @@ def take_inputs(
     for name, values in (("paths", paths), ("splits", splits), ("digests", digests)):
         if values is not None and len(values) != n:
             raise UserError(f"there are {len(values)} {name} for {n} images: give one for each")
-    images = Images.numbered(n, *(None if each is None else list(map(str, each)) for each in (paths, splits)))
+    images = Images.numbered(n, _texts(paths), _texts(splits))
     known = None if digests is None else _take_digests(digests)
     return Inputs(matrix, codes, names, images, known, float(rate), int(seed))
+
+
+def _texts(values: Sequence[Any] | None) -> list[str] | None:
+    return None if values is None else [str(value) for value in values]
 
 
 def take_features(features: Any, of: str = "features") -> np.ndarray:
