@@ -21,7 +21,8 @@ from train.methods import build_method
 from train.methods.base import Method
 
 FOLDS = 5
-# Images: up to FEW, a logistic regression does what networks do beside the Gaussian model, in a fraction of the time; from MANY on one round with one network has to do
+# Images: up to FEW, a logistic regression does what networks do beside the Gaussian model, in a fraction of the time;
+# from MANY on one round with one network has to do
 FEW, MANY = 5_000, 15_000
 PRIOR = 10_000.0  # variance of a logit of the regression before any image was seen, times images
 # Strong dropout and few epochs: what matters is how little is left to a class that an image does not belong to, not
