@@ -21,11 +21,10 @@ from train.methods import build_method
 from train.methods.base import Method
 
 FOLDS = 5
-# Images: up to FEW, a logistic regression and votes of neighbours do what networks do beside the Gaussian model, in a
-# fraction of the time; from MANY on one round with one network has to do
+# Images: up to FEW, a logistic regression does what networks do beside the Gaussian model, in a fraction of the time;
+# from MANY on one round with one network has to do
 FEW, MANY = 5_000, 15_000
 PRIOR = 10_000.0  # variance of a logit of the regression before any image was seen, times images
-VOTERS, SHARPNESS, UNSEEN = 15, 10.0, 0.02  # neighbours; of their weights; the share of a class that none of them has
 # Strong dropout and few epochs: what matters is how little is left to a class that an image does not belong to, not
 # how often the most likely one is right
 HIDDEN, DROPOUT, RATE, DECAY = 512, 0.8, 5e-3, 0.05
@@ -108,7 +107,7 @@ def out_of_fold(
 ) -> list[np.ndarray]:
     """Class scores (n, C) of normalised features x (n, D): of a Gaussian model, and logits of `networks` MLPs.
 
-    Without networks, those of a logistic regression and of neighbours. Each row's are those of models trained on the
+    Without networks, those of a logistic regression. Each row's are those of models trained on the
     `trusted` rows of the other folds; 0 for a class that has none there.
     """
     classes, numbers = int(labels.max()) + 1, np.unique(fold).tolist()
@@ -127,7 +126,7 @@ def out_of_fold(
         if networks:
             _train_networks(x, labels, parts, scores, seed, progress)
         else:
-            scores += [regress(x, labels, fold, trusted), vote(x, labels, fold, trusted)]
+            scores.append(regress(x, labels, fold, trusted))
     for rest, rows in parts:
         unknown = np.bincount(labels[rest], minlength=classes) == 0
         if unknown.any():
@@ -172,19 +171,6 @@ def minimise(
 
     found = minimize(with_gradient, start.ravel(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return torch.from_numpy(found.x.astype(np.float32)).view(start.shape)
-
-
-def vote(x: np.ndarray, labels: np.ndarray, fold: np.ndarray, trusted: np.ndarray) -> np.ndarray:
-    """Logarithms of the shares (n, C) of classes among the nearest images of other folds, the nearer the more."""
-    unit = functional.normalize(torch.from_numpy(x))
-    folds, truth = torch.from_numpy(fold), torch.from_numpy(labels)
-    shares = torch.full((len(x), int(labels.max()) + 1), UNSEEN)
-    for rows in torch.arange(len(x)).split(1024):
-        cosine = unit[rows] @ unit.T
-        cosine[(folds[rows, None] == folds) | ~torch.from_numpy(trusted)] = -torch.inf
-        nearest, images = cosine.topk(min(VOTERS, len(x)), 1)
-        shares[rows] = shares[rows].scatter_add(1, truth[images], torch.softmax(SHARPNESS * nearest, 1))
-    return shares.log().numpy()
 
 
 def _train_networks(
