@@ -257,7 +257,7 @@ def test_what_was_asked_for_in_bfloat16_is_up_to_date_whatever_the_machine_made_
 def test_a_changed_image_is_noticed(root, tmp_path):
     features(root, tmp_path / "s.h5")
     (root / "train/class0/000.png").write_bytes((root / "train/class0/001.png").read_bytes())
-    assert "other data_set" in features(root, tmp_path / "s.h5", code=2).output
+    assert "0 new, 1 gone" in features(root, tmp_path / "s.h5", code=2).output
 
 
 @pytest.mark.parametrize(
