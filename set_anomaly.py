@@ -25,7 +25,8 @@ VERBS = {
 }
 UNSORTED = {"odd": "folder", "audit": "imagefolder"}  # verbs that take pictures, and the image source that reads them
 # The options of an extraction that these verbs have, too
-READ = "on_error max_pixels decode backbone weights weights_seed image_size views layers precision".split()
+READ = ["on_error", "max_pixels", "decode", "backbone", "weights", "weights_seed"]
+READ += ["image_size", "views", "layers", "precision"]
 MADE = ["engine", "batch_size", "device"]
 
 
@@ -85,8 +86,7 @@ def _of_pictures(command: click.Command, dataset: str) -> click.Command:
         command.name,
         callback=find,
         help=(command.help or "").replace("STORE", "PICTURES")
-        + "\n\nPICTURES is a folder, a CSV file of paths and labels, or a store. The features of pictures are kept, and "
-        "made once.",
+        + "\n\nPICTURES is a folder, a CSV file of paths and labels, or a store. Features of pictures are made once.",
         params=[
             click.Argument(["store_path"], type=click.Path(path_type=Path), metavar="PICTURES"),
             click.Option(["--open", "open_page"], is_flag=True, help="Show the page in the browser."),
