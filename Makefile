@@ -56,17 +56,17 @@ train: $(READY)  ## feature store → trained head, report, plots (CONFIG= SEED=
 # What the pictures of odd and audit are called in a message is what was typed here
 HAVE_IMAGES = @test -n "$(IMAGES)" || { echo "Error: which images? make $@ IMAGES=path/to/images" >&2; exit 2; }; \
 	test -e "$(IMAGES)" || { echo "Error: there is nothing at $(IMAGES): check the path in IMAGES=" >&2; exit 2; }
+FIND = @$(PY) -m set_anomaly $@ "$(IMAGES)" --weights "$(WEIGHTS)" --backbone "$(BACKBONE)" \
+	$(if $(IMAGE_SIZE),--image-size "$(IMAGE_SIZE)") --views "$(VIEWS)" --layers "$(LAYERS)" --precision "$(PRECISION)" \
+	--engine "$(ENGINE)" --device "$(DEVICE)" $(if $(ON_ERROR),--on-error "$(ON_ERROR)") $(if $(DECODE),--decode "$(DECODE)")
 
-odd: DATASET = folder
-audit: DATASET = imagefolder
-odd audit: ROOT = $(IMAGES)
 odd: $(READY)  ## a folder of images → which do not belong? a page (IMAGES=, RUN= a trained head, and those of features)
 	$(HAVE_IMAGES)
-	@store=$$($(FEATURES)) && $(PY) -m find odd "$$store" --root "$(ROOT)" $(if $(RUN),--run "$(RUN)")
+	$(FIND) $(if $(RUN),--run "$(RUN)")
 
 audit: $(READY)  ## a folder of class folders → wrong labels, images of no class, duplicates: a page (IMAGES=)
 	$(HAVE_IMAGES)
-	@store=$$($(FEATURES)) && $(PY) -m find audit "$$store" --root "$(ROOT)"
+	$(FIND)
 
 phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG= ONLY= RAY=, and those of features)
 	@store=$$($(FEATURES)) && $(PY) -m train phase "$(CONFIG)" --store "$$store" $(if $(ONLY),--only "$(ONLY)") \
@@ -74,7 +74,7 @@ phase: $(READY)  ## all runs of a phase of the experiment log, resumable (CONFIG
 
 log: $(READY)  ## reports of finished runs, and of the benchmark → the experiment log, its charts, the README's tables
 	@$(PY) -m train log
-	@$(PY) -m bench --readme README.md
+	@$(PY) -m bench --readme docs/speed.md
 	@$(PY) -m bench.find --readme docs/find.md
 
 bench: $(READY)  ## the project beside its peers → bench/report.json, chart and table

@@ -72,6 +72,11 @@ def summary(groups: Groups) -> str:
     return table(groups, ["method", "classes", "training sets", "seeds", *quality, "test sets n", "training"])
 
 
+def results(groups: Groups) -> str:
+    """The summary in brief."""
+    return table(groups, ["method", "classes", "seeds", "top-1 %", "95 % interval", "training"])
+
+
 def curves(groups: Groups) -> str:
     """Learning curves."""
     return "![Validation top-1 over the epochs](curves.png)"

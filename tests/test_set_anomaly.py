@@ -1,0 +1,71 @@
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from common.synthetic import make_images
+from set_anomaly import VERBS, main
+
+SMALL = ["--weights", "random", "--image-size", "32", "--engine", "torch"]
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_answers(verb):
+    result = call(verb, "--help")
+    assert result.exit_code == 0
+    assert f" {verb} " in result.stdout
+
+
+def test_an_unknown_verb_gets_one_sentence():
+    result = call("audti", "x")
+    assert result.exit_code == 2
+    assert result.stderr == 'Error: unknown command "audti": did you mean "audit"?\n'
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, set_anomaly; set_anomaly.main(['--help'], standalone_mode=False); print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "audit " in result.stdout
+    assert not {"torch", "sklearn", "scipy", "matplotlib"} & set(result.stdout.split())
+
+
+def test_pictures_get_a_store_that_is_used_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    make_images(tmp_path / "images", classes=3, train=12, test=4)
+    first = call("audit", "images", *SMALL)
+    assert first.exit_code == 0, first.stderr
+    page = first.stdout.splitlines()[-1]
+    assert (tmp_path / page).is_file()
+    (store,) = (tmp_path / "cache/set-anomaly").glob("*.h5")
+    assert str(store) in first.stderr
+    before = store.stat().st_mtime_ns
+    assert call("audit", "images", *SMALL).stdout == first.stdout
+    assert store.stat().st_mtime_ns == before
+    assert call("audit", store, "--root", "images").exit_code == 0
+    next((tmp_path / "images").rglob("*.png")).unlink()
+    assert call("audit", "images", *SMALL).exit_code == 0
+    assert [store] == list((tmp_path / "cache/set-anomaly").glob("*.h5"))
+    assert store.stat().st_mtime_ns != before
+
+
+def test_open_shows_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = []
+    monkeypatch.setattr("click.launch", shown.append)
+    make_images(tmp_path / "images", classes=2, train=12, test=4)
+    result = call("odd", "images", "--open", "--cache", tmp_path / "here", "--out", tmp_path / "page", *SMALL)
+    assert result.exit_code == 0, result.stderr
+    assert shown == [(tmp_path / "page/index.html").as_uri()]
+
+
+def test_pictures_that_are_not_there(tmp_path):
+    result = call("odd", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "Traceback" not in result.stderr
+    assert str(tmp_path / "nowhere") in result.stderr
