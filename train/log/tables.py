@@ -251,6 +251,6 @@ def provenance(groups: Groups) -> str:
     )
 
 
-COMPARING = comparison, ranking, hard, ablation, summary, curves, pace, sizes, anomalies
+COMPARING = comparison, ranking, hard, ablation, summary, results, curves, pace, sizes, anomalies
 DESCRIBING = failures, attention, positions, twins, timeline, provenance
 BLOCKS: dict[str, Callable[[Groups], str]] = {block.__name__: block for block in (*COMPARING, *DESCRIBING)}
