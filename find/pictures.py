@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.images import UnreadableImage, read_image
+from common.images import MAX_PIXELS, UnreadableImage, read_image
 from common.progress import Progress
 
 LONGEST = 512  # pixels; a larger picture is made this small
@@ -53,7 +53,7 @@ def _from_file(path: Path, folder: Path, row: int) -> str | None:
     if not path.is_file():  # reading a pipe would never end
         return None
     try:
-        picture = Image.fromarray(read_image(path, least_side=LONGEST))
+        picture = Image.fromarray(read_image(path, MAX_PIXELS, LONGEST))
     except UnreadableImage:
         return None
     if max(picture.size) <= SMALL:
