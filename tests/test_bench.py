@@ -11,7 +11,7 @@ from PIL import Image
 
 from bench import extraction as extraction_section
 from bench import timing
-from bench.__main__ import main
+from bench.cli import main
 from bench.peers import TutorialHead, TutorialSets
 from bench.report import draw, make_speed_table, make_table
 from bench.timing import measure_cases, time_in_turns
@@ -127,6 +127,14 @@ def test_a_section_in_which_all_was_left_out_is_no_error(tmp_path):
     assert "Left out: ours. too slow" in make_table(report)
     assert "training, ours (too slow)" in make_speed_table(report)
     draw(report, tmp_path / "chart.png")
+
+
+def test_a_section_says_what_it_is_about_and_runs_in_a_process_of_its_own(tmp_path):
+    result = CliRunner().invoke(main, ["--out", str(tmp_path), "--rounds", "1", "--only", "sampling"])
+    assert result.exit_code == 0, result.output
+    section = json.loads((tmp_path / "report.json").read_text())["sections"]["sampling"]
+    assert section["about"].startswith("Sets a second of index work alone")
+    assert set(section["rates"]) == {"tutorial: one set at a time", "this project"}
 
 
 def test_the_readmes_table_is_written_and_checked(tmp_path):
