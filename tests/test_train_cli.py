@@ -281,7 +281,7 @@ def test_a_disk_that_is_really_full_loses_nothing(store, tmp_path, kilobytes):
 @pytest.mark.parametrize("option", ["--run", "--store", "--config", "--classes"])
 def test_a_path_that_cannot_be_is_a_sentence(tmp_path, monkeypatch, option, name):
     monkeypatch.chdir(tmp_path)
-    Path("file").write_text("")
+    Path("file").write_text("=")  # no TOML, and no class
     store = make_store(tmp_path / "s.h5").path
     options = {"--store": str(store), "--run": "run", option: name}
     result = CliRunner().invoke(main, ["fit", *(part for pair in options.items() for part in pair)])
@@ -291,10 +291,10 @@ def test_a_path_that_cannot_be_is_a_sentence(tmp_path, monkeypatch, option, name
 
 
 def test_memory_that_does_not_suffice_is_a_sentence(tmp_path):
-    """Within 3 GB: a head of 65,536 units in each of 4 layers takes 50."""
+    """Within 3 GB: a head of 16,384 units in each of 4 layers takes 17."""
     store = make_store(tmp_path / "s.h5").path
     code = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); import train.__main__"
-    command = ["fit", "--store", str(store), "--run", str(tmp_path / "run"), "--set", "head.width=65536"]
+    command = ["fit", "--store", str(store), "--run", str(tmp_path / "run"), "--set", "head.width=16384"]
     result = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
     assert result.stderr.splitlines()[-1].startswith("Error: out of memory")
