@@ -291,9 +291,9 @@ def test_a_path_that_cannot_be_is_a_sentence(tmp_path, monkeypatch, option, name
 
 
 def test_memory_that_does_not_suffice_is_a_sentence(tmp_path):
-    """Within 3 GB: a head of 16,384 units in each of 4 layers takes 17."""
+    """Within 8 GB: a head of 16,384 units in each of 4 layers takes 17."""
     store = make_store(tmp_path / "s.h5").path
-    code = "import resource; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); import train.__main__"
+    code = "import resource; resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)); import train.__main__"
     command = ["fit", "--store", str(store), "--run", str(tmp_path / "run"), "--set", "head.width=16384"]
     result = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     assert result.returncode == 2, result.stderr
