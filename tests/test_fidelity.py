@@ -52,15 +52,18 @@ def fake(monkeypatch, engines, speeds, low=("openvino", "torch")):
             raise NotHere(name)
         return FakeEngine(name, engines[name])
 
-    def timed(engine, images):
+    features = fidelity._features
+
+    def run(engine, images):
         ran.append(engine.name)
-        return engine.features(images), speeds[engine.name]
+        return features(engine, images)
 
     monkeypatch.setattr(fidelity, "available", lambda device: ["openvino", "torch"])
     monkeypatch.setattr(fidelity, "gains_from_bfloat16", lambda kind, device: kind in low)
     monkeypatch.setattr(fidelity, "build_engine", build)
     monkeypatch.setattr(EngineChoice, "reference", lambda self: FakeEngine("torch float32", 0))
-    monkeypatch.setattr(fidelity, "_run", timed)
+    monkeypatch.setattr(fidelity, "_features", run)
+    monkeypatch.setattr(fidelity, "_gain", lambda engine, other, images: speeds[engine.name] / speeds[other.name])
     return ran
 
 
@@ -159,3 +162,22 @@ def test_an_engine_that_is_not_there_is_one_sentence(backbone, monkeypatch):
     with pytest.raises(UserError, match=r"the engine openvino .* on cpu: install it with `pip install"):
         EngineChoice(backbone, "float32", CPU, 32, "openvino")
     assert EngineChoice(backbone, "float32", CPU, 32).may_be_reference()
+
+
+class Slow(FakeEngine):
+    """Takes its time, and three times as long while the machine is busy."""
+
+    def __init__(self, seconds, clock):
+        super().__init__("torch float32", 0)
+        self.seconds, self.clock = seconds, clock
+
+    def features(self, images):
+        self.clock[0] += self.seconds * (3 if self.clock[0] < 4 else 1)
+        return super().features(images)
+
+
+def test_the_gain_of_an_engine_is_the_same_on_a_machine_that_was_busy_for_a_while(sample, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(fidelity.time, "perf_counter", lambda: clock[0])
+    images = sample.repeat(8, 1, 1, 1)
+    assert fidelity._gain(Slow(0.25, clock), Slow(1.0, clock), images) == pytest.approx(4)
