@@ -1,11 +1,15 @@
 """What tests are made of: feature stores with a cluster a class, folders of noisy images, reports of runs, findings."""
 
-from collections.abc import Sequence
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import torch
 
 from common.schema import load
 from find.findings import Finding, Findings, Threshold
@@ -153,3 +157,23 @@ def make_findings(
         "root": None if root is None else str(root),
     }
     return Findings(mode, **(values | options))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch computes in one thread, as it does with OMP_NUM_THREADS=1 in another process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def wait_for_epochs(path: Path, epochs: int, process: subprocess.Popen) -> None:
+    """Wait until a run that is made by `process` has so many lines in its metrics.jsonl."""
+    deadline = time.monotonic() + 300
+    while not path.exists() or len(path.read_text().splitlines()) < epochs:
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -3,10 +3,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from click.testing import CliRunner
+from fabricate import one_thread, wait_for_epochs
 
 from common.files import exclusive
 from common.synthetic import make_store
@@ -182,8 +182,9 @@ def test_a_killed_phase_ends_equal_to_one_that_was_not(store, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not list((tmp_path / "killed").rglob("DONE"))
-    for name in ("killed", "whole"):
-        subprocess.run([*command, str(tmp_path / name)], env=environment, check=True, capture_output=True)
+    with one_thread():
+        for name in ("killed", "whole"):
+            call(*command[3:], tmp_path / name)
     for run in ("head-seed0", "nearest-seed0"):
         killed, whole = (
             json.loads((tmp_path / name / "tiny" / run / "report.json").read_text()) for name in ("killed", "whole")
@@ -191,11 +192,3 @@ def test_a_killed_phase_ends_equal_to_one_that_was_not(store, tmp_path):
         for part in ("test", "val", "hard", "failures", "beyond", "attention", "config"):
             assert killed[part] == whole[part], f"{part} of {run}"
     assert not list((tmp_path / "killed").rglob(".*"))
-
-
-def wait_for_epochs(path, epochs, process):
-    deadline = time.monotonic() + 300
-    while not path.exists() or len(path.read_text().splitlines()) < epochs:
-        assert process.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -4,13 +4,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from fabricate import one_thread, wait_for_epochs
 
 from common.files import exclusive
 from common.synthetic import make_store
@@ -202,22 +202,15 @@ def test_a_killed_run_ends_equal_to_one_that_was_not(store, tmp_path):
         assert process.returncode == code
         if code != -9:
             assert re.search(r"\d+ of 40 epochs are saved in .*killed; run the same command again to resume", last)
-    for name in ("killed", "whole"):
-        subprocess.run([*command, "--run", str(tmp_path / name)], env=environment, check=True)
+    with one_thread():
+        for name in ("killed", "whole"):
+            fit(*command[4:], "--run", tmp_path / name)
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
     reports = [json.loads((tmp_path / name / "report.json").read_text()) for name in ("killed", "whole")]
     assert reports[0]["test"] == reports[1]["test"]
     heads = [torch.load(tmp_path / name / "checkpoint.pt")["head"] for name in ("killed", "whole")]
     assert all(torch.equal(heads[0][key], heads[1][key]) for key in heads[0])
     assert not list((tmp_path / "killed").glob(".*"))
-
-
-def wait_for_epochs(path, epochs, process):
-    deadline = time.monotonic() + 300
-    while not path.exists() or len(path.read_text().splitlines()) < epochs:
-        assert process.poll() is None, "it ended before it was killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def metrics(run):
