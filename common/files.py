@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import filelock
 
 from common.errors import UserError, is_scarce, refusal_of
 
@@ -175,8 +176,6 @@ def exclusive(folder: Path, busy: str, *writes: Path) -> Iterator[None]:
     In the end the file is removed, and so is the folder when nothing else is in it. Where the file system has no
     locks, one line says so and the work goes on.
     """
-    import filelock  # here: it is slow to start
-
     path = folder / LOCK
     lock = filelock.FileLock(path, blocking=False, thread_local=False, fallback_to_soft=False)
     with writing_to(folder):

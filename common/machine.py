@@ -6,12 +6,11 @@ import os
 import platform
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from common.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "pillow")
 FAST = 1.2  # times the pace of float32: what bfloat16 must reach to be worth its rounding
@@ -20,10 +19,8 @@ ROWS = 64, 512, 2560  # of the products that are tried; the last ones are those 
 TRIAL = 0.1  # seconds
 
 
-def choose_device(name: str) -> "torch.device":
+def choose_device(name: str) -> torch.device:
     """The device of a name; "auto" takes the accelerator where there is one. Raises UserError where it is missing."""
-    import torch
-
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -34,7 +31,7 @@ def choose_device(name: str) -> "torch.device":
     return torch.device(name)
 
 
-def choose_arithmetic(precision: str, device: "torch.device") -> str:
+def choose_arithmetic(precision: str, device: torch.device) -> str:
     """The arithmetic of products on a device, "float32" or "bfloat16", for a precision that may also be "auto".
 
     It is bfloat16 only where that was not ruled out and is really faster.
@@ -43,14 +40,12 @@ def choose_arithmetic(precision: str, device: "torch.device") -> str:
 
 
 @functools.cache
-def fast_bfloat16(device: "torch.device") -> bool:
+def fast_bfloat16(device: torch.device) -> bool:
     """Whether torch multiplies bfloat16 matrices clearly faster than float32 ones on a device.
 
     Measured, once a process, in well under a second: a processor without such instructions emulates them, 10 to 25
     times slower than float32, and neither a name nor a flag tells for sure. So small products come first.
     """
-    import torch
-
     threads, gain = torch.get_num_threads(), 0.0
     torch.set_num_threads(1)  # what several threads take depends on who else is at work on the machine
     try:
@@ -65,13 +60,11 @@ def fast_bfloat16(device: "torch.device") -> bool:
     return gain >= FAST
 
 
-def _bfloat16_gain(device: "torch.device", rows: int) -> float:
+def _bfloat16_gain(device: torch.device, rows: int) -> float:
     """How many times as fast a product is in bfloat16, the conversion of its left side included, as autocast does it.
 
     The two take turns, and the best of each counts: other work on the machine only ever slows them.
     """
-    import torch
-
     on_cpu = device.type == "cpu"
     now = time.thread_time if on_cpu else time.perf_counter
     repeats = 1 if on_cpu else 20  # a single product on a GPU takes less time than its start
@@ -96,10 +89,8 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
-def hardware(device: "torch.device") -> dict[str, Any]:
+def hardware(device: torch.device) -> dict[str, Any]:
     """The processor, the threads that torch uses, and the accelerator if the work was done on one."""
-    import torch
-
     found: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

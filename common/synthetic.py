@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from common.store import SPLITS, FeatureStore
 from common.store_writer import name_arrays, write_store
@@ -78,8 +79,6 @@ def make_images(
     root: Path, *, classes: int = 3, train: int = 12, test: int = 10, size: int = 16, seed: int = 0
 ) -> Path:
     """An image folder: `train/` and `test/` with folders class0 … of noisy PNGs."""
-    from PIL import Image
-
     generator = np.random.default_rng(seed)
     for split, n in (("train", train), ("test", test)):
         for label in range(classes):
@@ -89,26 +88,3 @@ def make_images(
                 pixels = generator.integers(256, size=(size, size, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:03d}.png")
     return root
-
-
-def make_large_store(path: Path, n: int) -> None:
-    """A store of n × 512 half-precision rows in 100 classes, made without holding them in memory."""
-    raw = path.with_suffix(".raw")
-    features = np.memmap(raw, "<f2", "w+", shape=(1, n, 512))
-    generator = np.random.default_rng(0)
-    some = generator.normal(size=(20_000, 512)).astype("<f2")
-    for start in range(0, n, len(some)):
-        features[0, start : start + len(some)] = some
-    labels = np.arange(n) % 100
-    split = np.zeros(n, np.uint8)
-    split[-10_000:] = 1
-    arrays = {
-        "features": features,
-        "labels": labels,
-        "image_index": np.arange(n),
-        "split": split,
-        "image_sha256": np.zeros((n, 32), np.uint8),
-        **name_arrays([f"{SPLITS[part]}/{row:07d}.png" for row, part in enumerate(split)]),
-    }
-    write_store(path, make_header(100, 512, precision="bfloat16"), arrays)
-    raw.unlink()

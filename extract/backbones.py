@@ -24,7 +24,6 @@ DEFAULT_KIND = "torchvision"
 PRETRAINED = ("torchvision", "pretrained")
 LAST = "last"
 POOLED = {3: (1,), 4: (2, 3)}  # by the number of axes: (B, tokens, D), (B, D, H, W)
-AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16}
 _generator_turn = threading.Lock()
 
 
@@ -50,17 +49,10 @@ class Backbone:
         """D."""
         return sum(self.layers.values())
 
-    def features(self, images: Tensor, precision: str = "float32") -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
         """Preprocessed images (B, 3, H, W) float32 on the module's device → features (B, D) float32, no gradients."""
-        images = images.contiguous(memory_format=torch.channels_last)
-        dtype = AUTOCAST[precision]
-        # TF32 would make "float32" mean less on a recent GPU than the store says
-        with (
-            torch.inference_mode(),
-            torch.backends.cudnn.flags(allow_tf32=False),
-            torch.autocast(images.device.type, dtype, enabled=dtype is not None),
-        ):
-            return self.module(images).flatten(1).float()
+        with torch.inference_mode():
+            return self.module(images.contiguous(memory_format=torch.channels_last)).flatten(1)
 
 
 class BackboneKind(Protocol):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.files import sha256_file
 from common.store import (
     DamagedStore,
     FeatureStore,
@@ -78,8 +79,6 @@ class Request:
         return Path("data/features") / ("-".join(parts) + ".h5")
 
     def _weights(self) -> str:
-        from common.files import sha256_file
-
         if self.weights in ("torchvision", "pretrained"):
             library = self.backbone.rpartition(":")[0] or "torchvision"
             with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -8,6 +8,7 @@ from torch import nn
 
 from common.errors import UserError, unknown_name
 from extract.preprocessing import Preprocessing
+from extract.weights import load_weights
 
 
 class TimmModels:
@@ -43,8 +44,6 @@ class TimmModels:
                 f"the weights of {name} cannot be downloaded ({reason}): get model.safetensors from {source} by hand "
                 "and give it with --weights"
             ) from error
-        from extract.weights import load_weights
-
         load_weights(module, name, path)
         return module, path
 
