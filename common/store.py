@@ -1,65 +1,76 @@
-"""The feature store's reader; `docs/feature-store.md` is the specification."""
+"""The feature store's reader; `docs/feature-store.md` is the specification.
+
+The HDF5 library has no part in it: one flipped bit can hang that.
+"""
 
 import contextlib
+import errno
 import hashlib
 import mmap
+import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from common.shapes import check_shape
-from common.store_format import (
+from common.store_header import (
+    BLOCK,
+    BLOCK_BYTES,
     FORMAT,
+    MAGIC,
+    SPLITS,
     VERSION,
     ArrayPlace,
     Damage,
-    DamagedStore,
-    ForeignStore,
-    Layout,
-    MissingStore,
-    NewerStore,
-    OlderStore,
-    UnreadableStore,
-    read_at,
-    read_layout,
-    reading,
-    require_at_rest,
+    Newer,
+    check_content,
+    identity_digest,
+    is_sealed,
+    read_parts,
 )
-from common.store_header import BLOCK_BYTES, SPLITS, check_content, check_schema, identity_digest
 
-__all__ = [
-    "BLOCK_BYTES",
-    "FORMAT",
-    "SPLITS",
-    "VERSION",
-    "ArrayPlace",
-    "DamagedStore",
-    "FeatureStore",
-    "ForeignStore",
-    "MissingStore",
-    "NewerStore",
-    "OlderStore",
-    "UnreadableStore",
-    "block_digests",
-    "check_features",
-    "identity_digest",
-]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
+HDF5 = b"\x89HDF\r\n\x1a\n"
+HEAD = 1 << 16  # what is read first: whose file it is shows there
+OPEN_FLAG = 11  # in the superblock of HDF5: bit 0 is set as long as the file is open for writing
 ROOMY = 1 << 30
 # Room in the memory is not asked for in advance, which a store that is larger than the memory would not get
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
-def block_digests(array: np.ndarray) -> list[str]:
-    """SHA-256 of each `BLOCK_BYTES` of a C-contiguous array's bytes, in order; the last block may be shorter."""
-    data = memoryview(array.reshape(-1).view(np.uint8).data)
-    return [hashlib.sha256(data[i : i + BLOCK_BYTES]).hexdigest() for i in range(0, len(data), BLOCK_BYTES)]
+class DamagedStore(UserError):
+    """The file is a feature store, but its content is not what was written, or not what the schema wants."""
+
+
+class ForeignStore(UserError):
+    """The file is not a feature store."""
+
+
+class OlderStore(UserError):
+    """The file was made before version 2 of the format, which this code does not read."""
+
+
+class NewerStore(UserError):
+    """The file is a feature store of a version that this code does not know yet."""
+
+
+class MissingStore(UserError):
+    """There is no file."""
+
+
+class UnreadableStore(UserError):
+    """The system does not give the file's bytes: nothing is known about them."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,9 @@ class FeatureStore:
     """
 
     path: Path
-    layout: Layout = field(repr=False)
+    header: dict[str, Any] = field(repr=False)
+    places: dict[str, ArrayPlace] = field(repr=False)
+    stamp: tuple[int, ...] = field(repr=False)  # of the file that was opened, to notice when another takes its place
     _verified: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
@@ -86,20 +99,27 @@ class FeatureStore:
         truncated, a byte outside its arrays has changed, or the header or an array is not as the specification says.
         """
         path = Path(path)
-        layout = read_layout(path)
-        with _damage(path):
-            check_schema(layout.header, layout.places)
-        return cls(path, layout)
-
-    @property
-    def header(self) -> dict[str, Any]:
-        """All that is said of the arrays."""
-        return self.layout.header
-
-    @property
-    def places(self) -> dict[str, ArrayPlace]:
-        """Where each array lies."""
-        return self.layout.places
+        with reading(path) as file:
+            stamp = stamp_of(file)
+            head = read_at(file, 0, HEAD)
+            try:
+                if head.startswith(MAGIC) or is_sealed(head):
+                    parts = read_parts(head[:BLOCK], stamp[2], lambda offset, size: read_at(file, offset, size))
+                    return cls(path, *parts, stamp)
+                if HDF5 not in (head[:8], head[BLOCK : BLOCK + 8]):
+                    raise ForeignStore(
+                        f"{path} is not an HDF5 file, so not a feature store: give the path of a .h5 that extract wrote"
+                    )
+                if FORMAT.encode() not in head and b"header_sha256" not in head:  # one of them may be what is damaged
+                    raise ForeignStore(f'{path} is HDF5, but its "format" is not "{FORMAT}": give a feature store')
+                if head.startswith(HDF5):
+                    raise OlderStore(f"{path} was made by an older version of this project: extract it again")
+                raise Damage("its first block does not match its seal")
+            except Newer as error:
+                raise NewerStore(f"{path} has {error}, this code reads up to {VERSION}: update it") from error
+            except Damage as error:
+                require_at_rest(path, file, stamp)
+                raise DamagedStore(f"{path} is damaged: {error}; extract it again") from error
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -200,18 +220,20 @@ class FeatureStore:
         for name in names or tuple(self.places):
             for number in range(len(self.header["blocks"][name])):
                 look(name, self._verify_block(name, number))
-            with _damage(self.path):
+            try:
                 check_content(name, self.unverified(name), self.array, self.header)
+            except Damage as error:
+                raise DamagedStore(f"{self.path} is damaged: {error}; extract it again") from error
             self._verified.add(name)
 
     def _verify_block(self, name: str, number: int) -> bytes:
         """The bytes of a block, read without mapping them: memory stays as it is."""
         place = self.places[name]
         offset = place.offset + number * BLOCK_BYTES
-        with reading(self.path, self.layout.stamp) as file:
+        with reading(self.path, self.stamp) as file:
             block = read_at(file, offset, min(BLOCK_BYTES, place.stop - offset))
             if hashlib.sha256(block).hexdigest() != self.header["blocks"][name][number]:
-                require_at_rest(self.path, file, self.layout.stamp)
+                require_at_rest(self.path, file, self.stamp)
                 raise DamagedStore(
                     f"{self.path} is damaged: block {number} of /{name} does not match its digest; extract it again"
                 )
@@ -234,7 +256,7 @@ class FeatureStore:
     def unverified(self, name: str) -> np.ndarray:
         """An array, mapped, as it lies on the disk: nothing says that it is what was written."""
         place = self.places[name]
-        with reading(self.path, self.layout.stamp) as file:
+        with reading(self.path, self.stamp) as file:
             if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
                 return np.memmap(file, place.dtype, "c", place.offset, place.shape)
             start = place.offset - place.offset % mmap.ALLOCATIONGRANULARITY
@@ -245,15 +267,67 @@ class FeatureStore:
 
 
 @contextlib.contextmanager
-def _damage(path: Path) -> Iterator[None]:
+def reading(path: Path, stamp: tuple[int, ...] | None = None) -> Iterator[FileIO]:
+    """Open a regular file; stamp: of the file that is expected there.
+
+    Raises MissingStore, ForeignStore for a folder or a pipe, or UnreadableStore with what the system said.
+    """
+    if "\0" in str(path):
+        raise MissingStore(f"there is no feature store at {str(path)!r}: a path must not hold a NUL character")
     try:
-        yield
-    except Damage as error:
-        raise DamagedStore(f"{path} is damaged: {error}; extract it again") from error
+        with open(path, "rb", buffering=0, opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ForeignStore(f"{path} is not a regular file: give the path of a .h5 that extract wrote")
+            if stamp is not None and stamp_of(file) != stamp:
+                raise UnreadableStore(f"{path} was replaced or changed while it was in use: run the same command again")
+            yield file
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise MissingStore(
+            f"there is no feature store at {path}: make it with `make features` or `python -m extract features`"
+        ) from error
+    except IsADirectoryError as error:
+        raise ForeignStore(f"{path} is a folder: give the path of a .h5 that extract wrote") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise MissingStore(f"there is no feature store at {str(path)[:100]} …: no name may be so long") from error
+        reason = (error.strerror or str(error)).lower()
+        raise UnreadableStore(f"cannot read {path} ({reason}): its content may be sound, see to the cause") from error
 
 
-def check_features(features: np.ndarray, feature_dim: int, where: str) -> None:
-    """Raise ValueError unless (V, N, D) has D = `feature_dim`, and UserError when a value is not finite."""
-    check_shape("features", features, where, D=feature_dim)
-    if not np.isfinite(features).all():
-        raise UserError(f"non-finite features at {where}: the weights do not suit these images or this precision")
+def stamp_of(file: FileIO) -> tuple[int, ...]:
+    """What tells a file from another that took its name: device, number, size and time."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def read_at(file: FileIO, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset` on, fewer only where the file ends."""
+    file.seek(offset)
+    pieces = []
+    while size > 0 and (piece := file.read(size)):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def require_at_rest(path: Path, file: FileIO, stamp: tuple[int, ...]) -> None:
+    """Raise UnreadableStore where another program writes the file, or has opened it to write: so it looks damaged.
+
+    HDF5 notes that in the file, and holds a lock where the file system has locks.
+    """
+    if stamp_of(file) != stamp:
+        raise UnreadableStore(f"{path} changes while it is read: wait for the program that writes it")
+    opened = bool((read_at(file, BLOCK + OPEN_FLAG, 1) or b"\0")[0] & 1)
+    if not opened and fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            opened = True
+        except OSError:  # no locks here
+            pass
+    if opened:
+        raise UnreadableStore(f"{path} is open for writing in another program: close it there, and try again")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # without it, opening a pipe waits for a writer

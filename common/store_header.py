@@ -1,7 +1,14 @@
-"""What `docs/feature-store.md` asks of a header and its arrays: a violation is one sentence that names the key."""
+"""What a feature store's file says of itself: the first block, which seals it, and the header, checked by its schema.
+
+`docs/feature-store.md` is the specification. The first `BLOCK` bytes, which HDF5 leaves to the user, say where each
+array and the header are, and hold the digest of every byte that is not an array's. A violation is a `Damage`.
+"""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -9,8 +16,14 @@ import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from common.files import canonical_json, sha256_text
-from common.store_format import ArrayPlace, Damage
 
+FORMAT = "set-anomaly/feature-store"
+VERSION = 2
+BLOCK = 4096
+MAGIC = f"{FORMAT}\n".encode()
+MAX_HEADER = 1 << 28
+MAX_OTHER = 1 << 20  # what HDF5 itself needs beside the header is a few KB
+_SEAL = slice(len(MAGIC), len(MAGIC) + 64)
 BLOCK_BYTES = 4 << 20
 LABELS_AT_A_TIME = 1 << 20
 SPLITS = ("train", "test")
@@ -98,6 +111,128 @@ class Header(Struct):
     blocks: dict[str, list[str]]
 
 
+class Damage(ValueError):
+    """What is wrong with the bytes of a store, without the name of the file."""
+
+
+class Newer(Exception):
+    """A version that is not known yet."""
+
+
+@dataclass(frozen=True)
+class ArrayPlace:
+    """Where the bytes of one array lie in the file; `stop` is the offset of the byte behind its last."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def stop(self) -> int:
+        return self.offset + self.nbytes
+
+
+def seal_block(header: tuple[int, int], places: dict[str, ArrayPlace], size: int, rest_sha256: str) -> bytes:
+    """The first `BLOCK` bytes of a file of `size` bytes. header: its offset and its length."""
+    facts = {
+        "version": VERSION,
+        "file_bytes": size,
+        "header": header,
+        "rest_sha256": rest_sha256,
+        "arrays": {name: [place.dtype, place.shape, place.offset] for name, place in places.items()},
+    }
+    block = MAGIC + bytes(64) + b"\n" + canonical_json(facts).encode()
+    if len(block) > BLOCK:
+        raise ValueError(f"the facts of a store must fit into {BLOCK} bytes, got {len(block)}")
+    block = block.ljust(BLOCK, b"\0")
+    return block[: _SEAL.start] + _seal(block) + block[_SEAL.stop :]
+
+
+def is_sealed(block: bytes) -> bool:
+    """Whether these are the first bytes of a store, unchanged; `BLOCK` of them or more."""
+    return _seal(block) == block[_SEAL]
+
+
+def _seal(block: bytes) -> bytes:
+    return hashlib.sha256(block[: _SEAL.start] + block[_SEAL.stop : BLOCK]).hexdigest().encode()
+
+
+def gaps(places: dict[str, ArrayPlace], size: int) -> list[tuple[int, int]]:
+    """The ranges (start, stop) of bytes that are neither the first block's nor an array's, in the order of the file.
+
+    >>> gaps({"a": ArrayPlace("|u1", (100,), 5000), "b": ArrayPlace("|u1", (10,), 5100)}, 6000)
+    [(4096, 5000), (5100, 5100), (5110, 6000)]
+    """
+    ranges, start = [], BLOCK
+    for place in sorted(places.values(), key=lambda place: place.offset):
+        if place.offset < start:
+            raise Damage("its arrays overlap")
+        ranges.append((start, place.offset))
+        start = place.stop
+    if size < start:
+        raise Damage("an array reaches beyond its end")
+    return [*ranges, (start, size)]
+
+
+def read_parts(
+    block: bytes, size: int, read_at: Callable[[int, int], bytes]
+) -> tuple[dict[str, Any], dict[str, ArrayPlace]]:
+    """Return the header and the places of the arrays of a file of `size` bytes; all but the arrays is read.
+
+    block: the first bytes. read_at: gets an offset and a number of bytes. Raises Damage, or Newer for a later version.
+    """
+    if len(block) < BLOCK or not is_sealed(block):
+        raise Damage("its first block does not match its seal")
+    facts = parse_json(block[_SEAL.stop : BLOCK].rstrip(b"\0"), "its first block")
+    version = facts.get("version") if isinstance(facts, dict) else None
+    if type(version) is not int or version < VERSION:
+        raise Damage(f'"version" must be a whole number from {VERSION} on, found {version!r}')
+    if version > VERSION:
+        raise Newer(f"format version {version}")
+    start, length, places = _check_facts(facts)
+    if size != facts["file_bytes"]:
+        raise Damage(f"it has {size:,} bytes of {facts['file_bytes']:,}")
+    ranges = gaps(places, size)
+    if length > MAX_HEADER or sum(b - a for a, b in ranges) > length + MAX_OTHER:
+        raise Damage("its arrays are not all named")
+    pieces = {a: read_at(a, b - a) for a, b in ranges}
+    if hashlib.sha256(b"".join(pieces.values())).hexdigest() != facts["rest_sha256"]:
+        raise Damage("its header or HDF5's own part does not match its digest")
+    for a, b in ranges:
+        if a <= start and start + length <= b:
+            header = parse_json(pieces[a][start - a : start - a + length], "/header")
+            check_schema(header, places)
+            return header, places
+    raise Damage("its header lies in an array")
+
+
+def _check_facts(facts: dict[str, Any]) -> tuple[int, int, dict[str, ArrayPlace]]:
+    """Return the offset and the length of the header, and the places of the arrays."""
+    try:
+        start, length = facts["header"]
+        places = {name: ArrayPlace(d, tuple(shape), offset) for name, (d, shape, offset) in facts["arrays"].items()}
+        numbers = [start, length, facts["file_bytes"]]
+        for place in places.values():
+            numbers += [*place.shape, place.offset, np.dtype(place.dtype).itemsize]
+        if all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) and type(facts["rest_sha256"]) is str:
+            return start, length, places
+    except (KeyError, TypeError, ValueError, AttributeError):
+        pass
+    raise Damage("its first block does not say where its parts are")
+
+
+def parse_json(text: bytes, where: str) -> Any:
+    """The value of a text in JSON, or Damage."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Damage(f"{where} is not JSON") from error
+
+
 def identity_digest(identity: dict[str, Any]) -> str:
     """Hexadecimal SHA-256 of an identity: equal digests mean interchangeable stores."""
     return sha256_text(canonical_json(identity))
@@ -121,8 +256,6 @@ def labels_digest(labels: np.ndarray) -> str:
 def check_schema(header: Any, places: dict[str, ArrayPlace]) -> None:
     """Raise Damage, naming the key, unless header and arrays are as the specification says. Reads no array."""
     _check_arrays(places)
-    if not isinstance(header, dict):
-        raise Damage("/header must be a JSON object")
     try:
         checked, digest = msgspec.convert(header, Header), identity_digest(header["identity"])
     except (msgspec.ValidationError, UnicodeError) as error:  # such as half a surrogate pair
@@ -138,37 +271,54 @@ def check_schema(header: Any, places: dict[str, ArrayPlace]) -> None:
         raise Damage(f'header "blocks" must name {", ".join(sorted(places))}')
 
 
+def _check_arrays(places: dict[str, ArrayPlace]) -> None:
+    """Raise Damage unless all arrays are there, and each has its type and its axes."""
+    _require(set(places) <= set(ARRAYS), f"its arrays must be among {', '.join(sorted(ARRAYS))}", sorted(places))
+    for name in sorted(set(ARRAYS) - OPTIONAL - set(places)):
+        raise Damage(f"/{name} is missing")
+    sizes: dict[Any, int] = dict(zip("VND", places["features"].shape, strict=False))
+    sizes["N + 1"] = sizes.get("N", 0) + 1
+    for name, place in places.items():
+        dtypes, axes = ARRAYS[name]
+        fits = len(place.shape) == len(axes) and all(
+            axis is None or size == sizes.get(axis, axis) for size, axis in zip(place.shape, axes, strict=True)
+        )
+        _require(
+            fits and min(place.shape) > 0 and place.dtype in dtypes,
+            f"/{name} must be {' or '.join(dtypes)} of shape ({', '.join(str(axis or 'any') for axis in axes)})"
+            + (f" with N={sizes['N']}" if name != "features" and "N" in sizes else ""),
+            f"{place.dtype} of shape {place.shape}",
+        )
+
+
 def _check_together(header: Header, features: ArrayPlace) -> None:
     """Raise Damage unless the parts of a header fit each other and the features."""
     views, _, feature_dim = features.shape
     identity, supers, of_class = header.identity, header.superclass_names, header.class_superclass
     layers = [("last", feature_dim)] if identity.backbone.layers is UNSET else identity.backbone.layers
-    stored_as = STORED_AS[identity.precision]
-    for holds, rule in (
-        (_differ(header.class_names), '"class_names" must differ'),
-        (_differ(supers), '"superclass_names" must differ'),
-        (
-            len(of_class) == (len(header.class_names) if supers else 0) and set(of_class) <= set(range(len(supers))),
-            '"class_superclass" must hold an index of "superclass_names" for each of "class_names"',
+    layer_names = [name for name, _ in layers]
+    rules = {
+        '"class_names" must differ': _differ(header.class_names),
+        '"superclass_names" must differ': _differ(supers),
+        '"class_superclass" must hold an index of "superclass_names" for each of "class_names"': (
+            len(of_class) == (len(header.class_names) if supers else 0) and set(of_class) <= set(range(len(supers)))
         ),
-        (
-            identity.data_set.class_names == header.class_names,
-            '"identity.data_set.class_names" must be those of "class_names"',
+        '"identity.data_set.class_names" must be those of "class_names"': (
+            identity.data_set.class_names == header.class_names
         ),
-        (stored_as == features.dtype, f'"identity.precision" must be that of /features, {features.dtype}'),
-        (identity.backbone.feature_dim == feature_dim, f'"identity.backbone.feature_dim" must be {feature_dim}'),
-        (
-            layers[0][0] == "last"
-            and _differ([name for name, _ in layers])
-            and sum(n for _, n in layers) == feature_dim,
-            f'"identity.backbone.layers" must differ, "last" first, and sum to {feature_dim}',
+        f'"identity.precision" must be that of /features, {features.dtype}': (
+            STORED_AS[identity.precision] == features.dtype
         ),
-        (
-            len(identity.preprocessing.views) == views and _differ(identity.preprocessing.views),
-            f'"identity.preprocessing.views" must be {views} that differ',
+        f'"identity.backbone.feature_dim" must be {feature_dim}': identity.backbone.feature_dim == feature_dim,
+        f'"identity.backbone.layers" must differ, "last" first, and sum to {feature_dim}': (
+            layer_names[0] == "last" and _differ(layer_names) and sum(n for _, n in layers) == feature_dim
         ),
-        (header.block_bytes == BLOCK_BYTES, f'"block_bytes" must be {BLOCK_BYTES}'),
-    ):
+        f'"identity.preprocessing.views" must be {views} that differ': (
+            len(identity.preprocessing.views) == views and _differ(identity.preprocessing.views)
+        ),
+        f'"block_bytes" must be {BLOCK_BYTES}': header.block_bytes == BLOCK_BYTES,
+    }
+    for rule, holds in rules.items():
         if not holds:
             raise Damage(f"header {rule}")
 
@@ -189,57 +339,31 @@ def check_content(name: str, array: np.ndarray, read: Callable[[str], np.ndarray
 
     read: gives another array by its name.
     """
+
+    def rises() -> np.ndarray:
+        return array[1:] > array[:-1]
+
     if name == "labels":
-        _check_labels(array, read("split"), header)
+        classes = len(header["class_names"])
+        _require(((array >= 0) & (array < classes)).all(), f"/labels must lie in 0 … {classes - 1}", array)
+        for split, expected in header["identity"]["data_set"]["labels"].items():
+            digest = labels_digest(array[read("split") == SPLITS.index(split)])
+            rule = f'/labels of {split} must have the digest of "identity.data_set.labels", {expected}'
+            _require(digest == expected, rule, digest)
     elif name == "split":
-        rises = bool((array[1:] >= array[:-1]).all())
-        _require(rises and array[-1] < len(SPLITS), "/split must be 0 (train), then 1 (test)", array)
+        ascending = (array[1:] >= array[:-1]).all() and array[-1] < len(SPLITS)
+        _require(ascending, "/split must be 0 (train), then 1 (test)", array)
     elif name == "image_index":
         split = read("split")
-        rises = bool(((array[1:] > array[:-1]) | (split[1:] != split[:-1])).all())
-        _require(rises and bool((array >= 0).all()), "/image_index must rise within each split from 0 on", array)
+        ascending = (rises() | (split[1:] != split[:-1])).all() and (array >= 0).all()
+        _require(ascending, "/image_index must rise within each split from 0 on", array)
     elif name == "name_offsets":
-        length, rises = len(read("name_bytes")), bool((array[1:] > array[:-1]).all())
-        _require(
-            rises and array[0] == 0 and array[-1] == length,
-            f"/name_offsets must rise from 0 to the length of /name_bytes, {length}",
-            array,
-        )
+        length = len(read("name_bytes"))
+        ascending = rises().all() and array[0] == 0 and array[-1] == length
+        _require(ascending, f"/name_offsets must rise from 0 to the length of /name_bytes, {length}", array)
 
 
-def _check_labels(labels: np.ndarray, split: np.ndarray, header: dict[str, Any]) -> None:
-    classes = len(header["class_names"])
-    _require(bool(((labels >= 0) & (labels < classes)).all()), f"/labels must lie in 0 … {classes - 1}", labels)
-    for name, expected in header["identity"]["data_set"]["labels"].items():
-        found = labels_digest(labels[split == SPLITS.index(name)])
-        _require(
-            found == expected,
-            f'/labels of {name} must have the digest of "identity.data_set.labels", {expected}',
-            found,
-        )
-
-
-def _check_arrays(places: dict[str, ArrayPlace]) -> None:
-    _require(set(places) <= set(ARRAYS), f"its arrays must be among {', '.join(sorted(ARRAYS))}", sorted(places))
-    for name in sorted(set(ARRAYS) - OPTIONAL - set(places)):
-        raise Damage(f"/{name} is missing")
-    shape = places["features"].shape
-    sizes: dict[Any, int] = dict(zip("VND", shape, strict=False))
-    sizes["N + 1"] = sizes.get("N", 0) + 1
-    for name, place in places.items():
-        dtypes, axes = ARRAYS[name]
-        right = len(place.shape) == len(axes) and all(
-            found == sizes.get(axis, axis) or axis is None for found, axis in zip(place.shape, axes, strict=True)
-        )
-        _require(
-            right and min(place.shape) > 0 and place.dtype in dtypes,
-            f"/{name} must be {' or '.join(dtypes)} of shape ({', '.join(str(axis or 'any') for axis in axes)})"
-            + (f" with N={sizes['N']}" if name != "features" and "N" in sizes else ""),
-            f"{place.dtype} of shape {place.shape}",
-        )
-
-
-def _require(holds: bool, rule: str, found: Any) -> None:
+def _require(holds: bool | np.bool_, rule: str, found: Any) -> None:
     if not holds:
         found = f"{found.min()} … {found.max()}" if isinstance(found, np.ndarray) else str(found)
         raise Damage(f"{rule}, found {found[:100]}")

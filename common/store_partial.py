@@ -1,7 +1,7 @@
 """A feature store under way: batch by batch into a file in a partial folder, which in the end takes its place.
 
-In the file, the arrays that come in batches lie where they will stay; the rest is written last. Beside it are a plan
-and a journal. The folder is private to one version of the code.
+In the file, the arrays that come in batches lie where they will stay; the rest is written last. Beside it are a plan,
+and a journal: the digest of each batch that is written. The folder is private to one version of the code.
 """
 
 import contextlib
@@ -10,20 +10,20 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from common.files import LOCK, canonical_json, exclusive, sha256_text, write_text, writing_to
-from common.store import FeatureStore
-from common.store_format import read_at
-from common.store_writer import Layout, complete_store, places_of, reserve, row_offsets, write_all
+from common.files import LOCK, canonical_json, exclusive, sha256_text, write_bytes, write_text, writing_to
+from common.store import FeatureStore, read_at
+from common.store_header import ArrayPlace
+from common.store_writer import Layout, complete_store, places_of, write_all
 
-KIND = 3  # goes up when something else is in the folder
-FILE, KEPT = "store.h5", "kept.h5"
+KIND = 4  # goes up when something else is in the folder
+FILE, KEPT, PLAN, JOURNAL = "store.h5", "kept.h5", "plan.json", "journal"
+DIGEST = 32  # bytes; zeros for a batch that is not written
 BESIDE = 100  # bytes of an image for what is written last, its name above all
 ROWS = 1 << 14  # copied at a time, where rows are left out
 
@@ -38,8 +38,8 @@ def read_progress(store: Path) -> tuple[int, int] | None:
     plan = read_plan(store)
     if not plan:
         return None
-    journal = _read_journal(partial_folder(store) / "journal.jsonl", plan["n"], plan["batch_size"])
-    return sum(stop - start for start, (stop, _) in journal.items()), plan["n"]
+    starts = np.flatnonzero(_read_journal(partial_folder(store), plan).any(1)) * plan["batch_size"]
+    return int(np.minimum(plan["batch_size"], plan["n"] - starts).sum()), plan["n"]
 
 
 def read_plan(store: Path) -> dict[str, Any]:
@@ -72,17 +72,14 @@ class StoreWriter:
     of others.
     `source` is a sign of the files that rows are made from. Where another one is noted, `moved` is true: then `keep`
     must be asked before anything is written.
-    `done` holds the ranges {start: stop} that are written.
 
     Only one writer may use a target at a time: hold `common.files.exclusive(partial_folder(target), …)`.
     """
 
     def __init__(self, target: Path, plan: dict[str, Any], layout: Layout, source: str = ""):
-        self.target = target
-        self.folder = partial_folder(target)
-        self._journal = self.folder / "journal.jsonl"
-        self._layout = layout
-        self._places = places_of(layout)
+        self.target, self.folder = target, partial_folder(target)
+        self._n, self._batch_size = plan["n"], plan["batch_size"]
+        self._layout, self._places = layout, places_of(layout)
         self._content: dict[str, Any] = {"version": KIND, "plan": plan, "layout": layout, "source": source}
         with writing_to(target):
             previous = _read_content(self.folder)
@@ -92,16 +89,17 @@ class StoreWriter:
             self.moved = self.discarded is None and previous["source"] != source
             self._file = (self.folder / FILE).open("r+b", buffering=0)
             # An array, because the memory must not grow with the work
-            self._digests = np.zeros((-(-plan["n"] // plan["batch_size"]), 32), np.uint8)
-            for start, (stop, digest) in _read_journal(self._journal, plan["n"], plan["batch_size"]).items():
-                if self._digest(self._read(start, stop)) == digest:
-                    self._note(start, digest)
-            self._write_journal()
+            self._digests = _read_journal(self.folder, plan)
+            for start, stop in self.done.items():
+                if not self._is_sound(start, stop):
+                    self._digests[start // self._batch_size] = 0
+            write_bytes(self.folder / JOURNAL, self._digests.tobytes())
+            self._journal = (self.folder / JOURNAL).open("r+b", buffering=0)
 
     @property
     def done(self) -> dict[int, int]:
         """The ranges {start: stop} that are written."""
-        return {start: self._stop_of(start) for start in self._starts(written=True)}
+        return {start: min(start + self._batch_size, self._n) for start in self._starts(written=True)}
 
     def missing(self) -> list[int]:
         """The first rows of the batches that are not yet written."""
@@ -113,29 +111,25 @@ class StoreWriter:
         same: whether the images from row `start` on have the digests (B, 32) that were stored with their features.
         """
         for start, stop in self.done.items():
-            digests = self._read(start, stop)["image_sha256"]
-            if not same(start, np.frombuffer(digests, np.uint8).reshape(-1, 32)):
-                self._note(start, bytes(32).hex())
+            digests = np.frombuffer(self._read("image_sha256", start, stop), np.uint8)
+            if not same(start, digests.reshape(-1, DIGEST)):
+                self._note(start, bytes(DIGEST))
         with writing_to(self.target):
-            self._write_journal()
             _write_content(self.folder, self._content)
         self.moved = False
 
     def write(self, start: int, batch: dict[str, np.ndarray]) -> None:
         """Store rows `start…` of every array of the layout, then note their digest in the journal."""
-        stop = start + batch["features"].shape[1]
-        parts = {name: np.ascontiguousarray(batch[name], dtype) for name, (dtype, _) in self._layout.items()}
+        stop, digest = start + batch["features"].shape[1], hashlib.sha256()
         with writing_to(self.target):
-            for name, part in parts.items():
-                for offset, rows in zip(
-                    row_offsets(name, self._places[name], start), part if name == "features" else [part], strict=True
-                ):
+            for name, (dtype, _) in self._layout.items():
+                part = np.ascontiguousarray(batch[name], dtype)
+                digest.update(part.data)
+                ranges = row_ranges(name, self._places[name], start, stop)
+                for (offset, _), rows in zip(ranges, part if name == "features" else [part], strict=True):
                     self._file.seek(offset)
                     write_all(self._file, rows)
-            digest = self._digest({name: part.tobytes() for name, part in parts.items()})
-            with self._journal.open("a", encoding="utf-8") as journal:
-                journal.write(_journal_line(start, stop, digest))
-        self._note(start, digest)
+        self._note(start, digest.digest())
 
     def array(self, name: str) -> np.ndarray:
         """The rows written so far, for what is derived from them at the end."""
@@ -155,13 +149,14 @@ class StoreWriter:
         with writing_to(self.target):
             os.fsync(self._file.fileno())
         for start, stop in self.done.items():
-            if self._digest(self._read(start, stop)) != self._noted(start):
+            if not self._is_sound(start, stop):
                 raise UserError(
                     f"{self.target} was not put in place: images {start} to {stop - 1}, read back from the disk, are "
                     "not what was written. Check the disk and the memory, and run the same command again"
                 )
-        self._file.close()
         file, layout = (FILE, self._layout) if rows is None else self._copy(rows)
+        self._file.close()
+        self._journal.close()
         complete_store(self.folder / file, self.target, header, layout, whole)
         with writing_to(self.target):
             _clear(self.folder)
@@ -179,7 +174,7 @@ class StoreWriter:
             with (self.folder / KEPT).open("wb", buffering=0) as file:
                 for name, place in places.items():
                     array = self.array(name) if name == "features" else self.array(name)[None]
-                    for view, offset in zip(array, row_offsets(name, place, 0), strict=True):
+                    for view, (offset, _) in zip(array, row_ranges(name, place, 0, 0), strict=True):
                         file.seek(offset)
                         for start in range(0, len(rows), ROWS):
                             write_all(file, view[rows[start : start + ROWS]])
@@ -208,7 +203,7 @@ class StoreWriter:
     def _begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         _clear(self.folder)
-        self._require_space(self._stop + BESIDE * self._content["plan"]["n"])
+        self._require_space(self._stop + BESIDE * self._n)
         with (self.folder / FILE).open("wb") as file:
             reserve(file.fileno(), self._stop)
         _write_content(self.folder, self._content)  # last: a folder with a plan has all its files
@@ -219,38 +214,49 @@ class StoreWriter:
                 f"no space for {self.target}: it needs {needed / 1e6:,.0f} MB; free some, or choose another --store"
             )
 
-    def _read(self, start: int, stop: int) -> dict[str, bytes]:
-        parts = {}
-        for name in self._layout:
-            ranges = zip(
-                row_offsets(name, self._places[name], start), row_offsets(name, self._places[name], stop), strict=True
-            )
-            parts[name] = b"".join(_read_or_nothing(self._file, a, b - a) for a, b in ranges)
-        return parts
+    def _read(self, name: str, start: int, stop: int) -> bytes:
+        """The rows of an array as they are on the disk; nothing where it does not give them, which a digest tells."""
+        ranges = row_ranges(name, self._places[name], start, stop)
+        with contextlib.suppress(OSError):
+            return b"".join(read_at(self._file, offset, size) for offset, size in ranges)
+        return b""
 
-    def _digest(self, parts: dict[str, bytes]) -> str:
-        return hashlib.sha256(b"".join(parts[name] for name in self._layout)).hexdigest()
-
-    def _write_journal(self) -> None:
-        write_text(self._journal, "".join(_journal_line(a, b, self._noted(a)) for a, b in self.done.items()))
+    def _is_sound(self, start: int, stop: int) -> bool:
+        """Whether a batch is on the disk as the journal notes it."""
+        digest = hashlib.sha256(b"".join(self._read(name, start, stop) for name in self._layout)).digest()
+        return digest == self._digests[start // self._batch_size].tobytes()
 
     def _starts(self, written: bool) -> list[int]:
-        return (np.flatnonzero(self._digests.any(1) == written) * self._content["plan"]["batch_size"]).tolist()
+        return (np.flatnonzero(self._digests.any(1) == written) * self._batch_size).tolist()
 
-    def _stop_of(self, start: int) -> int:
-        return min(start + self._content["plan"]["batch_size"], self._content["plan"]["n"])
+    def _note(self, start: int, digest: bytes) -> None:
+        number = start // self._batch_size
+        with writing_to(self.target):
+            self._journal.seek(number * DIGEST)
+            write_all(self._journal, digest)
+        self._digests[number] = np.frombuffer(digest, np.uint8)
 
-    def _note(self, start: int, digest: str) -> None:
-        self._digests[start // self._content["plan"]["batch_size"]] = np.frombuffer(bytes.fromhex(digest), np.uint8)
 
-    def _noted(self, start: int) -> str:
-        return self._digests[start // self._content["plan"]["batch_size"]].tobytes().hex()
+def row_ranges(name: str, place: ArrayPlace, start: int, stop: int) -> list[tuple[int, int]]:
+    """Where rows of an array lie in the file, and how many bytes they take, for each view."""
+    views, n = place.shape[:2] if name == "features" else (1, place.shape[0])
+    width = place.nbytes // (views * n)
+    return [(place.offset + (view * n + start) * width, (stop - start) * width) for view in range(views)]
+
+
+def reserve(file: int, size: int) -> None:
+    """Have the disk keep room for `size` bytes of an open file: a full one shows now, before hours of work."""
+    if hasattr(os, "posix_fallocate"):
+        with contextlib.suppress(NotImplementedError):
+            os.posix_fallocate(file, 0, size)
+            return
+    os.truncate(file, size)
 
 
 def _read_content(folder: Path) -> dict[str, Any]:
-    """What plan.json says, {} where it is missing or not what was written."""
+    """What the plan's file says, {} where it is missing or not what was written."""
     try:
-        sealed = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        sealed = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         content = sealed["content"]
         return content if sealed["sha256"] == sha256_text(canonical_json(content)) else {}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -259,36 +265,17 @@ def _read_content(folder: Path) -> dict[str, Any]:
 
 def _write_content(folder: Path, content: dict[str, Any]) -> None:
     sealed = {"content": content, "sha256": sha256_text(canonical_json(content))}
-    write_text(folder / "plan.json", canonical_json(sealed))
+    write_text(folder / PLAN, canonical_json(sealed))
 
 
-def _read_journal(journal: Path, n: int, batch_size: int) -> dict[int, tuple[int, str]]:
-    """The batches {start: (stop, digest)} that a journal notes; a line that is no batch of the plan is passed over."""
-    found = {}
+def _read_journal(folder: Path, plan: dict[str, Any]) -> np.ndarray:
+    """The digests (batches, 32) that are noted; zeros for what is missing, as after a kill."""
+    size = -(-plan["n"] // plan["batch_size"]) * DIGEST
     try:
-        lines = journal.read_bytes().splitlines()
+        content = (folder / JOURNAL).read_bytes()[:size]
     except OSError:
-        return {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            start, stop, digest = entry["start"], entry["stop"], entry["sha256"]
-        except (ValueError, TypeError, KeyError, RecursionError):  # such as the line that a kill cut off
-            continue
-        if type(start) is int and start in range(0, n, batch_size) and stop == min(start + batch_size, n):
-            found[start] = int(stop), digest
-    return found
-
-
-def _journal_line(start: int, stop: int, digest: str) -> str:
-    return canonical_json({"start": start, "stop": stop, "sha256": digest}) + "\n"
-
-
-def _read_or_nothing(file: FileIO, offset: int, size: int) -> bytes:
-    try:
-        return read_at(file, offset, size)
-    except OSError:  # its digest then tells that it must be made again
-        return b""
+        content = b""
+    return np.frombuffer(bytearray(content.ljust(size, b"\0")), np.uint8).reshape(-1, DIGEST)
 
 
 def _clear(folder: Path) -> None:

@@ -3,12 +3,11 @@
 The HDF5 library may report a write error where nobody hears it, when it frees its objects. It never touches the disk.
 """
 
-import contextlib
 import hashlib
 import io
+import json
 import os
 from collections.abc import Iterator, Sequence
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,18 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import atomic_path, canonical_json, flush_folder, sha256_text, writing_to
-from common.store import FeatureStore, block_digests, identity_digest
-from common.store_format import (
+from common.store import DamagedStore, FeatureStore, UnreadableStore
+from common.store_header import (
     BLOCK,
+    BLOCK_BYTES,
     FORMAT,
     VERSION,
     ArrayPlace,
-    DamagedStore,
-    UnreadableStore,
+    check_schema,
     gaps,
-    parse_json,
+    identity_digest,
     seal_block,
 )
-from common.store_header import BLOCK_BYTES, check_schema
 
 ALIGNMENT = 64
 # These come first in the file, so that their places are known, and they can be written, before anything else is
@@ -44,11 +42,9 @@ def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarr
     cannot be written, or does not give back what it was given; then `target` is as it was. Raises ValueError, naming
     the key, when header or arrays are not as the specification says.
     """
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    metadata, places = _build_metadata(header, arrays)
-    with atomic_path(target) as temporary, temporary.open("wb", buffering=0) as file:
-        _write(file, {**metadata, **{places[name].offset: array for name, array in arrays.items()}})
-        _read_back(temporary, target, metadata[0])
+    with atomic_path(target) as temporary:
+        temporary.touch()
+        _complete(temporary, target, header, {}, arrays)
 
 
 def complete_store(
@@ -58,16 +54,8 @@ def complete_store(
 
     Nothing of these is copied. As `write_store` for the rest; until the file takes its place they stay as they are.
     """
-    places = places_of(there)
-    mapped = {name: np.memmap(path, place.dtype, "r", place.offset, place.shape) for name, place in places.items()}
-    metadata, found = _build_metadata(header, {**mapped, **arrays})
-    if any(found[name] != place for name, place in places.items()):
-        raise ValueError(f"the arrays must lie where they are, at {places}, got {found}")
-    del mapped
     with writing_to(target):
-        with path.open("r+b", buffering=0) as file:
-            _write(file, {**metadata, **{found[name].offset: array for name, array in arrays.items()}})
-        _read_back(path, target, metadata[0])
+        _complete(path, target, header, there, arrays)
         path.replace(target)
         flush_folder(target.parent)
 
@@ -77,21 +65,24 @@ def places_of(layout: Layout) -> dict[str, ArrayPlace]:
     return _build_hdf5("{}", layout)[2]
 
 
-def row_offsets(name: str, place: ArrayPlace, row: int) -> list[int]:
-    """Where a row of an array begins in the file, for each view."""
-    views = place.shape[0] if name == "features" else 1
-    n, *rest = place.shape[1:] if name == "features" else place.shape
-    width = prod(rest) * np.dtype(place.dtype).itemsize
-    return [place.offset + (view * n + row) * width for view in range(views)]
+def block_digests(array: np.ndarray) -> list[str]:
+    """SHA-256 of each `BLOCK_BYTES` of a C-contiguous array's bytes, in order; the last block may be shorter."""
+    data = _bytes_of(array)
+    return [hashlib.sha256(data[i : i + BLOCK_BYTES]).hexdigest() for i in range(0, len(data), BLOCK_BYTES)]
 
 
-def reserve(file: int, size: int) -> None:
-    """Have the disk keep room for `size` bytes of an open file: a full one shows now, before hours of work."""
-    if hasattr(os, "posix_fallocate"):
-        with contextlib.suppress(NotImplementedError):
-            os.posix_fallocate(file, 0, size)
-            return
-    os.truncate(file, size)
+def _complete(path: Path, target: Path, header: dict[str, Any], there: Layout, arrays: dict[str, np.ndarray]) -> None:
+    """Write all of a store but the arrays that are `there` into a file, and compare what the disk gives back."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    kept = places_of(there) if there else {}
+    mapped = {name: np.memmap(path, place.dtype, "r", place.offset, place.shape) for name, place in kept.items()}
+    metadata, places = _build_metadata(header, {**mapped, **arrays})
+    if any(places[name] != place for name, place in kept.items()):
+        raise ValueError(f"the arrays must lie where they are, at {kept}, got {places}")
+    del mapped
+    with path.open("r+b", buffering=0) as file:
+        _write(file, {**metadata, **{places[name].offset: array for name, array in arrays.items()}})
+    _read_back(path, target, metadata[0])
 
 
 def _build_metadata(
@@ -104,7 +95,7 @@ def _build_metadata(
     layout = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
     memory, header_offset, places = _build_hdf5(text, layout)
     size = memory.seek(0, os.SEEK_END)
-    check_schema(parse_json(text.encode(), "the header"), places)
+    check_schema(json.loads(text), places)
     pieces = {start: memory.read_at(start, stop - start) for start, stop in gaps(places, size)}
     rest_sha256 = hashlib.sha256(b"".join(pieces.values())).hexdigest()
     return {0: seal_block((header_offset, len(text.encode())), places, size, rest_sha256), **pieces}, places
@@ -201,15 +192,6 @@ class _SparseFile(io.RawIOBase):
     def __init__(self) -> None:
         self._pages: dict[int, bytearray] = {}
         self._position = self._size = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def tell(self) -> int:
         return self._position

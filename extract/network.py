@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from common.machine import versions
 from common.progress import say
-from common.store import check_features
+from common.shapes import check_shape
 from common.store_header import STORED_AS
 from extract.backbones import Backbone
 from extract.engines import Engine
@@ -168,7 +169,10 @@ def features_of(job: Extraction, engine: Engine, views: list, start: int) -> np.
     """Uploaded images of each view → (V, B, D) in the precision of the store."""
     with np.errstate(over="ignore"):  # what does not fit becomes infinite, and the check says so
         features = np.stack([engine.features(view) for view in views]).astype(STORED_AS[job.precision])
-    check_features(features, job.backbone.feature_dim, f"images {start} to {start + features.shape[1] - 1}")
+    where = f"images {start} to {start + features.shape[1] - 1}"
+    check_shape("features", features, where, D=job.backbone.feature_dim)
+    if not np.isfinite(features).all():
+        raise UserError(f"non-finite features at {where}: the weights do not suit these images or this precision")
     return features
 
 

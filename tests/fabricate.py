@@ -159,6 +159,15 @@ def make_findings(
     return Findings(mode, **(values | options))
 
 
+def flip_bit(path: Path, offset: int, bit: int = 0) -> None:
+    """Change one bit of a file."""
+    with path.open("r+b", buffering=0) as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1 << bit]))
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """torch computes in one thread, as it does with OMP_NUM_THREADS=1 in another process."""

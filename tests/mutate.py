@@ -20,7 +20,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import canonical_json
 from common.store import FeatureStore
-from common.store_format import BLOCK, MAGIC, ArrayPlace, gaps
+from common.store_header import BLOCK, MAGIC, ArrayPlace, gaps
 
 LIMIT = 10  # seconds
 

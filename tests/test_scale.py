@@ -5,7 +5,8 @@ import time
 import numpy as np
 
 from common import store_writer
-from common.store import BLOCK_BYTES, FeatureStore, block_digests
+from common.store import BLOCK_BYTES, FeatureStore
+from common.store_writer import block_digests
 from common.synthetic import make_header
 
 N = 100_000_000

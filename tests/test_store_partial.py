@@ -1,5 +1,4 @@
 import errno
-import json
 import os
 import shutil
 from collections import namedtuple
@@ -7,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fabricate import flip_bit
 
 from common.errors import UserError
 from common.files import exclusive
 from common.store import FeatureStore
-from common.store_partial import FILE, StoreWriter, clear_up, partial_folder, read_plan, read_progress
+from common.store_partial import FILE, JOURNAL, PLAN, StoreWriter, clear_up, partial_folder, read_plan, read_progress
 from common.store_writer import name_arrays, places_of, write_store
 from common.synthetic import make_header
 
@@ -37,10 +37,14 @@ def write(w, start):
     w.write(start, {"features": FEATURES[:, rows], "image_sha256": DIGESTS[rows]})
 
 
-def complete(w):
+def written(w):
     for start in w.missing():
         write(w, start)
-    return w.finish(HEADER, WHOLE)
+    return w
+
+
+def complete(w):
+    return written(w).finish(HEADER, WHOLE)
 
 
 @pytest.fixture
@@ -110,50 +114,31 @@ def test_another_source_keeps_the_batches_whose_images_are_the_same(path, expect
     assert complete(again).path.read_bytes() == expected
 
 
-def entry(**changes):
-    return json.dumps({"start": 0, "stop": 5, "sha256": "0" * 64, **changes})
+def edit(file: Path, change):
+    file.write_bytes(change(file.read_bytes()))
 
 
 DAMAGE = {
-    "the journal was cut off": lambda f: edit(f / "journal.jsonl", lambda text: text[:-20]),
-    "a line is no JSON": lambda f: edit(f / "journal.jsonl", lambda text: "{[\n" + text),
-    "a line is no object": lambda f: edit(f / "journal.jsonl", lambda text: "5\nnull\n[]\n" + text),
-    "a line lacks a key": lambda f: edit(f / "journal.jsonl", lambda text: '{"start": 0}\n' + text),
-    "a start is text": lambda f: edit(f / "journal.jsonl", lambda text: entry(start="0") + "\n" + text),
-    "a start is true": lambda f: edit(f / "journal.jsonl", lambda text: entry(start=True) + "\n" + text),
-    "a start is no batch's": lambda f: edit(f / "journal.jsonl", lambda text: entry(start=3, stop=8) + "\n" + text),
-    "a start is negative": lambda f: edit(f / "journal.jsonl", lambda text: entry(start=-5, stop=0) + "\n" + text),
-    "a stop is beyond N": lambda f: edit(f / "journal.jsonl", lambda text: entry(start=20, stop=25) + "\n" + text),
-    "a range overlaps another": lambda f: edit(f / "journal.jsonl", lambda text: text + entry(stop=10) + "\n"),
-    "a digest is a list": lambda f: edit(f / "journal.jsonl", lambda text: text + entry(sha256=[]) + "\n"),
-    "the journal is deep": lambda f: edit(f / "journal.jsonl", lambda text: "[" * 100_000 + "\n" + text),
-    "the journal is not UTF-8": lambda f: (f / "journal.jsonl").write_bytes(b"\xff\xfe\x00"),
-    "the journal is missing": lambda f: (f / "journal.jsonl").unlink(),
-    "a byte of an array changed": lambda f: flip(f / FILE, places_of(LAYOUT)["features"].offset + 3),
+    "the journal was cut off": lambda f: os.truncate(f / JOURNAL, 70),
+    "the journal is long": lambda f: edit(f / JOURNAL, lambda content: content + b"more"),
+    "a byte of the journal changed": lambda f: flip_bit(f / JOURNAL, 3),
+    "the journal notes what is not written": lambda f: edit(f / JOURNAL, lambda content: content[:96] + b"x" * 32),
+    "the journal is missing": lambda f: (f / JOURNAL).unlink(),
+    "a byte of an array changed": lambda f: flip_bit(f / FILE, places_of(LAYOUT)["features"].offset + 3),
     "the file is missing": lambda f: (f / FILE).unlink(),
     "the file is short": lambda f: os.truncate(f / FILE, 10),
     "the file is long": lambda f: os.truncate(f / FILE, 10**6),
     "the file is a folder": lambda f: ((f / FILE).unlink(), (f / FILE).mkdir()),
-    "the plan is missing": lambda f: (f / "plan.json").unlink(),
-    "the plan is empty": lambda f: (f / "plan.json").write_text(""),
-    "the plan is a list": lambda f: (f / "plan.json").write_text('[1, {"n": 18}, {}]'),
-    "the plan is a number": lambda f: (f / "plan.json").write_text("5"),
-    "the plan is deep": lambda f: (f / "plan.json").write_text("[" * 100_000),
-    "a byte of the plan changed": lambda f: edit(f / "plan.json", lambda text: text.replace('"n":18', '"n":17')),
+    "the plan is missing": lambda f: (f / PLAN).unlink(),
+    "the plan is empty": lambda f: (f / PLAN).write_text(""),
+    "the plan is a list": lambda f: (f / PLAN).write_text('[1, {"n": 18}, {}]'),
+    "the plan is a number": lambda f: (f / PLAN).write_text("5"),
+    "the plan is deep": lambda f: (f / PLAN).write_text("[" * 100_000),
+    "a byte of the plan changed": lambda f: edit(f / PLAN, lambda text: text.replace(b'"n":18', b'"n":17')),
     "something else is there": lambda f: (f / "else").write_text(""),
 }
 
 UNUSABLE = ("the file is missing", "the file is short", "the file is a folder")
-
-
-def edit(file: Path, change):
-    file.write_text(change(file.read_text()))
-
-
-def flip(file: Path, place: int):
-    content = bytearray(file.read_bytes())
-    content[place] ^= 1
-    file.write_bytes(content)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -170,16 +155,14 @@ def test_a_damaged_partial_folder_loses_no_more_than_what_is_damaged(path, expec
         assert resumed.done == {}
     else:
         assert resumed.discarded is None
-        lost = 3 if damage in ("the journal is missing", "the journal is not UTF-8") else 1
+        lost = 3 if damage == "the journal is missing" else 1
         assert len(resumed.done) >= 3 - lost
     assert complete(resumed).path.read_bytes() == expected
     FeatureStore.open(path).verify()
 
 
 def test_finishing_copies_nothing_that_is_there(path, expected):
-    w = writer(path)
-    for start in w.missing():
-        write(w, start)
+    w = written(writer(path))
     there = (partial_folder(path) / FILE).stat().st_ino
     assert w.finish(HEADER, WHOLE).path.stat().st_ino == there
     arrays = {"features": FEATURES, "image_sha256": DIGESTS, **WHOLE}
@@ -189,9 +172,7 @@ def test_finishing_copies_nothing_that_is_there(path, expected):
 
 def test_rows_that_are_left_out_make_the_store_of_the_others(path, monkeypatch):
     monkeypatch.setattr("common.store_partial.ROWS", 4)
-    w = writer(path)
-    for start in w.missing():
-        write(w, start)
+    w = written(writer(path))
     rows = np.delete(np.arange(N), [2, 17])
     some = {name: array[rows] for name, array in WHOLE.items() if not name.startswith("name_")}
     some |= name_arrays([f"{row}.png" for row in rows])
@@ -202,10 +183,8 @@ def test_rows_that_are_left_out_make_the_store_of_the_others(path, monkeypatch):
 
 
 def test_what_the_disk_does_not_give_back_is_not_put_in_place(path, expected):
-    w = writer(path)
-    for start in w.missing():
-        write(w, start)
-    flip(partial_folder(path) / FILE, places_of(LAYOUT)["image_sha256"].offset + 6 * 32)
+    w = written(writer(path))
+    flip_bit(partial_folder(path) / FILE, places_of(LAYOUT)["image_sha256"].offset + 6 * 32)
     with pytest.raises(UserError, match="images 5 to 9, read back from the disk"):
         w.finish(HEADER, WHOLE)
     assert not path.exists()
@@ -293,9 +272,7 @@ def test_an_error_at_any_write_loses_nothing(path, expected, monkeypatch, number
 
 def test_what_a_kill_in_the_last_moment_left_is_cleared_up(path):
     header = {**HEADER, "provenance": {"request": {"asked": 1, "fingerprint": "f"}}}
-    w = writer(path, source="f", request={"asked": 1})
-    for start in w.missing():
-        write(w, start)
+    w = written(writer(path, source="f", request={"asked": 1}))
     left = {file.name: file.read_bytes() for file in partial_folder(path).iterdir()}
     store = w.finish(header, WHOLE)
     for name, content in left.items():
@@ -318,6 +295,6 @@ def test_what_is_under_way_to_replace_a_store_by_something_else_is_not_cleared_u
 def test_a_journal_without_a_plan_is_left_by_a_kill_and_cleared_up(path):
     store = complete(writer(path))
     (partial_folder(path)).mkdir(exist_ok=True)
-    (partial_folder(path) / "journal.jsonl").write_text("")
+    (partial_folder(path) / JOURNAL).write_text("")
     clear_up(store)
     assert [file.name for file in path.parent.iterdir()] == ["s.h5"]
