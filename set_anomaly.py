@@ -26,8 +26,7 @@ VERBS = {
 UNSORTED = {"odd": "folder", "audit": "imagefolder"}  # verbs that take pictures, and the image source that reads them
 # The options of an extraction that these verbs have, too
 READ = ["on_error", "max_pixels", "decode", "backbone", "weights", "weights_seed"]
-READ += ["image_size", "views", "layers", "precision"]
-MADE = ["engine", "batch_size", "device"]
+READ += ["image_size", "views", "layers", "precision", "engine", "batch_size", "device"]
 
 
 class Verbs(CommandLine):
@@ -71,11 +70,10 @@ def _of_pictures(command: click.Command, dataset: str) -> click.Command:
 
     def find(store_path: Path, open_page: bool, cache: Path | None, **options: Any) -> None:
         read = {name: options.pop(name) for name in READ}
-        made = {name: options.pop(name) for name in MADE}
         if store_path.is_dir() or store_path.suffix.lower() == ".csv":
             options["root"] = options["root"] or store_path
             source = dataset if store_path.is_dir() else "csv"
-            store_path = _store(store_path, source, cache or _cache(), read, made)
+            store_path = _store(store_path, source, cache or _cache(), read)
         options["out"] = options["out"] or Path("runs") / f"find-{store_path.stem}"
         with stoppable("the same command starts anew, and finds the features made"):
             click.get_current_context().invoke(command, store_path=store_path, **options)
@@ -92,7 +90,7 @@ def _of_pictures(command: click.Command, dataset: str) -> click.Command:
             click.Option(["--open", "open_page"], is_flag=True, help="Show the page in the browser."),
             *(each for each in command.params if each.name != "store_path"),
             cache,
-            *(each for each in reading if each.name in (*READ, *MADE)),
+            *(each for each in reading if each.name in READ),
         ],
     )
 
@@ -106,25 +104,21 @@ def _cache() -> Path:
         raise UserError("there is no home folder to keep the features in: give --cache a folder") from error
 
 
-def _store(pictures: Path, dataset: str, cache: Path, read: dict[str, Any], made: dict[str, Any]) -> Path:
+def _store(pictures: Path, dataset: str, cache: Path, read: dict[str, Any]) -> Path:
     """The store of these pictures in the cache: the one that is there, or one made now, also over an older one.
 
     Its name is of the folder and of the options, so that each folder has its own.
     """
     from common.store import identity_digest
-    from extract.request import is_up_to_date, request, store_at
+    from extract.features import Request, find_or_make
 
-    wanted = request(dataset, pictures, **read)
+    wanted = Request(dataset=dataset, root=pictures, overwrite=True, **read)
     asked = wanted.as_json()
     constant = {key: value for key, value in asked.items() if key != "fingerprint"} | {"root": str(pictures.resolve())}
     name = wanted.default_store()
     path = cache / f"{name.stem}-{identity_digest(constant)[:8]}.h5"
     click.echo(f"features: {path}", err=True)
-    found = store_at(path, overwrite=True)
-    if found is None or not is_up_to_date(found, asked):
-        from extract.features import make_features
-
-        make_features(wanted, path, overwrite=True, **made)
+    find_or_make(wanted, path)
     return path
 
 

@@ -1,5 +1,6 @@
 """From images to features, beside the ways of others."""
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,28 @@ import torch
 
 from bench.peers import make_onnx_runtime, make_tutorial_extraction
 from bench.timing import CPU, Work, count_flops, make_roofs, measure_cases
+from common.progress import say
 from common.synthetic import make_images
 from extract.backbones import Backbone, load_backbone
+from extract.batches import AllImages, Extraction, LocalNetwork, Unreadable, names_of
 from extract.engines import Engine, NotHere, available, bfloat16, build_engine, float32
-from extract.network import Extraction, computed
 from extract.preprocessing import Preprocessing
-from extract.reading import AllImages
+from extract.progress import Stopwatch
 from extract.sources import load_source
 
 IMAGES = 128
+
+
+def extraction(job: Extraction, engine: Engine, n: int) -> Work:
+    """The first `n` images of a job through an engine, in this process."""
+
+    def work() -> int:
+        unreadable = Unreadable(names_of(job.source), say)
+        with contextlib.closing(LocalNetwork(job, engine, {})) as network:
+            batches = network.batches(range(0, n, job.batch_size), unreadable, Stopwatch())
+            return sum(len(batch["thumbnails"]) for _, batch in batches)
+
+    return work
 
 
 def measure_extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any]:
@@ -33,7 +47,7 @@ def measure_extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any
 
     def ours(engine: Engine) -> Work:
         job = Extraction(source, backbone, preprocessing, "float32", {}, 32, CPU)
-        return lambda: sum(len(batch["thumbnails"]) for _, batch in computed(job, engine, images, range(0, IMAGES, 32)))
+        return extraction(job, engine, IMAGES)
 
     module = copy.deepcopy(backbone.module).to(memory_format=torch.contiguous_format)
     cases: dict[str, Work] = {

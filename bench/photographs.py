@@ -16,12 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.io import decode_jpeg
 from torchvision.transforms import v2
 
+from bench.extraction import extraction
 from bench.timing import CPU, Work, measure_cases
 from extract.backbones import load_backbone
-from extract.fidelity import SAMPLE, EngineChoice
-from extract.network import Extraction, computed
+from extract.batches import SAMPLE, Extraction, read_sample
+from extract.engines import EngineChoice
 from extract.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from extract.reading import AllImages, read_sample
 from extract.sources import Reading, load_source
 
 SIZES = {"12 megapixels": (3024, 4032, 48), "500 × 375": (375, 500, 128), "32 × 32": (32, 32, 256)}  # H, W, images
@@ -53,7 +53,7 @@ def photographs(folder: Path, rounds: int, weights: str) -> dict[str, Any]:
                 left_out[f"{name}, this project, {precision}"] = "no bfloat16 engine was both faster and accurate"
                 continue
             job = Extraction(source, backbone, preprocessing, precision, {}, BATCH, CPU)
-            cases[f"this project, {engine.name}"] = _ours(job, engine, n)
+            cases[f"this project, {engine.name}"] = extraction(job, engine, n)
             command = ["extract", "features", "--dataset", "folder", "--root", str(root), "--weights", weights]
             store = ["--store", str(folder / "store.h5"), "--overwrite", "--precision", precision]
             cases[f"process: this project, {precision}"] = _process([*command, *store], n, folder / "store.h5")
@@ -132,11 +132,6 @@ def plain_loop(root: Path, module: nn.Module, decode: Callable[[Path], Any]) -> 
         return len(torch.cat([module(batch).flatten(1) for batch in loader]))
 
     return work
-
-
-def _ours(job: Extraction, engine: Any, n: int) -> Work:
-    images = AllImages(job.source)
-    return lambda: sum(len(batch["thumbnails"]) for _, batch in computed(job, engine, images, range(0, n, BATCH)))
 
 
 def _process(arguments: list[str], n: int, made: Path | None = None) -> Work:

@@ -25,6 +25,7 @@ from common.store_header import (
     BLOCK_BYTES,
     FORMAT,
     MAGIC,
+    SEAL,
     SPLITS,
     VERSION,
     ArrayPlace,
@@ -32,8 +33,8 @@ from common.store_header import (
     Newer,
     check_content,
     identity_digest,
-    is_sealed,
     read_parts,
+    seal_of,
 )
 
 try:
@@ -103,7 +104,7 @@ class FeatureStore:
             stamp = stamp_of(file)
             head = read_at(file, 0, HEAD)
             try:
-                if head.startswith(MAGIC) or is_sealed(head):
+                if head.startswith(MAGIC) or seal_of(head) == head[SEAL]:
                     parts = read_parts(head[:BLOCK], stamp[2], lambda offset, size: read_at(file, offset, size))
                     return cls(path, *parts, stamp)
                 if HDF5 not in (head[:8], head[BLOCK : BLOCK + 8]):

@@ -23,7 +23,7 @@ BLOCK = 4096
 MAGIC = f"{FORMAT}\n".encode()
 MAX_HEADER = 1 << 28
 MAX_OTHER = 1 << 20  # what HDF5 itself needs beside the header is a few KB
-_SEAL = slice(len(MAGIC), len(MAGIC) + 64)
+SEAL = slice(len(MAGIC), len(MAGIC) + 64)
 BLOCK_BYTES = 4 << 20
 LABELS_AT_A_TIME = 1 << 20
 SPLITS = ("train", "test")
@@ -47,15 +47,11 @@ Names = Annotated[list[Name], Meta(min_length=1)]
 
 
 class Pixels(Struct, forbid_unknown_fields=True):
-    """A digest for each split."""
-
     train: str
     test: str
 
 
 class DataSet(Struct):
-    """The images, by their digests."""
-
     pixels: Pixels
     labels: dict[Literal["train", "test"], str]
     class_names: Names
@@ -70,15 +66,11 @@ class Backbone(Struct):
 
 
 class Weights(Struct):
-    """The weights of the network."""
-
     sha256: Sha256
     random_seed: int | None = None
 
 
 class Preprocessing(Struct):
-    """What is done to an image before the network gets it."""
-
     views: Names
 
 
@@ -93,8 +85,6 @@ class Identity(Struct):
 
 
 class Provenance(Struct):
-    """How the features were made."""
-
     request: dict[str, Any]
 
 
@@ -146,19 +136,13 @@ def seal_block(header: tuple[int, int], places: dict[str, ArrayPlace], size: int
         "arrays": {name: [place.dtype, place.shape, place.offset] for name, place in places.items()},
     }
     block = MAGIC + bytes(64) + b"\n" + canonical_json(facts).encode()
-    if len(block) > BLOCK:
-        raise ValueError(f"the facts of a store must fit into {BLOCK} bytes, got {len(block)}")
     block = block.ljust(BLOCK, b"\0")
-    return block[: _SEAL.start] + _seal(block) + block[_SEAL.stop :]
+    return block[: SEAL.start] + seal_of(block) + block[SEAL.stop :]
 
 
-def is_sealed(block: bytes) -> bool:
-    """Whether these are the first bytes of a store, unchanged; `BLOCK` of them or more."""
-    return _seal(block) == block[_SEAL]
-
-
-def _seal(block: bytes) -> bytes:
-    return hashlib.sha256(block[: _SEAL.start] + block[_SEAL.stop : BLOCK]).hexdigest().encode()
+def seal_of(block: bytes) -> bytes:
+    """The seal that a first block must have at `SEAL`."""
+    return hashlib.sha256(block[: SEAL.start] + block[SEAL.stop : BLOCK]).hexdigest().encode()
 
 
 def gaps(places: dict[str, ArrayPlace], size: int) -> list[tuple[int, int]]:
@@ -185,9 +169,9 @@ def read_parts(
 
     block: the first bytes. read_at: gets an offset and a number of bytes. Raises Damage, or Newer for a later version.
     """
-    if len(block) < BLOCK or not is_sealed(block):
+    if len(block) < BLOCK or seal_of(block) != block[SEAL]:
         raise Damage("its first block does not match its seal")
-    facts = parse_json(block[_SEAL.stop : BLOCK].rstrip(b"\0"), "its first block")
+    facts = parse_json(block[SEAL.stop : BLOCK].rstrip(b"\0"), "its first block")
     version = facts.get("version") if isinstance(facts, dict) else None
     if type(version) is not int or version < VERSION:
         raise Damage(f'"version" must be a whole number from {VERSION} on, found {version!r}')
@@ -339,10 +323,6 @@ def check_content(name: str, array: np.ndarray, read: Callable[[str], np.ndarray
 
     read: gives another array by its name.
     """
-
-    def rises() -> np.ndarray:
-        return array[1:] > array[:-1]
-
     if name == "labels":
         classes = len(header["class_names"])
         _require(((array >= 0) & (array < classes)).all(), f"/labels must lie in 0 … {classes - 1}", array)
@@ -355,11 +335,11 @@ def check_content(name: str, array: np.ndarray, read: Callable[[str], np.ndarray
         _require(ascending, "/split must be 0 (train), then 1 (test)", array)
     elif name == "image_index":
         split = read("split")
-        ascending = (rises() | (split[1:] != split[:-1])).all() and (array >= 0).all()
+        ascending = ((array[1:] > array[:-1]) | (split[1:] != split[:-1])).all() and (array >= 0).all()
         _require(ascending, "/image_index must rise within each split from 0 on", array)
     elif name == "name_offsets":
         length = len(read("name_bytes"))
-        ascending = rises().all() and array[0] == 0 and array[-1] == length
+        ascending = (array[1:] > array[:-1]).all() and array[0] == 0 and array[-1] == length
         _require(ascending, f"/name_offsets must rise from 0 to the length of /name_bytes, {length}", array)
 
 

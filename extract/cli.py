@@ -12,11 +12,9 @@ import click
 
 from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
-from common.errors import UserError
 from common.images import MAX_PIXELS
 from common.store import SPLITS, FeatureStore
-from common.store_partial import clear_up
-from extract.request import is_up_to_date, request, store_at, store_status
+from extract.features import Request, find_or_make, store_status
 from extract.sources import SOURCES, TEST_FRACTION
 
 PRECISIONS = ("float32", "bfloat16")
@@ -115,45 +113,18 @@ def main() -> None:
 @click.option("--ship-images", is_flag=True, help="Bring the images to workers that do not see them.")
 def features(
     store: Path | None,
-    engine: str,
-    batch_size: int,
-    device: str,
-    overwrite: bool,
-    list_left_out: bool,
     ray: str | None,
     cpus_per_worker: int | None,
     gpus_per_worker: float | None,
-    ship_images: bool,
-    **asked: Any,
+    **options: Any,
 ) -> None:
     """Make a feature store, or say that it is up to date. Prints its path.
 
     An interrupted extraction goes on where it stopped when the same command is given again.
     """
-    cluster = asked_for(ray, cpus_per_worker, gpus_per_worker)
-    if ship_images and cluster is None:
-        raise UserError("--ship-images does nothing without --ray: leave it out, or give it")
-    wanted = request(**asked)
-    store = store or wanted.default_store()
-    found = store_at(store, overwrite)
-    if found is not None and is_up_to_date(found, wanted.as_json()):
-        clear_up(found)
-        click.echo(f"up to date: {store}", err=True)
-    else:
-        from extract.features import make_features
-
-        _, line = make_features(
-            wanted,
-            store,
-            engine=engine,
-            batch_size=batch_size,
-            device=device,
-            overwrite=overwrite,
-            list_left_out=list_left_out,
-            cluster=cluster,
-            ship_images=ship_images,
-        )
-        click.echo(line or store_status(store)[1], err=True)
+    request = Request(cluster=asked_for(ray, cpus_per_worker, gpus_per_worker), **options)
+    store = store or request.default_store()
+    click.echo(find_or_make(request, store)[1], err=True)
     click.echo(os.fsencode(store))
 
 

@@ -1,18 +1,30 @@
-"""Engines: ways to run a frozen backbone. They differ in speed and in the last digits; `extract.fidelity` picks one."""
+"""Engines: ways to run a frozen backbone, which differ in speed and in the last digits; and which of them extracts.
+
+The choice follows a rule that noise cannot turn: OpenVINO before torch, bfloat16 where it gains clearly.
+"""
 
 import importlib.util
+import itertools
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from common.errors import UserError
 from common.machine import fast_bfloat16
 from extract.backbones import Backbone
 
+MIN_COSINE = 0.9999
+MAX_ERROR = {"float32": 1e-5, "bfloat16": float("inf")}
+MARGIN = 1.3  # times float32's pace: what bfloat16 must reach, more than the noise of a busy machine
+MAX_TRIES = 4
+TIMED_IMAGES = 32
 PRODUCTS = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul")  # what OpenVINO calls such layers
 
 
@@ -36,28 +48,15 @@ class Arithmetic:
         return "bfloat16" if any(low for _, low in self.parts) else "float32"
 
 
-class Engine(Protocol):
-    """A frozen network on a device. `name` says all that decides over the last digits, and only what is executed.
+class TorchEngine:
+    """PyTorch, eager, channels last, bfloat16 by autocast. In float32 it is the reference.
 
-    precision: the lowest one of its products, "float32" or "bfloat16".
+    `name` says all that decides over the last digits, and only what is executed. `precision` is the lowest one of its
+    products, "float32" or "bfloat16".
     """
 
-    name: str
-    precision: str
-
-    def upload(self, images: Tensor) -> Any:
-        """Bring preprocessed images (B, 3, H, W) float32 to the device; called in a reading thread, ahead of time."""
-
-    def features(self, images: Any) -> np.ndarray:
-        """What `upload` returned → features (B, D) float32."""
-
-
-class TorchEngine:
-    """PyTorch, eager, channels last, bfloat16 by autocast. In float32 it is the reference."""
-
     def __init__(self, arithmetic: Arithmetic, device: torch.device):
-        self.name = f"torch {arithmetic.name}"
-        self.precision = arithmetic.precision
+        self.name, self.precision = f"torch {arithmetic.name}", arithmetic.precision
         self.device = device
         self._parts = [
             (module.to(device).to(memory_format=torch.channels_last), low)  # type: ignore[call-overload]
@@ -66,6 +65,7 @@ class TorchEngine:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def upload(self, images: Tensor) -> Tensor:
+        """Bring preprocessed images (B, 3, H, W) float32 to the device; called in a reading thread, ahead of time."""
         if self._copies is None:
             return images.to(self.device, memory_format=torch.channels_last)
         # From pinned memory and on a stream of its own, the copy runs beside the work on the batch before
@@ -74,7 +74,8 @@ class TorchEngine:
         self._copies.synchronize()
         return uploaded
 
-    def features(self, images: Tensor) -> np.ndarray:
+    def features(self, images: Any) -> np.ndarray:
+        """What `upload` returned → features (B, D) float32."""
         # TF32 would make "float32" mean less on a recent GPU than the store says
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
             for module, low in self._parts:
@@ -92,8 +93,7 @@ class OpenVinoEngine:
     CHUNK = 16  # images at a time: their activations stay in the cache
 
     def __init__(self, arithmetic: Arithmetic, image_size: int, threads: int | None = None):
-        self.name = f"openvino {arithmetic.name}"
-        self.precision = arithmetic.precision
+        self.name, self.precision = f"openvino {arithmetic.name}", arithmetic.precision
         self._requests = []
         example = torch.zeros(self.CHUNK, 3, image_size, image_size)
         for module, low in arithmetic.parts:
@@ -108,7 +108,7 @@ class OpenVinoEngine:
     def upload(self, images: Tensor) -> np.ndarray:
         return images.numpy()
 
-    def features(self, images: np.ndarray) -> np.ndarray:
+    def features(self, images: Any) -> np.ndarray:
         return np.concatenate([self._chunk(images[i : i + self.CHUNK]) for i in range(0, len(images), self.CHUNK)])
 
     def _chunk(self, images: np.ndarray) -> np.ndarray:
@@ -118,6 +118,9 @@ class OpenVinoEngine:
             request.infer({0: x}, share_inputs=True)
             x = request.get_output_tensor(0).data
         return x[:n].reshape(n, -1).copy()
+
+
+Engine = TorchEngine | OpenVinoEngine
 
 
 def _compile(module: nn.Module, example: Tensor, low: bool, threads: int | None) -> Any:
@@ -151,15 +154,10 @@ def available(device: torch.device) -> list[str]:
 
 
 def gains_from_bfloat16(kind: str, device: torch.device) -> bool:
-    """Whether engines of a kind may be faster in bfloat16 here: torch by a short measurement, OpenVINO by a trial.
-
-    The trial is a single layer, of which OpenVINO is asked in which precision it executes it.
-    """
-    if kind == "torch":
-        return fast_bfloat16(device)
-    layer = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)).eval()
+    """Whether engines of a kind may be faster in bfloat16 here, by a trial with two layers."""
+    layers = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)).eval()
     try:
-        OpenVinoEngine(Arithmetic("bfloat16", ((layer, True),)), 16)
+        build_engine(kind, Arithmetic("bfloat16", ((layers, True),)), device, 16)
     except NotHere:
         return False
     return True
@@ -191,20 +189,13 @@ def bfloat16(backbone: Backbone) -> Iterator[Arithmetic]:
     and its first block. The network is cut where all that goes on is one tensor.
     """
     yield Arithmetic("bfloat16", ((backbone.module, True),))
-    traced = _traced(backbone.module)
-    if traced is None:
+    try:
+        traced = fx.symbolic_trace(backbone.module)
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):  # its way depends on its input
         return
     for layers, last in _cuts(traced).items():
         first, rest = _split(traced, last)
         yield Arithmetic(f"bfloat16 after {layers} layers in float32", ((first, False), (rest, True)))
-
-
-def _traced(module: nn.Module) -> fx.GraphModule | None:
-    """The graph of a network; None where its way depends on its input."""
-    try:
-        return fx.symbolic_trace(module)
-    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):
-        return None
 
 
 def _split(traced: fx.GraphModule, last: fx.Node) -> tuple[nn.Module, nn.Module]:
@@ -237,3 +228,123 @@ def _cuts(traced: fx.GraphModule) -> dict[int, fx.Node]:
             found[layers] = node
     found.pop(layers, None)  # a cut behind the last layer leaves nothing
     return found
+
+
+def measure_fidelity(reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
+    """How near features (n, D) come to the reference's, on the same images.
+
+    cosine: with the reference's, the lowest of all images. error: the largest difference, over the largest absolute
+    feature.
+
+    >>> features = np.random.default_rng(0).normal(size=(30, 8))
+    >>> round(measure_fidelity(features, 2 * features)["cosine"], 6)
+    1.0
+    """
+    a, b = reference.astype(np.float64), features.astype(np.float64)
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosine = np.divide((a * b).sum(1), lengths, out=np.zeros(len(a)), where=lengths > 0)
+    return {"cosine": float(cosine.min()), "error": float(np.abs(a - b).max() / np.abs(a).max())}
+
+
+def suffices(fidelity: dict[str, float], precision: str) -> bool:
+    """Whether features may stand in for the reference's."""
+    return fidelity["cosine"] >= MIN_COSINE and fidelity["error"] <= MAX_ERROR[precision]
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """What engines there are for a backbone; `wanted` is "auto", "torch" or "openvino".
+
+    precision: "float32"; or "bfloat16", as far as that is true and faster than float32 on this machine.
+    Raises UserError when `wanted` cannot be loaded for the device.
+    """
+
+    backbone: Backbone
+    precision: str
+    device: torch.device
+    image_size: int
+    wanted: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            raise UserError(
+                f"the engine {self.wanted} cannot be loaded here on {self.device.type}: install it with "
+                f"`pip install {self.wanted}` and use --device cpu, or take --engine torch"
+            )
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """The kinds of engines that are wanted and can run here, what is usually the fastest first."""
+        return [kind for kind in available(self.device) if self.wanted in ("auto", kind)]
+
+    @cached_property
+    def low_kinds(self) -> list[str]:
+        """Those that may gain from bfloat16 here; none where it was not asked for."""
+        return [kind for kind in self.kinds if self.precision != "float32" and gains_from_bfloat16(kind, self.device)]
+
+    def reference(self) -> Engine:
+        """PyTorch in float32."""
+        return TorchEngine(float32(self.backbone), self.device)
+
+    def named(self, name: str) -> Engine | None:
+        """The engine of this name, or None where it is not among those wanted, or cannot be had on this machine."""
+        kind, _, executed = name.partition(" ")
+        if kind in self.kinds:
+            for arithmetic in itertools.chain([float32(self.backbone)], self._in_bfloat16()):
+                if arithmetic.name == executed:
+                    return self._build(kind, arithmetic)
+        return None
+
+    def choose(self, sample: Tensor) -> tuple[Engine, dict[str, Any]]:
+        """The engine for images like those of a sample (n, 3, H, W), and its fidelity; {} for the reference.
+
+        In float32 the first kind that is true to the reference. In bfloat16 the first that is true, if it is `MARGIN`
+        times as fast as that. Only this is measured.
+        """
+        expected = _features(self.reference(), sample)
+        in_float32 = ((kind, [float32(self.backbone)]) for kind in self.kinds)
+        full = self._first_true(in_float32, sample, expected) or (self.reference(), {})
+        low = self._first_true(((kind, self._in_bfloat16()) for kind in self.low_kinds), sample, expected)
+        return low if low is not None and _gain(low[0], full[0], sample) >= MARGIN else full
+
+    def _first_true(
+        self, tries: Iterable[tuple[str, Iterable[Arithmetic]]], sample: Tensor, expected: np.ndarray
+    ) -> tuple[Engine, dict[str, Any]] | None:
+        """The first engine that is true, and its fidelity."""
+        for kind, arithmetics in tries:
+            for arithmetic in arithmetics:
+                if (engine := self._build(kind, arithmetic)) is None:
+                    break
+                fidelity = measure_fidelity(expected, _features(engine, sample))
+                if suffices(fidelity, arithmetic.precision):
+                    return engine, {} if engine.name == "torch float32" else fidelity
+        return None
+
+    def _in_bfloat16(self) -> Iterator[Arithmetic]:  # the fastest first
+        return itertools.islice(bfloat16(self.backbone), MAX_TRIES) if self.precision != "float32" else iter(())
+
+    def _build(self, kind: str, arithmetic: Arithmetic) -> Engine | None:
+        try:
+            return build_engine(kind, arithmetic, self.device, self.image_size, self.threads)
+        except NotHere:
+            return None
+
+
+def _features(engine: Engine, images: Tensor) -> np.ndarray:
+    """Features (n, D) of the images."""
+    return np.concatenate([engine.features(engine.upload(batch)) for batch in images.split(TIMED_IMAGES)])
+
+
+def _gain(engine: Engine, other: Engine, images: Tensor) -> float:
+    """How many times as fast as another an engine is.
+
+    They take turns, and the best time of each counts: other work on the machine slows both, and never speeds one up.
+    """
+    seconds = {id(engine): float("inf"), id(other): float("inf")}
+    for batch in images.split(TIMED_IMAGES):
+        for each in (engine, other):
+            started = time.perf_counter()
+            each.features(each.upload(batch))
+            seconds[id(each)] = min(seconds[id(each)], time.perf_counter() - started)
+    return seconds[id(other)] / seconds[id(engine)]

@@ -1,152 +1,220 @@
-"""The store of what is asked for: the one that is there, the same with the file names of today, or one made now."""
+"""The store of what is asked for: the one that is there, or one made now. Imports nothing heavy.
 
-import pkgutil
-from dataclasses import replace
-from functools import partial
+So "up to date" is said at once; `extract.pipeline` makes what is not there.
+"""
+
+import contextlib
+import importlib.metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.cluster import Cluster
 from common.errors import UserError
-from common.files import exclusive
-from common.images import printable
-from common.machine import choose_device
-from common.progress import Progress, say
-from common.store import DamagedStore, FeatureStore
-from common.store_partial import clear_up, partial_folder
-from common.store_writer import name_arrays, write_store
-from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
-from extract.network import Connect, Extraction, local_network
-from extract.pipeline import as_rows, as_text, busy, extract, identity, without_unreadable
-from extract.preprocessing import parse_views
-from extract.reading import AllImages, Unreadable, digests_of, names_of
-from extract.request import Request, is_up_to_date, request, require_identity, store_at
-from extract.sources import ImageSource, left_out_line, load_source
+from common.files import sha256_file
+from common.images import MAX_PIXELS
+from common.store import DamagedStore, FeatureStore, ForeignStore, MissingStore, NewerStore, OlderStore, UnreadableStore
+from common.store_header import identity_digest
+from common.store_partial import clear_up, read_progress
+from extract.sources import Reading, reading_request, source_kind
 
-MAKING = {"engine", "batch_size", "device", "overwrite", "list_left_out", "cluster", "ship_images"}
+IMAGE_SIZES = {"resnet18": 224}  # known without asking the model, so that "up to date" is said without torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The options of `python -m extract features`. The first part fixes the features, the second says how to make them.
+
+    root: None for a data set that is fetched, which is kept in data/. image_size: None for the model's own.
+    cluster: where the network is to be at work, None for this process. ship_images: its nodes do not see the files.
+    Raises UserError where the root that the data set needs is missing, and for --ship-images without a cluster.
+    """
+
+    dataset: str = "imagefolder"
+    root: Path | None = None
+    backbone: str = "resnet18"
+    weights: str = "torchvision"
+    weights_seed: int = 0
+    image_size: int | None = None
+    views: str = "plain"
+    layers: str = "last"
+    precision: str = "float32"
+    on_error: str = "fail"
+    test_fraction: float | None = None
+    max_pixels: int = MAX_PIXELS
+    decode: str = "scaled"
+
+    engine: str = "auto"
+    batch_size: int = 64
+    device: str = "auto"
+    overwrite: bool = False
+    list_left_out: bool = False
+    cluster: Cluster | None = None
+    ship_images: bool = False
+
+    def __post_init__(self) -> None:
+        if source_kind(self.dataset).own_files and self.root is None:
+            raise UserError(
+                f"--dataset {self.dataset} needs --root (make: ROOT=), the folder or the file with your images"
+            )
+        if self.ship_images and self.cluster is None:
+            raise UserError("--ship-images does nothing without --ray: leave it out, or give it")
+
+    @property
+    def folder(self) -> Path:
+        """Where the images are."""
+        return self.root or Path("data")
+
+    @property
+    def reading(self) -> Reading:
+        """How people's own files are read."""
+        return Reading(self.on_error, self.test_fraction, self.max_pixels, self.decode)
+
+    def as_json(self) -> dict[str, Any]:
+        """As recorded in the store, with a cheap fingerprint of the images and the digest of the weights file."""
+        layers = self.layers.replace(" ", "")
+        return {
+            "dataset": self.dataset,
+            "fingerprint": source_kind(self.dataset).fingerprint(self.folder),
+            "backbone": self.backbone,
+            "weights": self._weights(),
+            "image_size": self._image_size,
+            "views": self.views.replace(" ", ""),
+            "precision": self.precision,
+            **({} if layers == "last" else {"layers": layers}),
+            **reading_request(self.dataset, self.reading),
+        }
+
+    def default_store(self) -> Path:
+        """A readable file name, one for each request."""
+        views, layers = (text.replace(" ", "").replace(",", "+") for text in (self.views, self.layers))
+        parts = [
+            self.dataset,
+            self.folder.resolve().stem if source_kind(self.dataset).own_files else "",
+            self.backbone.replace(":", "-"),
+            self._weights().split(":")[-1][:8],
+            "" if self._image_size is None else str(self._image_size),
+            "" if self.test_fraction is None else f"test{self.test_fraction:g}",
+            "" if views == "plain" else views,
+            "" if layers == "last" else layers,
+            "" if self.decode == Reading.decode else self.decode,
+            "" if self.precision == "float32" else self.precision,
+        ]
+        return Path("data/features") / ("-".join(filter(None, parts)) + ".h5")
+
+    @property
+    def _image_size(self) -> int | None:
+        return self.image_size or IMAGE_SIZES.get(self.backbone)
+
+    def _weights(self) -> str:
+        if self.weights in ("torchvision", "pretrained"):
+            library = self.backbone.rpartition(":")[0] or "torchvision"
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                return "imagenet:" + importlib.metadata.version(library)
+            return "imagenet:"
+        if self.weights == "random":
+            return f"random:random{self.weights_seed}"
+        if not Path(self.weights).is_file():
+            raise UserError(
+                f"there are no weights at {self.weights}: give --weights (make: WEIGHTS=) a state dict file"
+            )
+        return "sha256:" + sha256_file(Path(self.weights))
 
 
 def features(root: Path | str, store: Path | str, dataset: str = "imagefolder", **options: Any) -> FeatureStore:
     """The feature store of the images at `root`, made at `store` now, or the one that is there for the same request.
 
-    options: those of `python -m extract features`, such as backbone="resnet50" or on_error="skip", of
-    `extract.request.request`; and those of `make_features`. Raises UserError as that.
+    options: those of `Request`, such as backbone="resnet50" or on_error="skip". Raises UserError as `find_or_make`.
     """
-    how = {name: options.pop(name) for name in MAKING & options.keys()}
-    asked, target = request(dataset, Path(root), **options), Path(store)
-    found = store_at(target, how.get("overwrite", False))
-    if found is not None and is_up_to_date(found, asked.as_json()):
-        clear_up(found)
-        return found
-    return make_features(asked, target, **how)[0]
+    return find_or_make(Request(dataset=dataset, root=Path(root), **options), Path(store))[0]
 
 
-def make_features(
-    request: Request,
-    target: Path,
-    *,
-    engine: str = "auto",
-    batch_size: int = 64,
-    device: str = "auto",
-    overwrite: bool = False,
-    list_left_out: bool = False,
-    cluster: Cluster | None = None,
-    ship_images: bool = False,
-) -> tuple[FeatureStore, str]:
+def find_or_make(request: Request, target: Path) -> tuple[FeatureStore, str]:
     """The store of what is asked for at `target`, made now if need be; and a line that says what was done.
 
-    cluster: where the network is to be at work, None for this process; ship_images: its nodes do not see the files.
     Raises UserError for bad input, when `target` holds features of something else and must not be overwritten, and as
-    `extract` does.
+    `extract.pipeline.extract` does.
     """
-    found = None if overwrite else store_at(target, overwrite)
-    views, layers = parse_views(request.views), parse_layers(request.layers)
-    chosen, cluster = on_nodes(device, cluster) if cluster else (choose_device(device), None)
-    backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size, layers)
-    preprocessing = preprocessing_of(request.backbone, request.image_size, views)
-    reading = replace(request.reading, least_side=preprocessing.least_side())
-    source = load_source(request.dataset, request.root, reading)
-    _tell(source, backbone, list_left_out)
-    # A data set that was downloaded a moment ago has its fingerprint only now
-    wanted = request.as_json()
-    on_error = request.reading.on_error
-    job = Extraction(source, backbone, preprocessing, request.precision, wanted, batch_size, chosen, engine, on_error)
-    if found is None:
-        return extract(job, target, _connect(cluster, ship_images)), ""
-    if found.identity["precision"] == "float32":  # as true as bfloat16 may be
-        job = replace(job, precision="float32")
-    job, image_sha256 = readable(job)
-    require_identity(found, identity(job, image_sha256), image_sha256)
+    store = store_at(target, request.overwrite)
+    # A request has the sizes and times of the files, so nothing needs to be decoded
+    if store is not None and store.header["provenance"]["request"] == request.as_json():
+        clear_up(store)
+        return store, f"up to date: {target}"
+    from extract.pipeline import make_features  # here, because torch takes seconds to start
+
+    store, line = make_features(request, target, None if request.overwrite else store)
+    return store, line or store_status(target)[1]
+
+
+def store_at(path: Path, overwrite: bool) -> FeatureStore | None:
+    """The store at a path, None where there is none, or what is there may be overwritten and is no sound store.
+
+    Raises UserError for a file that is something else, unless `overwrite`, and for one that cannot be read.
+    """
     try:
-        found = renewed(job, found)
-        note = ""
-    except DamagedStore:
-        raise
-    except UserError as error:  # such as a full disk: the store is what it was
-        note = f"; this is not noted in it: {error.message}"
-    return found, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
+        return FeatureStore.open(path)
+    except MissingStore:
+        return None
+    except (DamagedStore, OlderStore) as error:
+        if overwrite:
+            return None
+        raise UserError(f"{error.message} (--overwrite replaces it)") from error
+    except (ForeignStore, NewerStore) as error:
+        if overwrite and path.is_file():
+            return None
+        raise UserError(f"{error.message}, or choose another --store: this file is not touched") from error
 
 
-def _connect(cluster: Cluster | None, ship_images: bool) -> Connect:
-    if cluster is None:
-        return local_network
-    # By name, so that one machine's path does without Ray's part
-    return partial(pkgutil.resolve_name("extract.cluster:on_cluster"), cluster=cluster, ship_images=ship_images)
+def require_identity(store: FeatureStore, wanted: dict[str, Any], image_sha256: np.ndarray) -> None:
+    """Raise UserError, which says what differs, unless a store has this identity.
 
-
-def on_nodes(device: str, cluster: Cluster) -> tuple[torch.device, Cluster]:
-    """The device of the workers as far as it is known before the nodes are, and the cluster with the GPUs for it.
-
-    Raises UserError for one that workers cannot share out.
+    image_sha256: the digests (N, 32) of the images of `wanted`.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"with --ray, --device must be auto, cpu or cuda (Ray chooses which), got {device}")
-    wanted = {"auto": cluster.gpus, "cpu": 0.0, "cuda": cluster.gpus or 1.0}[device]
-    return torch.device("cpu" if device == "cpu" else "cuda"), replace(cluster, gpus=wanted)
-
-
-def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
-    """The same without the images that cannot be read, and the digests (N, 32) of the others.
-
-    Raises UserError, which names them, where they must not be skipped.
-    """
-    images, unreadable = AllImages(job.source), Unreadable(names_of(job.source), say)
-    digests = []
-    with Progress(len(images), "comparing", "images") as progress:
-        for digest in digests_of(images, unreadable):
-            digests.append(digest)
-            progress.update()
-    image_sha256 = as_rows(digests)
-    if unreadable.reasons and job.on_error == "fail":
-        raise unreadable.error()
-    return without_unreadable(job, image_sha256)
-
-
-def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
-    """The same features, with the request and the file names of today: the next time nothing needs to be decoded.
-
-    Raises DamagedStore, since what is damaged must not be sealed again, and UserError where it cannot be written.
-    """
-    with exclusive(partial_folder(store.path), busy(store.path), store.path):
-        said = {"request": job.request, "data_set": as_text(job.source.name)}
-        header = {**store.header, "provenance": {**store.header["provenance"], **said}}
-        arrays = {name: store.array(name) for name in store.places}
-        write_store(store.path, header, {**arrays, **name_arrays(names_of(job.source))})
-    return FeatureStore.open(store.path)
-
-
-def _tell(source: ImageSource, backbone: Backbone, list_left_out: bool) -> None:
-    """What was decided about images and weights, in a line each."""
-    for name, reason in source.left_out if list_left_out else ():
-        say(f"left out: {printable(name)}: {reason}")
-    for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.said]:
-        if line:
-            say(line)
-    if backbone.random_seed is not None:
-        say(
-            f"{backbone.name} has RANDOM weights (seed {backbone.random_seed}): its features show that the "
-            "pipeline works, not what a trained network can do"
+    found = store.identity
+    if identity_digest(found) == identity_digest(wanted):
+        return
+    different = [key for key in wanted if found.get(key) != wanted[key]]
+    if different == ["data_set"]:
+        raise UserError(
+            f"the images are not those of {store.path} ({_changes(store, image_sha256)}): give --overwrite to extract "
+            "them all again, or another --store to keep both"
         )
+    raise UserError(
+        f"{store.path} holds features of something else (other {', '.join(different)}): "
+        "choose another --store (--overwrite would replace these)"
+    )
+
+
+def _changes(store: FeatureStore, image_sha256: np.ndarray) -> str:
+    """Say how many images are new, and how many are gone, by their pixels."""
+    then, now = (np.ascontiguousarray(digests).view("V32").ravel() for digests in (store.image_sha256, image_sha256))
+    new, gone = len(np.setdiff1d(now, then)), len(np.setdiff1d(then, now))
+    if len(then) == len(now) and not new and not gone:
+        return "other names, order, labels or split of the same images"
+    return f"{len(then):,} then, {len(now):,} now: {new:,} new, {gone:,} gone"
+
+
+WORDS: dict[type[UserError], str] = {
+    DamagedStore: "damaged",
+    ForeignStore: "foreign",
+    OlderStore: "older",
+    NewerStore: "newer",
+    UnreadableStore: "unreadable",
+}
+
+
+def store_status(path: Path) -> tuple[str, str]:
+    """One word for what is at a path, and a sentence."""
+    try:
+        opened = FeatureStore.open(path)
+    except MissingStore as error:
+        progress = read_progress(path)
+        if progress is None:
+            return "missing", error.message
+        return "partial", f"{progress[0]:,} of {progress[1]:,} images; run the same extraction again to go on"
+    except tuple(WORDS) as error:
+        return WORDS[type(error)], error.message
+    views, n, feature_dim = opened.places["features"].shape
+    return "complete", f"{n:,} images × {views} view(s) × {feature_dim}, identity {opened.identity_sha256[:16]}"

@@ -1,27 +1,116 @@
-"""The way of the images: read → preprocess → frozen backbone → feature store, each image once, resumable by batch."""
+"""From a request to a feature store: each image is read, preprocessed and seen by the network once; resumable."""
 
 import contextlib
+import hashlib
+import itertools
+import pkgutil
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from common.command_line import keeping
+from common.errors import UserError
 from common.files import exclusive
 from common.images import UnreadableImage, printable
+from common.machine import choose_device
 from common.progress import Progress, say
-from common.store import SPLITS, FeatureStore
-from common.store_header import STORED_AS
+from common.store import DamagedStore, FeatureStore
+from common.store_header import SPLITS, STORED_AS, labels_digest
 from common.store_partial import StoreWriter, partial_folder, read_plan
-from common.store_writer import name_arrays
-from extract.identity import identity_of
-from extract.network import Connect, Extraction, Network, local_network
+from common.store_writer import name_arrays, write_store
+from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
+from extract.batches import (
+    THUMBNAIL,
+    AllImages,
+    Connect,
+    Extraction,
+    Network,
+    Unreadable,
+    digests_of,
+    local_network,
+    names_of,
+    without,
+)
+from extract.features import Request, require_identity
+from extract.preprocessing import parse_views
 from extract.progress import Stopwatch
-from extract.reading import THUMBNAIL, AllImages, Unreadable, digests_of, names_of, without
-from extract.sources import ImageSource
+from extract.sources import ImageSource, left_out_line, load_source
 from extract.superclasses import superclasses_of
+
+
+def make_features(request: Request, target: Path, found: FeatureStore | None) -> tuple[FeatureStore, str]:
+    """Make the store of what is asked for at `target`; return it, and a line if it was there already.
+
+    found: the store that is there, made for another request: it is kept if its identity is the same.
+    """
+    views, layers = parse_views(request.views), parse_layers(request.layers)
+    device, connect = connection(request)
+    backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size, layers)
+    preprocessing = preprocessing_of(request.backbone, request.image_size, views)
+    reading = replace(request.reading, least_side=preprocessing.least_side())
+    source = load_source(request.dataset, request.folder, reading)
+    _tell(source, backbone, request.list_left_out)
+    job = Extraction(
+        source=source,
+        backbone=backbone,
+        preprocessing=preprocessing,
+        precision=request.precision,
+        request=request.as_json(),  # a data set that was downloaded a moment ago has its fingerprint only now
+        batch_size=request.batch_size,
+        device=device,
+        engine=request.engine,
+        on_error=request.on_error,
+    )
+    if found is None:
+        return extract(job, target, connect), ""
+    if found.identity["precision"] == "float32":  # as true as bfloat16 may be
+        job = replace(job, precision="float32")
+    job, image_sha256 = readable(job)
+    require_identity(found, identity(job, image_sha256), image_sha256)
+    try:
+        found = renewed(job, found)
+        note = ""
+    except DamagedStore:
+        raise
+    except UserError as error:  # such as a full disk: the store is what it was
+        note = f"; this is not noted in it: {error.message}"
+    return found, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
+
+
+def connection(request: Request) -> tuple[torch.device, Connect]:
+    """The device, as far as it is known before a cluster's nodes are, and what gives the network at work.
+
+    Raises UserError for a device that is not there, and for one that the workers of a cluster cannot share out.
+    """
+    device, cluster = request.device, request.cluster
+    if cluster is None:
+        return choose_device(device), local_network
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"with --ray, --device must be auto, cpu or cuda (Ray chooses which), got {device}")
+    gpus = {"auto": cluster.gpus, "cpu": 0.0, "cuda": cluster.gpus or 1.0}[device]
+    # By name, so that one machine's path does without Ray's part
+    on_cluster = pkgutil.resolve_name("extract.ray_pool:on_cluster")
+    connect = partial(on_cluster, cluster=replace(cluster, gpus=gpus), ship_images=request.ship_images)
+    return torch.device("cpu" if device == "cpu" else "cuda"), connect
+
+
+def _tell(source: ImageSource, backbone: Backbone, list_left_out: bool) -> None:
+    """What was decided about images and weights, in a line each."""
+    for name, reason in source.left_out if list_left_out else ():
+        say(f"left out: {printable(name)}: {reason}")
+    for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.said]:
+        if line:
+            say(line)
+    if backbone.random_seed is not None:
+        say(
+            f"{backbone.name} has RANDOM weights (seed {backbone.random_seed}): its features show that the "
+            "pipeline works, not what a trained network can do"
+        )
 
 
 def extract(job: Extraction, target: Path, connect: Connect = local_network) -> FeatureStore:
@@ -168,7 +257,56 @@ def _whole(source: ImageSource) -> dict[str, np.ndarray]:
 
 
 def identity(job: Extraction, image_sha256: np.ndarray) -> dict[str, Any]:
-    return identity_of(job.source, job.backbone, job.preprocessing, job.precision, image_sha256)
+    """What features are: two stores of one identity are interchangeable, whatever their paths and times.
+
+    image_sha256: the pixel digests (N, 32) of the job's images.
+    """
+    source, backbone = job.source, job.backbone
+    layers = {} if len(backbone.layers) == 1 else {"layers": list(backbone.layers.items())}
+    stops = list(itertools.accumulate(len(source.splits[name].labels) for name in SPLITS))
+    ranges = zip(SPLITS, [0, *stops[:-1]], stops, strict=True)
+    return {
+        "data_set": {
+            "pixels": {name: hashlib.sha256(image_sha256[a:b].tobytes()).hexdigest() for name, a, b in ranges},
+            "labels": {name: labels_digest(source.splits[name].labels) for name in SPLITS},
+            "class_names": source.class_names,
+        },
+        # Left out where it is the default, so that the digest of older stores does not change
+        "backbone": {"name": backbone.name, "feature_dim": backbone.feature_dim, **layers},
+        "weights": {"sha256": backbone.weights_sha256, "random_seed": backbone.random_seed},
+        "preprocessing": job.preprocessing.as_json(),
+        "precision": job.precision,
+    }
+
+
+def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
+    """The same without the images that cannot be read, and the digests (N, 32) of the others.
+
+    Raises UserError, which names them, where they must not be skipped.
+    """
+    images, unreadable = AllImages(job.source), Unreadable(names_of(job.source), say)
+    digests = []
+    with Progress(len(images), "comparing", "images") as progress:
+        for digest in digests_of(images, unreadable):
+            digests.append(digest)
+            progress.update()
+    image_sha256 = as_rows(digests)
+    if unreadable.reasons and job.on_error == "fail":
+        raise unreadable.error()
+    return without_unreadable(job, image_sha256)
+
+
+def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
+    """The same features, with the request and the file names of today: the next time nothing needs to be decoded.
+
+    Raises DamagedStore, since what is damaged must not be sealed again, and UserError where it cannot be written.
+    """
+    with exclusive(partial_folder(store.path), busy(store.path), store.path):
+        said = {"request": job.request, "data_set": as_text(job.source.name)}
+        header = {**store.header, "provenance": {**store.header["provenance"], **said}}
+        arrays = {name: store.array(name) for name in store.places}
+        write_store(store.path, header, {**arrays, **name_arrays(names_of(job.source))})
+    return FeatureStore.open(store.path)
 
 
 def as_rows(digests: list[bytes]) -> np.ndarray:

@@ -61,6 +61,11 @@ class Split:
     image: Callable[[int], np.ndarray]
     names: Sequence[str] = ()
 
+    def subset(self, rows: np.ndarray) -> "Split":
+        """These rows (n,) alone, in this order."""
+        names = [self.names[row] for row in rows] if self.names else ()
+        return Split(self.labels[rows], lambda i: self.image(int(rows[i])), names)
+
 
 @dataclass(frozen=True)
 class ImageSource:
@@ -184,9 +189,5 @@ def make_splits(
     names: Sequence[str] = (),
 ) -> dict[str, Split]:
     """The splits of images that stand in one list, `image(i)` being the i-th."""
-    every = np.asarray(labels, np.int64)
-
-    def split(rows: np.ndarray) -> Split:
-        return Split(every[rows], lambda i: image(int(rows[i])), [names[row] for row in rows] if names else ())
-
-    return {name: split(np.flatnonzero(is_test == (name == "test"))) for name in SPLITS}
+    whole = Split(np.asarray(labels, np.int64), image, names)
+    return {name: whole.subset(np.flatnonzero(is_test == (name == "test"))) for name in SPLITS}

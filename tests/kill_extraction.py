@@ -103,7 +103,7 @@ def main(count: int, seed: int) -> None:
     """Kill extractions; count what was left, and what the next command made of it."""
     import torch
 
-    import extract.features  # noqa: F401
+    import extract.pipeline  # noqa: F401
     from common.synthetic import make_images
 
     torch.set_num_threads(1)

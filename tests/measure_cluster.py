@@ -15,13 +15,11 @@ import torch
 from common.cluster import Cluster, connected
 from common.images import Files
 from common.machine import versions
-from extract import cluster, pipeline
+from extract import pipeline, ray_pool
 from extract.backbones import Backbone
-from extract.network import Extraction
+from extract.batches import Extraction, Unreadable, names_of
 from extract.preprocessing import Preprocessing
-from extract.reading import Unreadable, names_of
 from extract.sources import ImageSource, Split
-from extract.worker import Made
 
 
 @click.command()
@@ -30,15 +28,15 @@ from extract.worker import Made
 @click.option("--cpus-per-worker", default=1, show_default=True)
 def main(rows: int, batch_size: int, cpus_per_worker: int) -> None:
     """Measure the pace of a driver, and its memory."""
-    cluster.Worker = Zeros
-    cluster.digests_seen = lambda source: {}
+    ray_pool.Worker = Zeros
+    ray_pool.digests_seen = lambda source: {}
     none = Split(np.zeros(0, np.int64), lambda i: np.zeros((32, 32, 3), np.uint8))
     all_ = Split(np.zeros(rows, np.int64), none.image)
     source = ImageSource("zeros", ["zero"], {"train": all_, "test": none}, files=Files(Path("/")))
     network = Backbone("zeros", torch.nn.Identity(), {"last": 512}, "none", "0" * 64)
     job = Extraction(source, network, Preprocessing(), "float32", {}, batch_size, torch.device("cpu"), "torch")
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, connected(Cluster("local")) as ray:
-        pool = cluster.Pool(ray, job, Cluster("local", cpus_per_worker, 0.0), False)
+        pool = ray_pool.Pool(ray, job, Cluster("local", cpus_per_worker, 0.0), False)
         pool.begin({})
         writer = pipeline._writer(job, Path(folder) / "s.h5", pool.environment)
         unreadable = Unreadable(names_of(source), lambda line: None)
@@ -52,7 +50,7 @@ def main(rows: int, batch_size: int, cpus_per_worker: int) -> None:
 
 
 class Zeros:
-    """A worker that computes nothing: what `extract.worker.Worker` is to the driver."""
+    """A worker that computes nothing: what `extract.ray_worker.Worker` is to the driver."""
 
     def __init__(self, job, files):
         pass
@@ -63,7 +61,7 @@ class Zeros:
     def choose(self, *_):
         return {"engine": "zeros", "fidelity": {}, "device": "cpu", "versions": versions()}, []
 
-    def prepare(self, terms) -> tuple[str, str]:
+    def prepare(self, *_) -> tuple[str, str]:
         return "", ""
 
     def compute(self, order):
@@ -71,7 +69,7 @@ class Zeros:
         features, digests = np.zeros((1, n, 512), np.float32), np.ones((n, 32), np.uint8)
         thumbnails = np.zeros((n, 32, 32, 3), np.uint8)
         batch = {"features": features, "image_sha256": digests, "thumbnails": thumbnails}
-        return Made(order.start, batch, {})
+        return batch, {}
 
 
 if __name__ == "__main__":

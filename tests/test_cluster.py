@@ -15,19 +15,17 @@ from common.cluster import Cluster, Node, asked_for, connected
 from common.errors import UserError
 from common.machine import versions
 from common.synthetic import make_images, make_store
-from extract import cluster
+from extract import ray_pool
 from extract.backbones import load_backbone
+from extract.batches import AllImages, Extraction, Unreadable, local_network, names_of
 from extract.cli import main as extract_main
-from extract.cluster import Pool
-from extract.features import on_nodes
-from extract.network import Extraction, LocalNetwork, local_network
-from extract.orders import Orders, digests_seen
-from extract.pipeline import extract
+from extract.features import Request
+from extract.pipeline import connection, extract
 from extract.preprocessing import Preprocessing
 from extract.progress import Stopwatch
-from extract.reading import AllImages, Unreadable, names_of
+from extract.ray_pool import Orders, Pool, digests_seen
+from extract.ray_worker import Worker, code_digest
 from extract.sources import load_source
-from extract.worker import Terms, Worker, code_digest
 from train.cli import main as train_main
 
 CPU = torch.device("cpu")
@@ -74,12 +72,12 @@ def test_a_worker_has_a_gpu_where_there_are_some_and_one_that_fits_nowhere_is_re
             asked.settled(nodes)
 
 
-def test_the_device_says_whether_workers_have_gpus():
-    assert on_nodes("auto", Cluster(""))[1].gpus is None
-    assert on_nodes("cpu", Cluster("")) == (CPU, Cluster("", 1, 0.0))
-    assert on_nodes("cuda", Cluster(""))[1].gpus == 1
+@pytest.mark.parametrize(("name", "device", "gpus"), [("auto", "cuda", None), ("cpu", "cpu", 0), ("cuda", "cuda", 1)])
+def test_the_device_says_whether_workers_have_gpus(name, device, gpus):
+    found, connect = connection(Request(dataset="digits", device=name, cluster=Cluster("")))
+    assert (found, connect.keywords["cluster"].gpus) == (torch.device(device), gpus)
     with pytest.raises(UserError, match="cuda:1"):
-        on_nodes("cuda:1", Cluster(""))
+        connection(Request(dataset="digits", device="cuda:1", cluster=Cluster("")))
 
 
 def test_options_that_do_nothing_without_a_cluster_are_refused(root, tmp_path):
@@ -146,43 +144,47 @@ def test_images_that_are_no_files_are_brought_as_pixels(job):
 # A worker
 
 
+def alone(job, starts=range(0, 66, 8)):
+    """The environment, the batches by their starts, and what cannot be read, of the network in this process."""
+    unreadable = Unreadable(names_of(job.source), nothing)
+    with local_network(job, {}) as network:
+        return network.environment, dict(network.batches(starts, unreadable, Stopwatch())), unreadable.reasons
+
+
 def terms(job, **changes):
-    return Terms(**{"environment": LocalNetwork(job, {}).environment, "code": code_digest(), "seen": {}, **changes})
+    return {"environment": alone(job, [])[0], "code": code_digest(), "seen": {}, **changes}
 
 
 @pytest.mark.parametrize("brought", [False, True])
 def test_a_worker_makes_the_batches_of_one_process(job, root, brought):
     (root / "train/class1/004.png").write_bytes(b"junk")
-    worker, alone = Worker(job, job.source.files), Unreadable(names_of(job.source), nothing)
-    assert worker.prepare(terms(job, seen=digests_seen(job.source))) == ("", "")
-    starts = range(0, 66, 8)
-    expected = dict(LocalNetwork(job, {}).batches(starts, alone, Stopwatch()))
-    orders, unreadable = Orders(job, alone.names, brought, starts), {}
+    worker = Worker(job, job.source.files)
+    assert worker.prepare(**terms(job, seen=digests_seen(job.source))) == ("", "")
+    _, expected, missing = alone(job)
+    orders, unreadable = Orders(job, names_of(job.source), brought, range(0, 66, 8)), {}
     while (order := orders.next()) is not None:
-        made = worker.compute(order)
-        unreadable |= made.unreadable
-        assert (made.batch is None) == (order.start not in expected)
-        for name, array in (made.batch or {}).items():
+        batch, reasons = worker.compute(order)
+        unreadable |= reasons
+        assert (batch is None) == (order.start not in expected)
+        for name, array in (batch or {}).items():
             assert (array == expected[order.start][name]).all()
-    assert unreadable == alone.reasons
+    assert unreadable == missing
     assert list(unreadable) == [16]
 
 
 def test_a_worker_says_what_of_the_terms_it_cannot_fulfil(job, root):
-    worker = Worker(job, job.source.files)
-    environment = LocalNetwork(job, {}).environment
-    assert worker.prepare(terms(job, code="other"))[0] == "terms"
-    other = {**environment, "versions": {**versions(), "pillow": "1.0"}}
-    kind, reason = worker.prepare(terms(job, environment=other))
-    assert (kind, "it has pillow" in reason) == ("terms", True)
-    kind, reason = worker.prepare(terms(job, environment={**environment, "engine": "torch float8"}))
-    assert (kind, "torch float8" in reason) == ("terms", True)
-    seen = digests_seen(job.source)
+    worker, environment, seen = Worker(job, job.source.files), terms(job)["environment"], digests_seen(job.source)
     name = next(iter(seen))
-    assert worker.prepare(terms(job, seen={**seen, name: bytes(32)})) == ("images", f"{name}: other pixels")
+    for changes, kind, reason in (
+        ({"code": "other"}, "terms", "another one"),
+        ({"environment": {**environment, "versions": {**versions(), "pillow": "1.0"}}}, "terms", "it has pillow"),
+        ({"environment": {**environment, "engine": "torch float8"}}, "terms", "torch float8"),
+        ({"seen": {**seen, name: bytes(32)}}, "images", f"{name}: other pixels"),
+    ):
+        found = worker.prepare(**terms(job, **changes))
+        assert (found[0], reason in found[1]) == (kind, True)
     (root / name).unlink()
-    kind, reason = worker.prepare(terms(job, seen=seen))
-    assert (kind, reason) == ("images", f"{name}: No such file or directory")
+    assert worker.prepare(**terms(job, seen=seen)) == ("images", f"{name}: No such file or directory")
 
 
 # The pool, on what stands in for Ray
@@ -270,22 +272,20 @@ def no_waiting(monkeypatch):
     strategies = types.ModuleType("ray.util.scheduling_strategies")
     strategies.NodeAffinitySchedulingStrategy = lambda node, soft: node
     monkeypatch.setitem(sys.modules, "ray.util.scheduling_strategies", strategies)
-    monkeypatch.setattr(cluster, "LOOK", 0.0)
-    monkeypatch.setattr(cluster, "PATIENCE", 0.2)
+    monkeypatch.setattr(ray_pool, "LOOK", 0.0)
+    monkeypatch.setattr(ray_pool, "PATIENCE", 0.2)
 
 
-def made(ray, job, begun=None, ship_images=False):
+def made(ray, job, resumed=None, ship_images=False):
     """The batches that a pool makes, by their starts."""
     pool = Pool(ray, job, Cluster("fake"), ship_images)
-    pool.begin(begun or {})
+    pool.begin(resumed or {})
     unreadable = Unreadable(names_of(job.source), nothing)
     return pool, dict(pool.batches(range(0, 66, 8), unreadable, Stopwatch()))
 
 
 def require_equal(job, batches):
-    expected = dict(
-        LocalNetwork(job, {}).batches(range(0, 66, 8), Unreadable(names_of(job.source), nothing), Stopwatch())
-    )
+    _, expected, _ = alone(job)
     assert sorted(batches) == sorted(expected)
     assert all((batches[start]["features"] == batch["features"]).all() for start, batch in expected.items())
 
@@ -294,7 +294,7 @@ def test_a_pool_makes_every_batch_once_in_any_order(job, capsys):
     pool, batches = made(FakeRay("a", "b"), job)
     require_equal(job, batches)
     assert list(batches) != sorted(batches)
-    assert pool.environment == LocalNetwork(job, {}).environment
+    assert pool.environment == alone(job, [])[0]
     assert "engine: torch float32 (on node" in capsys.readouterr().err
     assert pool.closing().count("/s") == 2
 
@@ -331,17 +331,17 @@ def test_nodes_may_come_and_go(job):
 
 def test_a_node_that_cannot_do_what_is_pinned_is_not_used(job, capsys):
     ray = FakeRay("old", "new")
-    environment = LocalNetwork(job, {}).environment
+    environment = alone(job, [])[0]
     real = Worker.prepare
 
-    def prepare(self, terms):
-        return ("terms", "it has torch 1.0") if ray.actors[0].worker is self else real(self, terms)
+    def prepare(self, *terms):
+        return ("terms", "it has torch 1.0") if ray.actors[0].worker is self else real(self, *terms)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "prepare", prepare)
         require_equal(job, made(ray, job, environment)[1])
         assert "node old (old) is not used: it has torch 1.0" in capsys.readouterr().err
-        patch.setattr(Worker, "prepare", lambda self, terms: ("terms", "it has torch 1.0"))
+        patch.setattr(Worker, "prepare", lambda self, *terms: ("terms", "it has torch 1.0"))
         with pytest.raises(UserError, match=r"new \(new\): it has torch 1\.0; old \(old\)"):
             made(FakeRay("old", "new"), job, environment)
 
@@ -360,7 +360,7 @@ def test_a_node_that_is_not_like_this_process_chooses_no_engine(job, capsys):
 
 
 def test_a_node_that_does_not_see_the_images_is_named(job, monkeypatch):
-    monkeypatch.setattr(Worker, "prepare", lambda self, terms: ("images", "train/a.png: No such file or directory"))
+    monkeypatch.setattr(Worker, "prepare", lambda self, *terms: ("images", "train/a.png: No such file or directory"))
     with pytest.raises(UserError, match=r"node a \(a\) does not see .*train/a\.png.*--ship-images"):
         made(FakeRay("a"), job)
 
@@ -397,9 +397,9 @@ def test_stores_with_skipped_images_are_the_same(job, root, tmp_path, monkeypatc
     for on_error in ("fail", "skip"):
         values = {**vars(job), "on_error": on_error}
         sentences = []
-        on_pool = functools.partial(cluster.on_cluster, cluster=Cluster("fake"), ship_images=False)
+        on_pool = functools.partial(ray_pool.on_cluster, cluster=Cluster("fake"), ship_images=False)
         for name, connect in (("one.h5", local_network), ("pool.h5", on_pool)):
-            monkeypatch.setattr(cluster, "connected", lambda _: contextlib.nullcontext(FakeRay("a", "b")))
+            monkeypatch.setattr(ray_pool, "connected", lambda _: contextlib.nullcontext(FakeRay("a", "b")))
             try:
                 extract(Extraction(**values), tmp_path / name, connect)
             except UserError as error:

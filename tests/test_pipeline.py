@@ -11,12 +11,11 @@ from common.files import exclusive
 from common.images import pixel_digest
 from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images
-from extract import engines, network
+from extract import batches, engines
 from extract.backbones import load_backbone
-from extract.features import readable
-from extract.fidelity import EngineChoice
-from extract.network import Extraction
-from extract.pipeline import extract, identity
+from extract.batches import Extraction
+from extract.engines import EngineChoice
+from extract.pipeline import extract, identity, readable
 from extract.preprocessing import Preprocessing
 from extract.progress import ahead
 from extract.sources import load_source
@@ -99,7 +98,7 @@ def in_bfloat16(monkeypatch):
         return self.named(name) or self.reference(), {"cosine": 1.0, "error": 0.0}
 
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: True)
-    monkeypatch.setattr(network, "MIN_GAIN", 0)
+    monkeypatch.setattr(batches, "MIN_GAIN", 0)
     monkeypatch.setattr(EngineChoice, "choose", choose)
     return name, chosen
 
@@ -118,7 +117,7 @@ def test_where_bfloat16_gains_nothing_it_is_not_tried_and_the_store_says_float32
     extraction, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
-    monkeypatch.setattr(network, "MIN_GAIN", 0)
+    monkeypatch.setattr(batches, "MIN_GAIN", 0)
     job = dataclasses.replace(extraction, precision="bfloat16", request={"precision": "bfloat16"})
     monkeypatch.setattr(engines, "bfloat16", lambda backbone: pytest.fail("tried"))
     store = extract(job, tmp_path / "s.h5")
@@ -148,7 +147,7 @@ def test_the_identity_follows_pixels_and_weights_not_paths(extraction, tmp_path)
 def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_path, monkeypatch):
     expected = hashlib.sha256(extract(extraction, tmp_path / "whole.h5").path.read_bytes()).hexdigest()
     computed = []
-    features = network.features_of
+    features = batches.features_of
 
     def interrupted(job, engine, views, start):
         computed.append(start)
@@ -156,7 +155,7 @@ def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_pat
             raise KeyboardInterrupt
         return features(job, engine, views, start)
 
-    monkeypatch.setattr(network, "features_of", interrupted)
+    monkeypatch.setattr(batches, "features_of", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             extract(extraction, tmp_path / "s.h5")
@@ -175,7 +174,7 @@ def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(
     whole = extract(half, tmp_path / "whole.h5")
     assert whole.header["provenance"]["engine"] == name
     assert whole.header["provenance"]["fidelity"]["cosine"] == 1.0
-    features = network.features_of
+    features = batches.features_of
     stops = [32]
 
     def interrupted(job, engine, views, start):
@@ -184,7 +183,7 @@ def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(
             raise KeyboardInterrupt
         return features(job, engine, views, start)
 
-    monkeypatch.setattr(network, "features_of", interrupted)
+    monkeypatch.setattr(batches, "features_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         extract(half, tmp_path / "s.h5")
     assert chosen == [(36, 3, 32, 32)] * 2

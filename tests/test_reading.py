@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from common.images import Files, read_image
+from extract.batches import Unreadable, read_batch
 from extract.preprocessing import Preprocessing
-from extract.reading import Unreadable, read_batch
 
 THREADS = 8
 

@@ -1,7 +1,7 @@
 """A worker: a network with its engine in a process of its own, on some node. Nothing here knows how it is reached."""
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,20 @@ from common.errors import UserError
 from common.files import sha256_text
 from common.images import Files, UnreadableImage, pixel_digest
 from common.machine import choose_device, versions
-from extract.network import BatchMaker, Extraction, choose_engine
-from extract.orders import Brought, Order
-from extract.progress import Stopwatch
-from extract.reading import Unreadable
+from extract.batches import Extraction, LocalNetwork, Unreadable, choose_engine
+
+# What a worker gets of an image: None where it reads the file itself, the bytes of the file, the pixels (H, W, 3), or
+# why it cannot be read
+Brought = bytes | np.ndarray | str | None
 
 
 @dataclass(frozen=True)
-class Made:
-    """What became of an order: its arrays, None where an image is missing; and {row: reason} of those that are."""
+class Order:
+    """A batch that is to be computed: rows from `start` on, the names of their files, and what is brought of each."""
 
     start: int
-    batch: dict[str, np.ndarray] | None
-    unreadable: dict[int, str]
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What every worker must fulfil: the pinned environment, this very code, and images with these digests."""
-
-    environment: dict[str, Any]
-    code: str
-    seen: dict[str, bytes]
+    names: list[str]
+    brought: list[Brought]
 
 
 class Worker:
@@ -42,7 +34,7 @@ class Worker:
     def __init__(self, job: Extraction, files: Files | None):
         self._job, self._files = job, files
         torch.set_num_threads(job.threads or 1)
-        self._maker: BatchMaker | None = None
+        self._network: LocalNetwork | None = None
 
     def hello(self, code: str, pinned: dict[str, str]) -> str:
         """Answer as soon as it is there: "", or in what it differs from this code and these versions."""
@@ -58,14 +50,15 @@ class Worker:
         images = None if sample is None else torch.from_numpy(np.array(sample))
         return choose_engine(self._job, {}, n, lambda: images, lines.append)[1], lines
 
-    def prepare(self, terms: Terms) -> tuple[str, str]:
-        """Make ready to compute on these terms; returns ("", ""), or what it cannot fulfil, and why.
+    def prepare(self, environment: dict[str, Any], code: str, seen: dict[str, bytes]) -> tuple[str, str]:
+        """Make ready to compute as all workers must; returns ("", ""), or what it cannot fulfil, and why.
 
-        That is "images", or "terms" for all else.
+        environment: the pinned one. code: the digest of the driver's code. seen: digests of some images, by their
+        names. What cannot be fulfilled is "images", or "terms" for all else.
         """
-        if difference := self.hello(terms.code, terms.environment["versions"]):
+        if difference := self.hello(code, environment["versions"]):
             return "terms", difference
-        name = terms.environment["engine"]
+        name = environment["engine"]
         try:
             choose_device(str(self._job.device))
             engine = self._job.choice.named(name)
@@ -73,24 +66,23 @@ class Worker:
             return "terms", error.message
         if engine is None:
             return "terms", f'it cannot run the pinned engine, "{name}", with --engine {self._job.engine}'
-        for name, digest in terms.seen.items():
+        for name, digest in seen.items():
             try:
                 found = pixel_digest(self._image(name, None))
             except UnreadableImage as error:
                 return "images", f"{name}: {error.reason}"
             if found != digest:
                 return "images", f"{name}: other pixels"
-        job = replace(self._job, precision=engine.precision)
-        self._maker = BatchMaker(job, engine, Stopwatch(), job.threads or 1)
+        self._network = LocalNetwork(self._job, engine, environment, self._job.threads or 1)
         return "", ""
 
-    def compute(self, order: Order) -> Made:
-        """Compute a batch."""
-        assert self._maker is not None, "prepare comes first"
+    def compute(self, order: Order) -> tuple[dict[str, Any] | None, dict[int, str]]:
+        """The arrays of a batch, None where an image is missing; and {row: reason} of those that are."""
+        assert self._network is not None, "prepare comes first"
         unreadable = Unreadable(order.names, lambda line: None)
         images = [(lambda i: self._image(order.names[i], order.brought[i]), i) for i in range(len(order.names))]
-        batch = self._maker.read(images, order.start, unreadable)
-        return Made(order.start, self._maker.compute(order.start, batch), unreadable.reasons)
+        batch = self._network.read(images, order.start, unreadable)
+        return self._network.compute(order.start, batch), unreadable.reasons
 
     def _image(self, name: str, brought: Brought) -> np.ndarray:
         if isinstance(brought, np.ndarray):

@@ -2,37 +2,98 @@
 
 import contextlib
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from common.cluster import AGAIN, Cluster, Node, connected, nodes_of, reason_of
-from common.errors import UserError
-from common.images import UnreadableImage
+from common.errors import UserError, is_scarce
+from common.images import UnreadableImage, pixel_digest
 from common.machine import versions
 from common.progress import say
-from extract.fidelity import SAMPLE
-from extract.network import Extraction
-from extract.orders import Orders, digests_seen
+from extract.batches import SAMPLE, AllImages, Extraction, Unreadable, names_of, read_sample
 from extract.progress import Stopwatch
-from extract.reading import AllImages, Unreadable, read_sample
+from extract.ray_worker import Brought, Order, Worker, code_digest
 from extract.sources import ImageSource
-from extract.worker import Made, Terms, Worker, code_digest
 
 OPEN = 3  # batches that a worker has at a time: it reads some while it computes one
 MAX_TRIES = 5  # of a batch whose workers end
 MAX_STARTS = 3  # of workers on a node that end before they are ready
 LOOK = 5.0  # seconds between two looks at which nodes there are
 PATIENCE = 60.0  # seconds without any worker until that is said, or is an error where none is on its way
+READERS = 4  # threads that read what is brought
+CHECKED = 4  # images whose pixels every worker must see as this process does
+
+
+class Orders:
+    """The batches that are still to be handed out. brought: the images, too; the next are read meanwhile."""
+
+    def __init__(self, job: Extraction, names: Sequence[str], brought: bool, starts: Sequence[int]):
+        self._images, self._files, self._size = AllImages(job.source), job.source.files, job.batch_size
+        self._names, self._brought = names, brought
+        self._starts, self._coming = deque(starts), deque[Future[Order]]()
+        self._pool = ThreadPoolExecutor(READERS)
+
+    @property
+    def left(self) -> int:
+        """How many there are."""
+        return len(self._starts) + len(self._coming)
+
+    def next(self) -> Order | None:
+        """The next one, None where there is none."""
+        while self._starts and len(self._coming) <= READERS:
+            self._coming.append(self._pool.submit(self._order, self._starts.popleft()))
+        return self._coming.popleft().result() if self._coming else None
+
+    def again(self, start: int) -> None:
+        """Hand a batch out once more."""
+        self._starts.appendleft(start)
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _order(self, start: int) -> Order:
+        rows = range(start, min(start + self._size, len(self._images)))
+        return Order(start, [self._names[row] for row in rows], [self._bring(row) for row in rows])
+
+    def _bring(self, row: int) -> Brought:
+        if not self._brought:
+            return None
+        try:
+            if self._files is not None:
+                return (self._files.folder / self._names[row]).read_bytes()
+            image, index = self._images[row]
+            return image(index)
+        except UnreadableImage as error:
+            return error.reason
+        except OSError as error:
+            if is_scarce(error):  # no fault of the image's
+                raise
+            return error.strerror or str(error)
+
+
+def digests_seen(source: ImageSource) -> dict[str, bytes]:
+    """The pixel digests of a few images of a source, by their names."""
+    images, names, seen = AllImages(source), names_of(source), {}
+    for row in np.linspace(0, len(images) - 1, 4 * CHECKED).astype(int).tolist():
+        image, index = images[row]
+        with contextlib.suppress(UnreadableImage):
+            seen[names[row]] = pixel_digest(image(index))
+        if len(seen) == CHECKED:
+            break
+    return seen
 
 
 @contextlib.contextmanager
-def on_cluster(job: Extraction, begun: dict[str, Any], cluster: Cluster, ship_images: bool) -> Iterator["Pool"]:
-    """The network of a job on a cluster. begun: the environment of what is gone on with, {} for none.
+def on_cluster(job: Extraction, resumed: dict[str, Any], cluster: Cluster, ship_images: bool) -> Iterator["Pool"]:
+    """The network of a job on a cluster. resumed: the environment of what is gone on with, {} for none.
 
     ship_images: workers do not see the files. Raises UserError, naming the node, where one does not see them that
     should, or no node can do what is pinned.
@@ -40,7 +101,7 @@ def on_cluster(job: Extraction, begun: dict[str, Any], cluster: Cluster, ship_im
     with connected(cluster) as ray:
         pool = Pool(ray, job, cluster, ship_images)
         try:
-            pool.begin(begun)
+            pool.begin(resumed)
             yield pool
         finally:
             pool.close()
@@ -48,7 +109,7 @@ def on_cluster(job: Extraction, begun: dict[str, Any], cluster: Cluster, ship_im
 
 @dataclass(eq=False)
 class Member:
-    """A worker of the pool; ready: it fulfils the terms; open: how many batches it has; end: why it ended."""
+    """A worker of the pool; ready: it is prepared; open: how many batches it has; end: why it ended."""
 
     actor: Any
     node: Node
@@ -75,29 +136,24 @@ class Pool:
         self._refused: dict[str, str] = {}  # by the id of the node
         self._failed_starts: Counter[str] = Counter()
         self._made: Counter[str] = Counter()  # images, by the name of the node
-        self._terms: Terms | None = None
+        self.environment: dict[str, Any] = {}  # the pinned one, once `begin` has chosen it
+        self._terms: tuple = ()  # what every worker must fulfil, as `Worker.prepare` takes it; once that is known
         self._looked, self._begun = -LOOK, time.monotonic()
         self._served = self._begun  # when a worker was last there
         self._create_worker()
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        """The pinned one; see `Network`."""
-        assert self._terms is not None, "begin comes first"
-        return self._terms.environment
 
     @property
     def precision(self) -> str:
         """What is executed."""
         return "bfloat16" if "bfloat16" in self.environment["engine"] else "float32"
 
-    def begin(self, begun: dict[str, Any]) -> None:
-        """Start the workers, and let one of them choose the engine for all, unless `begun` pins it."""
+    def begin(self, resumed: dict[str, Any]) -> None:
+        """Start the workers, and let one of them choose the engine for all, unless `resumed` pins it."""
         mine = {"device": self._job.device.type, "versions": versions()}
         seen = {} if self._brought else digests_seen(self._job.source)
         self._look()
-        pinned = begun if begun and {**begun, **mine} == begun else self._choose()
-        self._terms = Terms(pinned, code_digest(), seen)
+        self.environment = resumed if resumed and {**resumed, **mine} == resumed else self._choose()
+        self._terms = self.environment, code_digest(), seen
         for member in self._members:
             self._prepare(member)
         while not any(member.ready for member in self._members):
@@ -123,7 +179,12 @@ class Pool:
                         continue
                     if result is None:
                         tries[start] += 1
-                        self._require_hope(start, tries[start], member)
+                        if tries[start] == MAX_TRIES:
+                            raise UserError(
+                                f"{MAX_TRIES} workers ended while they had the batch of images from {start} on, the "
+                                f"last on node {member.node.name} ({member.end}): give them more memory, or a smaller "
+                                "--batch-size"
+                            )
                         orders.again(start)
                     elif (batch := self._take(member, result, unreadable)) is not None:
                         yield start, batch
@@ -158,7 +219,7 @@ class Pool:
             for _ in range(0 if node.id in self._refused else missing):
                 actor = self._worker.options(scheduling_strategy=On(node.id, soft=False)).remote(*self._arguments)
                 self._members.append(Member(actor, node))
-                if self._terms is not None:
+                if self._terms:
                     self._prepare(self._members[-1])
         self._looked = time.monotonic()
 
@@ -188,7 +249,7 @@ class Pool:
                 return environment
 
     def _prepare(self, member: Member) -> None:
-        self._tasks[member.actor.prepare.remote(self._terms)] = member, None
+        self._tasks[member.actor.prepare.remote(*self._terms)] = member, None
 
     def _take_in(self, member: Member, kind: str, reason: str) -> None:
         """Make use of a worker that fulfils the terms. Raises UserError for one that does not see the images."""
@@ -226,13 +287,6 @@ class Pool:
         if self._failed_starts[member.node.id] == MAX_STARTS:
             self._refuse(member.node, f"its workers end before they begin ({member.end})")
 
-    def _require_hope(self, start: int, tries: int, member: Member) -> None:
-        if tries == MAX_TRIES:
-            raise UserError(
-                f"{tries} workers ended while they had the batch of images from {start} on, the last on node "
-                f"{member.node.name} ({member.end}): give them more memory, or a smaller --batch-size"
-            )
-
     def _hand_out(self, orders: Orders) -> None:
         """Give each worker as many batches as it may have, those that have fewest first."""
         for open_ in range(OPEN):
@@ -241,14 +295,14 @@ class Pool:
                     self._tasks[member.actor.compute.remote(order)] = member, order.start
                     member.open += 1
 
-    def _take(self, member: Member, made: Made, unreadable: Unreadable) -> dict[str, Any] | None:
+    def _take(self, member: Member, result: Any, unreadable: Unreadable) -> dict[str, Any] | None:
+        (batch, reasons), folder = result, Path() if self._files is None else self._files.folder
         member.open -= 1
-        folder = Path() if self._files is None else self._files.folder
-        for row, reason in made.unreadable.items():
+        for row, reason in reasons.items():
             unreadable.note(row, UnreadableImage(folder / unreadable.names[row], reason))
-        if made.batch is not None:
-            self._made[member.node.name] += len(made.batch["thumbnails"])
-        return made.batch
+        if batch is not None:
+            self._made[member.node.name] += len(batch["thumbnails"])
+        return batch
 
     def _wait(self, tasks: list) -> list:
         """Those of the tasks that are done, none after a second in which nothing happens."""
@@ -268,7 +322,7 @@ class Pool:
         done, _ = self._ray.wait(tasks, num_returns=len(tasks), timeout=0)
         return done or self._ray.wait(tasks, num_returns=1, timeout=1)[0]
 
-    def _result(self, task: Any) -> Made | None:
+    def _result(self, task: Any) -> Any:
         """What a worker made, None for one that is prepared, and for one that has ended."""
         member, start = self._tasks.pop(task)
         try:

@@ -1,0 +1,343 @@
+"""From images to batches of features: files are decoded by many threads, and the frozen network is in this process.
+
+`extract.ray_pool` has the same `Network` on many machines.
+"""
+
+import bisect
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from torch import Tensor
+
+from common.errors import UserError
+from common.images import UnreadableImage, pixel_digest, printable
+from common.machine import versions
+from common.progress import say
+from common.shapes import check_shape
+from common.store import SPLITS
+from common.store_header import STORED_AS
+from extract.backbones import Backbone
+from extract.engines import Engine, EngineChoice
+from extract.preprocessing import SMALL, Preprocessing
+from extract.progress import Stopwatch, ahead
+from extract.sources import ImageSource
+
+THUMBNAIL, THUMBNAIL_FROM = 32, 256  # pixels a side, of as many or more
+LISTED = 10  # unreadable images in one sentence; each was told when it was met
+NO_IMAGE = bytes(32)  # in the place of the digest of an image that cannot be read
+GROUP = 4  # images that a thread takes at a time
+AT_ONCE = 256  # images that are compared while others wait
+SAMPLE = 160  # images, by which an engine is chosen
+MIN_GAIN = 20  # choosing an engine takes as long as a few passes of its sample: fewer images are not worth it
+
+Image = tuple[Callable[[int], np.ndarray], int]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """All that fixes the features, and how to compute them.
+
+    `precision` is the lowest one that is allowed: "bfloat16" may end in float32, where that is as fast or nothing else
+    is true. `request` is what the user asked for, as JSON, with a cheap fingerprint of the images: by it an unchanged
+    request is recognised without reading them. on_error: "fail" or "skip" images that cannot be read.
+    threads: of the engine, None for as many as it takes by itself.
+    """
+
+    source: ImageSource
+    backbone: Backbone
+    preprocessing: Preprocessing
+    precision: str
+    request: dict[str, Any]
+    batch_size: int
+    device: torch.device
+    engine: str = "auto"
+    on_error: str = "fail"
+    threads: int | None = None
+
+    @property
+    def choice(self) -> EngineChoice:
+        """The engines that there are for it."""
+        size = self.preprocessing.image_size
+        return EngineChoice(self.backbone, self.precision, self.device, size, self.engine, self.threads)
+
+
+@dataclass
+class Unreadable:
+    """The images that could not be read, {row: reason}, told to `say` as they are met."""
+
+    names: Sequence[str]
+    say: Callable[[str], None]
+    reasons: dict[int, str] = field(default_factory=dict)
+
+    def note(self, row: int, error: UnreadableImage) -> None:
+        """Tell of an image."""
+        if row not in self.reasons:
+            self.say(error.message)
+        self.reasons[row] = error.reason
+
+    def error(self) -> UserError:
+        """All of them in one sentence."""
+        rows = sorted(self.reasons)
+        some = ", ".join(f"{printable(self.names[row])} ({self.reasons[row]})" for row in rows[:LISTED])
+        more = f" and {len(rows) - LISTED} more, named above" if len(rows) > LISTED else ""
+        return UserError(
+            f"{len(rows)} of {len(self.names)} images cannot be read: {some}{more}. Repair them and run the same "
+            "command again, it goes on from here; or leave them out with --on-error skip (make: ON_ERROR=skip)"
+        )
+
+
+class AllImages(Sequence[Image]):
+    """(image function, index) of every image, in the order of the rows: train, then test. Takes no room, whatever N."""
+
+    def __init__(self, source: ImageSource):
+        self._splits = [source.splits[name] for name in SPLITS]
+        self._starts = np.cumsum([0, *(len(split.labels) for split in self._splits)]).tolist()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[each] for each in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        number = bisect.bisect_right(self._starts, row) - 1
+        return self._splits[number].image, row - self._starts[number]
+
+
+def names_of(source: ImageSource) -> list[str]:
+    """The file name of each row, relative to the root; split and number where the source has no files."""
+    return [
+        name
+        for key in SPLITS
+        for name in source.splits[key].names or [f"{key}/{i:05d}" for i in range(len(source.splits[key].labels))]
+    ]
+
+
+def without(source: ImageSource, rows: np.ndarray) -> ImageSource:
+    """A source that lacks some rows. Raises UserError where nothing, or nothing of a class, is left."""
+    splits, start = {}, 0
+    for name in SPLITS:
+        split = source.splits[name]
+        n = len(split.labels)
+        splits[name] = split.subset(np.setdiff1d(np.arange(n), rows - start))
+        start += n
+    if not sum(len(split.labels) for split in splits.values()):
+        raise UserError(f"none of the {start} images of {source.name} can be read")
+    left = replace(source, splits=splits)
+    left.check()
+    return left
+
+
+def digests_of(images: Sequence[Image], unreadable: Unreadable | None = None) -> Iterator[bytes]:
+    """The pixel digest of each image, `NO_IMAGE` for what cannot be read, which is noted."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(images), AT_ONCE):
+            for row, (digest, error) in enumerate(pool.map(_digest, images[start : start + AT_ONCE]), start):
+                if error and unreadable:
+                    unreadable.note(row, error)
+                yield digest
+
+
+def read_sample(source: ImageSource, preprocessing: Preprocessing, size: int) -> Tensor | None:
+    """What the network sees (n, 3, H, W), n ≤ `size`, of training images that are evenly spaced, in the first view.
+
+    What cannot be read is left out; None where nothing can.
+    """
+    split, seen = source.splits["train"], []
+    for row in np.unique(np.linspace(0, len(split.labels) - 1, size).astype(int)).tolist():
+        with contextlib.suppress(UnreadableImage):
+            seen.append(preprocessing([split.image(row)])[0])
+    return torch.cat(seen) if seen else None
+
+
+def read_batch(
+    pool: ThreadPoolExecutor, images: Sequence[Image], start: int, preprocessing: Preprocessing, unreadable: Unreadable
+) -> dict[str, Any]:
+    """Images from row `start` on: preprocessed (V, B, 3, size, size), image_sha256 (B, 32), thumbnails (B, 32, 32, 3).
+
+    What is no image is black, has `NO_IMAGE` for a digest, and is noted. A thread takes `GROUP` images at a time.
+    """
+    n, size = len(images), preprocessing.image_size
+    preprocessed = torch.empty(len(preprocessing.views), n, 3, size, size)
+    image_sha256 = np.zeros((n, 32), np.uint8)
+    thumbnails = np.zeros((n, THUMBNAIL, THUMBNAIL, 3), np.uint8)
+
+    def read(first: int) -> dict[int, UnreadableImage]:
+        decoded, errors, begin = [], {}, first
+        for i, (image, index) in enumerate(images[first : first + GROUP], first):
+            try:
+                pixels = image(index)
+                image_sha256[i] = np.frombuffer(pixel_digest(pixels), np.uint8)
+                thumbnails[i] = thumbnail(pixels)
+            except UnreadableImage as error:
+                pixels, errors[start + i] = np.zeros((1, 1, 3), np.uint8), error
+            decoded.append(pixels)
+            if max(pixels.shape) > SMALL or i + 1 == min(first + GROUP, n):
+                preprocessed[:, begin : i + 1] = preprocessing(decoded)
+                begin = i + 1
+                decoded.clear()
+            del pixels  # a thread holds no more than one large image
+        return errors
+
+    for errors in pool.map(read, range(0, n, GROUP)):
+        for row, error in errors.items():
+            unreadable.note(row, error)
+    return {"images": preprocessed, "image_sha256": image_sha256, "thumbnails": thumbnails}
+
+
+def _digest(image: Image) -> tuple[bytes, UnreadableImage | None]:
+    try:
+        return pixel_digest(image[0](image[1])), None
+    except UnreadableImage as error:
+        return NO_IMAGE, error
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    """The centre square of an image in 32 × 32 pixels."""
+    if image.shape[:2] == (THUMBNAIL, THUMBNAIL):
+        return image
+    height, width = image.shape[:2]
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    step = max(1, side // THUMBNAIL_FROM)  # what is larger is only sampled: it is a picture for people
+    box = tuple(edge / step for edge in (left, top, left + side, top + side))
+    sampled = Pillow.fromarray(image[::step, ::step])
+    return np.asarray(sampled.resize((THUMBNAIL, THUMBNAIL), Pillow.Resampling.BILINEAR, box))
+
+
+class Network(Protocol):
+    """A frozen network at work, its engine chosen.
+
+    environment: engine, fidelity, device and versions, the part of the plan and of the provenance that they make up.
+    precision: what is executed.
+    """
+
+    @property
+    def environment(self) -> dict[str, Any]: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    def batches(
+        self, starts: Sequence[int], unreadable: Unreadable, watch: Stopwatch
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """For each start, in any order, the arrays of its batch: features (V, B, D), image_sha256, thumbnails.
+
+        A batch with an image that cannot be read is left out, unless such images are to be skipped.
+        """
+
+    def closing(self) -> str:
+        """What is to be said of it in the end, where there is anything."""
+
+
+Connect = Callable[[Extraction, dict[str, Any]], AbstractContextManager[Network]]
+"""A job and the environment of an extraction that is resumed, {} for none → a network at work."""
+
+
+@contextlib.contextmanager
+def local_network(job: Extraction, resumed: dict[str, Any]) -> Iterator[Network]:
+    """The network in this process, its engine chosen. resumed: the environment of what is gone on with, or {}."""
+
+    def sample() -> Tensor | None:
+        return read_sample(job.source, job.preprocessing, SAMPLE)
+
+    with contextlib.closing(
+        LocalNetwork(job, *choose_engine(job, resumed, len(AllImages(job.source)), sample, say))
+    ) as network:
+        yield network
+
+
+class LocalNetwork:
+    """A `Network` in this process, on an engine.
+
+    A batch is made in two steps, so that some may be read while another is computed. Many threads may do both.
+    """
+
+    def __init__(self, job: Extraction, engine: Engine, environment: dict[str, Any], readers: int | None = None):
+        self.environment, self.precision = environment, engine.precision
+        self._job, self._engine = replace(job, precision=engine.precision), engine
+        self._pool = ThreadPoolExecutor(readers or os.cpu_count())
+        self._turn = threading.Lock()
+
+    def batches(
+        self, starts: Sequence[int], unreadable: Unreadable, watch: Stopwatch
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        images = AllImages(self._job.source)
+
+        def read(start: int) -> tuple[int, dict[str, Any]]:
+            with watch.time("reading"):
+                return start, self.read(images[start : start + self._job.batch_size], start, unreadable)
+
+        for start, batch in ahead(read, starts):
+            with watch.time("network"):
+                made = self.compute(start, batch)
+            if made is not None:
+                yield start, made
+
+    def read(self, images: Sequence[Image], start: int, unreadable: Unreadable) -> dict[str, Any]:
+        """A batch of images from row `start` on, decoded, preprocessed and brought to the device."""
+        batch = read_batch(self._pool, images, start, self._job.preprocessing, unreadable)
+        batch["uploaded"] = [self._engine.upload(view) for view in batch.pop("images")]
+        return batch
+
+    def compute(self, start: int, batch: dict[str, Any]) -> dict[str, Any] | None:
+        """The same with its features (V, B, D); None where an image is missing and must not be skipped."""
+        if self._job.on_error == "fail" and not batch["image_sha256"].any(1).all():
+            return None
+        with self._turn:
+            batch["features"] = features_of(self._job, self._engine, batch.pop("uploaded"), start)
+        return batch
+
+    def closing(self) -> str:
+        return ""
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def features_of(job: Extraction, engine: Engine, views: list, start: int) -> np.ndarray:
+    """Uploaded images of each view → (V, B, D) in the precision of the store."""
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and the check says so
+        features = np.stack([engine.features(view) for view in views]).astype(STORED_AS[job.precision])
+    where = f"images {start} to {start + features.shape[1] - 1}"
+    check_shape("features", features, where, D=job.backbone.feature_dim)
+    if not np.isfinite(features).all():
+        raise UserError(f"non-finite features at {where}: the weights do not suit these images or this precision")
+    return features
+
+
+def choose_engine(
+    job: Extraction, resumed: dict[str, Any], n: int, sample: Callable[[], Tensor | None], tell: Callable[[str], object]
+) -> tuple[Engine, dict[str, Any]]:
+    """The engine for `n` images, and the environment that it makes up.
+
+    resumed: the environment of what is gone on with, whose engine is taken if it can be had here; {} for none.
+    sample: reads some images, where a choice is worth it. tell: gets what was decided, in a line each.
+    """
+    environment: dict[str, Any] = {"device": job.device.type, "versions": versions()}
+    choice = job.choice
+    if resumed and {**resumed, **environment} == resumed and (engine := choice.named(resumed["engine"])):
+        return engine, resumed  # another measurement might choose another one
+    few = n < MIN_GAIN * SAMPLE and "torch" in choice.kinds
+    images = None if few else sample()
+    engine, fidelity = (choice.reference(), {}) if images is None else choice.choose(images)
+    if job.precision != "float32" and engine.precision == "float32":
+        if few:
+            tell(f"using float32: for {n:,} images, finding a faster engine takes longer than it saves")
+        elif not choice.low_kinds:
+            tell("using float32: bfloat16 is not faster on this machine")
+        else:
+            tell("using float32: no bfloat16 engine was both faster and accurate")
+    tell(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()))
+    return engine, {"engine": engine.name, "fidelity": fidelity, **environment}
