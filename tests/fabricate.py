@@ -3,7 +3,7 @@
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +179,15 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def wait_for_epochs(path: Path, epochs: int, process: subprocess.Popen) -> None:
-    """Wait until a run that is made by `process` has so many lines in its metrics.jsonl."""
+def wait_until(done: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Wait until `done` is true of what a process makes."""
     deadline = time.monotonic() + 300
-    while not path.exists() or len(path.read_text().splitlines()) < epochs:
+    while not done():
         assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.002)
+
+
+def wait_for_epochs(path: Path, epochs: int, process: subprocess.Popen) -> None:
+    """Wait until a run that is made by `process` has so many lines in its metrics.jsonl."""
+    wait_until(lambda: path.exists() and len(path.read_text().splitlines()) >= epochs, process)

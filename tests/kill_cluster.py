@@ -22,6 +22,7 @@ import numpy as np
 from common.cluster import SETTINGS
 from common.store_partial import read_progress
 from common.synthetic import make_images
+from tests.victims import report
 
 OPTIONS = ["--weights", "random", "--image-size", "32", "--batch-size", "8", "--engine", "torch"]
 LIMIT = 600  # seconds
@@ -181,9 +182,7 @@ def main(count: int, images: int, seed: int) -> None:
             for number in range(count):
                 campaign.kill_a_node(cluster)
                 campaign.say(f"{number + 1} of {count} nodes killed")
-    for what, n in sorted(campaign.counts.items()):
-        click.echo(f"{what:70}{n:6}")
-    sys.exit(any(word.isupper() for what in campaign.counts for word in what.split() if len(word) > 1))
+    report(campaign.counts)
 
 
 if __name__ == "__main__":

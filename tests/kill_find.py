@@ -5,10 +5,8 @@ tried is what happens to the page, its tables, the list and the copies. Needs st
 """
 
 import collections
-import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,52 +16,31 @@ import click
 import numpy as np
 from PIL import Image
 
+import find.auditing
+import find.cli
+import find.output
 from common.errors import UserError
 from common.images import pixel_digest, read_image
 from common.store_writer import name_arrays, write_store
 from common.synthetic import make_header
-from tests.kill_extraction import calls_of, finish, traced
+from find.findings import Finding
+from find.listing import Images, make_findings
+from tests.victims import Counts, Victim, calls_of, report
 
 ERRORS = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ENAMETOOLONG")
 WRITING = {"openat", "write", "fsync", "rename", "link", "mkdir"}
 NAMES = [f"{folder}/{i}.png" for folder in ("cat", "dog") for i in range(4)]
 
 
-def start(base: Path, log: Path) -> int:
-    """Fork a process that stops itself, then finds; its number."""
-    process = os.fork()
-    if process:
-        os.waitid(os.P_PID, process, os.WSTOPPED)
-        return process
-    code = 70
-    try:
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        from find.cli import main
-
-        out = base / "out"
-        options = ["--out", out / "page", "--copy-to", out / "copies", "--list", out / "list", "--root", base / "in"]
-        main(["audit", str(base / "s.h5"), *map(str, options)], standalone_mode=True)
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+def start(base: Path) -> Victim:
+    """A find that is about to begin."""
+    out = base / "out"
+    options = ["--out", out / "page", "--copy-to", out / "copies", "--list", out / "list", "--root", base / "in"]
+    return Victim(find.cli.main, ["audit", base / "s.h5", *options], base / "log")
 
 
 def prepare(base: Path) -> None:
     """Images, their store, and an audit that flags the first half without looking."""
-    import find.auditing
-    import find.cli
-    import find.output
-    from find.findings import Finding
-    from find.listing import Images, make_findings
-
     for number, name in enumerate(NAMES):
         (base / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (9, 9), (number, 0, 0)).save(base / "in" / name)
@@ -119,17 +96,15 @@ def look(base: Path, code: int, log: str, expected: dict[str, bytes], images: di
 def main(count: int, seed: int) -> None:
     """Kill finds and let their writing fail; count what was left, and what the next command made of it."""
     generator = np.random.default_rng(seed)
-    counts: collections.Counter[str] = collections.Counter()
+    counts: Counts = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
-        log = base / "log"
         prepare(base)
         images, started = tree(base / "in"), time.monotonic()
-        process = start(base, log)
-        tracer = traced(process, base / "trace")
-        if finish(process) != 0:
-            raise UserError(f"it does not work without a fault: {log.read_text()}")
-        tracer.wait()
+        process = start(base)
+        process.strike(base / "trace")
+        if process.finish() != 0:
+            raise UserError(f"it does not work without a fault: {process.said}")
         expected, seconds = tree(base / "out"), time.monotonic() - started
         calls = calls_of(base / "trace", f"{base}/out")
         click.echo(f"one run: {seconds:.1f} s, {len(calls)} system calls on what is written")
@@ -140,9 +115,7 @@ def main(count: int, seed: int) -> None:
                 (base / "out").mkdir()
                 tried += try_one(base, kind, calls, generator, counts, expected, images)
             click.echo(f"{tried} × {kind}", err=True)
-    for what, n in sorted(counts.items()):
-        click.echo(f"{n:6}  {what}")
-    sys.exit(any(word.isupper() and len(word) > 3 for what in counts for word in what.split()))
+    report(counts)
 
 
 def try_one(
@@ -150,29 +123,28 @@ def try_one(
     kind: str,
     calls: list[tuple[str, int]],
     generator: Any,
-    counts: collections.Counter[str],
+    counts: Counts,
     expected: dict[str, bytes],
     images: dict[str, bytes],
 ) -> bool:
     """One fault and the same command after it; whether the fault struck."""
-    log = base / "log"
     some = calls if kind == "kill" else [call for call in calls if call[0] in WRITING]
     call, number = some[int(generator.integers(len(some)))]
     fault = "signal=SIGKILL" if kind == "kill" else f"error={ERRORS[int(generator.integers(len(ERRORS)))]}"
-    process = start(base, log)
-    tracer = traced(process, base / "trace", call, number, fault)
-    code = finish(process, 60)
-    tracer.wait()
-    text, trace = log.read_text(errors="replace"), (base / "trace").read_text(errors="replace")
+    process = start(base)
+    process.strike(base / "trace", call, number, fault)
+    code = process.finish(60)
+    trace = (base / "trace").read_text(errors="replace")
     struck = code == -signal.SIGKILL if kind == "kill" else "(INJECTED)" in trace
     if not struck:
         return False
     counts[f"{kind}: tried"] += 1
     counts[f"{kind}: exit code {code}"] += 1
-    for wrong in look(base, code, text, expected, images):
+    for wrong in look(base, code, process.said, expected, images):
         counts[f"{kind}, {call}: {wrong}"] += 1
-    code = finish(start(base, log), 60)
-    text, now = log.read_text(errors="replace"), tree(base / "out")
+    process = start(base)
+    code = process.finish(60)
+    text, now = process.said, tree(base / "out")
     complete = "holds copies already" in text
     counts[
         f"{kind}, the same command again: {'refused, the copies are complete' if complete else f'exit code {code}'}"

@@ -2,82 +2,28 @@
 
 `python -m tests.kill_training --kills 100` counts. Each run folder is killed a few times and then completed by the same
 command: its weights and metrics must be those of a run that nobody killed, and nothing else may be left in the folder.
-System-call boundaries need strace: the process gets SIGKILL at its K-th write, fsync, rename, …
 """
 
 import collections
 import json
-import os
 import random
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 
 import click
 import torch
 
 import train.fit
-from common.command_line import stoppable
 from common.synthetic import make_store
+from tests.victims import LAST, Counts, Victim, calls_of, report
 from train.cli import main as train
 
 EPOCHS, CHAIN, LIMIT = 12, 4, 10.0
-LAST = 30  # system calls, in which a run is completed: half of the kills at calls strike there
 TINY = ["method=shared_mlp", "head.hidden=4", f"training.epochs={EPOCHS}", "training.batch_size=64"]
-CALLS = ("write", "fsync", "rename", "openat", "unlink", "mkdir", "flock", "close", "rmdir")
 FILES = {"config.toml", "metrics.jsonl", "checkpoint.pt", "report.json", "DONE", "curves.png", "mistakes.png"}
-
-
-class Child:
-    """`python -m train …` in a process of its own, forked from this one, which has imported all: that saves seconds."""
-
-    def __init__(self, arguments: list[str], said: Path):
-        self.said, (waits, self._gate) = said, os.pipe()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid:
-            os.close(waits)
-            return
-        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-        os.dup2(2, 1)
-        code: object = 99
-        try:
-            with stoppable():
-                os.read(waits, 1)
-                train(arguments)
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code if isinstance(code, int) else 0)
-
-    def go(self) -> None:
-        os.write(self._gate, b"!")
-        os.close(self._gate)
-
-    def traced(self, *options: str) -> subprocess.Popen:
-        """strace, attached."""
-        tracer = subprocess.Popen(["strace", "-f", "-qq", *options, "-p", str(self.pid)], stderr=subprocess.DEVNULL)
-        while "TracerPid:\t0\n" in Path(f"/proc/{self.pid}/status").read_text():
-            time.sleep(0.005)
-        return tracer
-
-    def signal(self, number: int) -> None:
-        os.kill(self.pid, number)  # not waited for yet, so the number is still its own
-
-    def end(self) -> tuple[int, str]:
-        """The exit code (-9 for SIGKILL), and what it said."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        return code, self.said.read_text(errors="replace")
 
 
 class Campaign:
@@ -86,26 +32,25 @@ class Campaign:
     def __init__(self, folder: Path, seed: int):
         self.folder, self.random = folder, random.Random(seed)
         self.store = make_store(folder / "s.h5").path
-        self.counts: collections.Counter[str] = collections.Counter()
+        self.counts: Counts = collections.Counter()
         started = time.monotonic()
         self.complete(folder / "whole")
         self.seconds = time.monotonic() - started
         self.sound = result_of(folder / "whole")
         self.boundaries = self.events() if shutil.which("strace") else []
 
-    def start(self, run: Path) -> "Child":
+    def start(self, run: Path) -> Victim:
         """A process that is ready to train, and waits."""
         settings = [part for setting in TINY for part in ("--set", setting)]
-        return Child(["fit", "--store", str(self.store), "--run", str(run), *settings], self.folder / "said")
+        return Victim(train, ["fit", "--store", self.store, "--run", run, *settings], self.folder / "said")
 
     def complete(self, run: Path) -> None:
-        child = self.start(run)
-        child.go()
-        code, said = child.end()
-        self.look(said)
+        process = self.start(run)
+        code = process.finish()
+        self.look(process.said)
         if code:
             self.counts["LOST: the same command does not go on"] += 1
-            click.echo(said, err=True)
+            click.echo(process.said, err=True)
 
     def look(self, text: str) -> None:
         if "Traceback" in text or "Exception ignored" in text:
@@ -113,48 +58,34 @@ class Campaign:
             click.echo(text, err=True)
 
     def events(self) -> list[tuple[str, int]]:
-        """(system call, its number among its like) of the main thread while it trains."""
-        log, numbers, events = self.folder / "trace", collections.Counter[str](), []
-        child = self.start(self.folder / "traced")
-        tracer = child.traced("-o", str(log), "-e", f"trace={','.join(CALLS)}")
-        child.go()
-        child.end()
-        tracer.wait()
-        for line in log.read_text(errors="replace").splitlines():
-            found = re.match(rf"{child.pid} +(\w+)\(", line)
-            if found:
-                numbers[found[1]] += 1
-                events.append((found[1], numbers[found[1]]))
-        return events
+        """(system call, its number among its like in its thread) of a training."""
+        process = self.start(self.folder / "traced")
+        process.strike(self.folder / "trace")
+        process.finish()
+        return calls_of(self.folder / "trace")
 
     def stop(self, run: Path, way: str) -> None:
         """Run the command and end it in some `way`: at random by a signal, or at a system call by SIGKILL."""
-        child = self.start(run)
+        process = self.start(run)
         if way == "system call":
             some = self.boundaries if self.random.random() < 0.5 else self.boundaries[-LAST:]
-            call, number = self.random.choice(some)
-            tracer = child.traced("-o", "/dev/null", "-e", f"inject={call}:signal=KILL:when={number}")
-            child.go()
-            code, said = child.end()
-            tracer.wait()
+            process.strike(self.folder / "trace", *self.random.choice(some))
+            code = process.finish()
             self.counts[f"{way}: {'killed' if code else 'completed before'}"] += 1
-            self.look(said)
+            self.look(process.said)
             return
-        child.go()
-        time.sleep(self.random.uniform(0, self.seconds))
-        sent = time.monotonic()
-        child.signal(signal.Signals[way])
-        code, said = child.end()
-        self.counts["HANG"] += time.monotonic() - sent > LIMIT
-        self.look(said)
+        seconds, started = self.random.uniform(0, self.seconds), time.monotonic()
+        code = process.finish(seconds, signal.Signals[way])
+        self.counts["HANG"] += time.monotonic() - started > seconds + LIMIT
+        self.look(process.said)
         wanted = {"SIGKILL": -9, "SIGINT": 130, "SIGTERM": 143}[way]
         if code == 0:
             self.counts[f"{way}: completed before"] += 1
-        elif code == wanted and (way == "SIGKILL" or said.count("run the same command again") == 1):
+        elif code == wanted and (way == "SIGKILL" or process.said.count("run the same command again") == 1):
             self.counts[f"{way}: exit {code}"] += 1
         else:
             self.counts[f"WRONG END by {way}: {code}"] += 1
-            click.echo(said, err=True)
+            click.echo(process.said, err=True)
 
     def judge(self, run: Path) -> None:
         if result_of(run) != self.sound:
@@ -193,9 +124,7 @@ def main(kills: int, stops: int, seed: int) -> None:
                 campaign.stop(run, way)
             campaign.complete(run)
             campaign.judge(run)
-    for what, count in sorted(campaign.counts.items()):
-        click.echo(f"{count:6}  {what}")
-    sys.exit(any(count for what, count in campaign.counts.items() if what.split()[0].strip(":").isupper()))
+    report(campaign.counts)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import functools
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,28 +81,21 @@ def test_the_device_says_whether_workers_have_gpus(name, device, gpus):
         connection(Request(dataset="digits", device="cuda:1", cluster=Cluster("")))
 
 
-def test_options_that_do_nothing_without_a_cluster_are_refused(root, tmp_path):
+def test_options_that_do_nothing_without_a_cluster_are_refused():
     assert asked_for(None, None, None) is None
     assert asked_for("auto", 2, 0.5) == Cluster("auto", 2, 0.5)
-    command = ["features", "--dataset", "imagefolder", "--root", str(root), "--store", str(tmp_path / "s.h5"), *SMALL]
-    for options in (["--cpus-per-worker", "2"], ["--gpus-per-worker", "1"], ["--ship-images"]):
-        result = CliRunner().invoke(extract_main, [*command, *options])
-        assert (result.exit_code, "without --ray" in result.output) == (2, True)
+    for options in ((2, None), (None, 1.0)):
+        with pytest.raises(UserError, match="do nothing without --ray"):
+            asked_for(None, *options)
 
 
 def test_without_ray_one_sentence_says_how_to_get_it(root, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    plan = tmp_path / "tiny/config.toml"
-    plan.parent.mkdir()
-    plan.write_text('[plan]\nonce = ["a: method=knn"]')
+    (tmp_path / "config.toml").write_text('[plan]\nonce = ["a: method=knn"]')
     store = make_store(tmp_path / "s.h5", train=100, test=12).path
-    for main, arguments in (
-        (
-            extract_main,
-            ["features", "--dataset", "imagefolder", "--root", root, "--store", tmp_path / "t.h5", *SMALL],
-        ),
-        (train_main, ["phase", plan, "--store", store, "--runs", tmp_path / "runs"]),
-    ):
+    extraction = ["features", "--dataset", "imagefolder", "--root", root, "--store", tmp_path / "t.h5", *SMALL]
+    phase = ["phase", tmp_path / "config.toml", "--store", store, "--runs", tmp_path / "runs"]
+    for main, arguments in ((extract_main, extraction), (train_main, phase)):
         result = CliRunner().invoke(main, [*map(str, arguments), "--ray", "local"])
         assert result.exit_code == 2
         assert f"{sys.executable} -m pip install 'ray[client]'" in result.stderr
@@ -136,7 +130,7 @@ def test_an_order_has_names_or_what_is_in_the_files(job, root):
 
 def test_images_that_are_no_files_are_brought_as_pixels(job):
     digits = load_source("digits", Path())
-    orders = Orders(Extraction(digits, *list(vars(job).values())[1:]), names_of(digits), True, [0])
+    orders = Orders(replace(job, source=digits), names_of(digits), True, [0])
     image, index = AllImages(digits)[5]
     assert (orders.next().brought[5] == image(index)).all()
 
@@ -220,29 +214,23 @@ class FakeRay:
         return value
 
     def remote(self, **options):
-        return lambda kind: FakeKind(self, kind)
+        def on(node, kind):
+            return types.SimpleNamespace(remote=lambda *arguments: self.start(FakeActor(self, node, kind(*arguments))))
+
+        return lambda kind: types.SimpleNamespace(options=lambda scheduling_strategy: on(scheduling_strategy, kind))
+
+    def start(self, actor):
+        self.actors.append(actor)
+        return actor
 
     def wait(self, tasks, num_returns, timeout):
         return tasks[-num_returns:][::-1], []  # not in the order in which they were handed out
 
     def get(self, task):
-        return task.result()
+        return task()
 
     def kill(self, actor):
         self.killed.append(actor)
-
-
-class FakeKind:
-    def __init__(self, ray, kind, node=None):
-        self.ray, self.kind, self.node = ray, kind, node
-
-    def options(self, scheduling_strategy):
-        return FakeKind(self.ray, self.kind, scheduling_strategy)
-
-    def remote(self, *arguments):
-        actor = FakeActor(self.ray, self.node, self.kind(*arguments))
-        self.ray.actors.append(actor)
-        return actor
 
 
 class FakeActor:
@@ -250,19 +238,14 @@ class FakeActor:
         self.ray, self.node, self.worker = ray, node, worker
 
     def __getattr__(self, method):
-        return types.SimpleNamespace(remote=lambda *arguments: FakeTask(self, method, arguments))
+        return types.SimpleNamespace(remote=lambda *arguments: functools.partial(self.call, method, arguments))
 
-
-class FakeTask:
-    def __init__(self, actor, method, arguments):
-        self.actor, self.method, self.arguments = actor, method, arguments
-
-    def result(self):
-        self.actor.ray.death(self.actor.node, self.method, self.arguments and self.arguments[0])
-        if self.actor in self.actor.ray.killed:
+    def call(self, method, arguments):
+        self.ray.death(self.node, method, arguments and arguments[0])
+        if self in self.ray.killed:
             raise RayError("the actor was killed")
         try:
-            return getattr(self.actor.worker, self.method)(*self.arguments)
+            return getattr(self.worker, method)(*arguments)
         except UserError as error:
             raise RayTaskError(error) from error
 
@@ -387,21 +370,20 @@ def test_a_node_whose_workers_never_begin_is_not_used(job):
 def test_what_is_not_finite_is_the_sentence_of_one_process(job, monkeypatch):
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 512))
     torch.nn.init.constant_(module[1].bias, float("inf"))
-    values = {**vars(job), "backbone": type(job.backbone)(**{**vars(job.backbone), "module": module})}
+    broken = replace(job, backbone=replace(job.backbone, module=module))
     with pytest.raises(UserError, match=r"^non-finite features at images \d+ to \d+: the weights"):
-        made(FakeRay("a"), Extraction(**values))
+        made(FakeRay("a"), broken)
 
 
 def test_stores_with_skipped_images_are_the_same(job, root, tmp_path, monkeypatch):
     (root / "train/class1/004.png").write_bytes(b"junk")
     for on_error in ("fail", "skip"):
-        values = {**vars(job), "on_error": on_error}
         sentences = []
         on_pool = functools.partial(ray_pool.on_cluster, cluster=Cluster("fake"), ship_images=False)
         for name, connect in (("one.h5", local_network), ("pool.h5", on_pool)):
             monkeypatch.setattr(ray_pool, "connected", lambda _: contextlib.nullcontext(FakeRay("a", "b")))
             try:
-                extract(Extraction(**values), tmp_path / name, connect)
+                extract(replace(job, on_error=on_error), tmp_path / name, connect)
             except UserError as error:
                 sentences.append(error.message)
         assert len(set(sentences)) == (on_error == "fail")

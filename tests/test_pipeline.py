@@ -1,6 +1,5 @@
-import dataclasses
-import hashlib
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images
 from extract import batches, engines
 from extract.backbones import load_backbone
-from extract.batches import Extraction
+from extract.batches import AllImages, Extraction
 from extract.engines import EngineChoice
 from extract.pipeline import extract, identity, readable
 from extract.preprocessing import Preprocessing
@@ -42,35 +41,33 @@ def relative_error(found, expected):
     return np.abs(found - expected).max() / np.abs(expected).max()
 
 
-def test_every_image_has_one_row_in_the_order_of_the_source(extraction, source, tmp_path):
+def test_every_image_has_one_row_in_the_order_of_the_source(extraction, source, tmp_path, capsys):
     store = extract(extraction, tmp_path / "s.h5")
-    images = [
-        source.splits[name].image(i) for name in ("train", "test") for i in range(len(source.splits[name].labels))
-    ]
-    assert store.features.shape == (1, len(images), 512)
+    assert re.search(r"66 images in .* s \(.*/s\); busy: reading .*%, .* set the pace", capsys.readouterr().err)
+    images = AllImages(source)
+    assert store.features.shape == (1, len(images), 512) == (1, 66, 512)
     for row in (0, 17, 35, 36, 65):
-        expected = extraction.backbone.features(extraction.preprocessing([images[row]])[0]).numpy()
+        image, index = images[row]
+        expected = extraction.backbone.features(extraction.preprocessing([image(index)])[0]).numpy()
         assert relative_error(store.features[:, row], expected) < 1e-5
-        assert store.array("image_sha256")[row].tobytes() == pixel_digest(images[row])
+        assert store.image_sha256[row].tobytes() == pixel_digest(image(index))
     assert store.labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [0] * 10 + [1] * 10 + [2] * 10
     assert store.class_names == ["class0", "class1", "class2"]
-    assert store.array("image_index").tolist() == [*range(36), *range(30)]
+    assert store.image_index.tolist() == [*range(36), *range(30)]
     assert store.thumbnails.shape == (66, 32, 32, 3)
     store.verify()
 
 
 def test_the_batch_size_changes_nothing_but_rounding(extraction, tmp_path):
-    stores = [
-        extract(dataclasses.replace(extraction, batch_size=size), tmp_path / f"{size}.h5").features
-        for size in (1, 7, 66)
-    ]
-    assert relative_error(stores[0], stores[2]) < 1e-5
-    assert relative_error(stores[1], stores[2]) < 1e-5
+    whole, *others = (
+        extract(replace(extraction, batch_size=size), tmp_path / f"{size}.h5").features for size in (66, 1, 7)
+    )
+    assert all(relative_error(other, whole) < 1e-5 for other in others)
 
 
 def test_the_cached_route_equals_the_network_inside_the_model(extraction, source, tmp_path):
     """Phase 1: raw images (B, 10, 3, 224, 224) through the network, against features (B, 10, 512) of the store."""
-    extraction = dataclasses.replace(extraction, preprocessing=Preprocessing(224))
+    extraction = replace(extraction, preprocessing=Preprocessing(224))
     store = extract(extraction, tmp_path / "s.h5")
     rows = np.random.default_rng(0).integers(36, size=(2, 10))
     images = [source.splits["train"].image(row) for row in rows.ravel()]
@@ -80,7 +77,7 @@ def test_the_cached_route_equals_the_network_inside_the_model(extraction, source
 
 
 def test_views_lie_on_their_axis(extraction, tmp_path):
-    both = dataclasses.replace(extraction, preprocessing=Preprocessing(32, ("plain", "mirror")))
+    both = replace(extraction, preprocessing=Preprocessing(32, ("plain", "mirror")))
     store = extract(both, tmp_path / "two.h5")
     assert store.views == ["plain", "mirror"]
     plain = extract(extraction, tmp_path / "one.h5")
@@ -104,7 +101,7 @@ def in_bfloat16(monkeypatch):
 
 
 def test_bfloat16_is_stored_as_half_precision_and_stays_close(extraction, tmp_path, in_bfloat16):
-    half = extract(dataclasses.replace(extraction, precision="bfloat16"), tmp_path / "half.h5")
+    half = extract(replace(extraction, precision="bfloat16"), tmp_path / "half.h5")
     assert half.features.dtype == np.float16
     assert half.identity["precision"] == "bfloat16"
     full = extract(extraction, tmp_path / "full.h5")
@@ -118,7 +115,7 @@ def test_where_bfloat16_gains_nothing_it_is_not_tried_and_the_store_says_float32
 ):
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
     monkeypatch.setattr(batches, "MIN_GAIN", 0)
-    job = dataclasses.replace(extraction, precision="bfloat16", request={"precision": "bfloat16"})
+    job = replace(extraction, precision="bfloat16", request={"precision": "bfloat16"})
     monkeypatch.setattr(engines, "bfloat16", lambda backbone: pytest.fail("tried"))
     store = extract(job, tmp_path / "s.h5")
     assert capsys.readouterr().err.count("using float32: bfloat16 is not faster on this machine") == 1
@@ -131,59 +128,59 @@ def test_where_bfloat16_gains_nothing_it_is_not_tried_and_the_store_says_float32
 
 def test_for_few_images_no_engine_is_chosen(extraction, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(EngineChoice, "choose", lambda self, sample: pytest.fail("chosen"))
-    few = dataclasses.replace(extraction, precision="bfloat16", engine="auto")
+    few = replace(extraction, precision="bfloat16", engine="auto")
     assert extract(few, tmp_path / "s.h5").identity["precision"] == "float32"
     assert "for 66 images, finding a faster engine takes longer than it saves" in capsys.readouterr().err
 
 
 def test_the_identity_follows_pixels_and_weights_not_paths(extraction, tmp_path):
     first = extract(extraction, tmp_path / "a.h5")
-    moved = dataclasses.replace(extraction, source=load_source("imagefolder", make_images(tmp_path / "copy")))
+    moved = replace(extraction, source=load_source("imagefolder", make_images(tmp_path / "copy")))
     assert extract(moved, tmp_path / "b.h5").identity == first.identity == identity(*readable(moved))
     other = load_source("imagefolder", make_images(tmp_path / "other", seed=1))
-    assert identity(*readable(dataclasses.replace(extraction, source=other))) != first.identity
+    assert identity(*readable(replace(extraction, source=other))) != first.identity
 
 
-def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_path, monkeypatch):
-    expected = hashlib.sha256(extract(extraction, tmp_path / "whole.h5").path.read_bytes()).hexdigest()
-    computed = []
-    features = batches.features_of
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Stop the extraction before the batches that are counted so; the first rows of the batches, as they come."""
+    seen, numbers, real = [], [], batches.features_of
 
     def interrupted(job, engine, views, start):
-        computed.append(start)
-        if len(computed) in (2, 4):
+        seen.append(start)
+        if len(seen) in numbers:
             raise KeyboardInterrupt
-        return features(job, engine, views, start)
+        return real(job, engine, views, start)
 
     monkeypatch.setattr(batches, "features_of", interrupted)
+    return seen, numbers
+
+
+def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_path, interrupt):
+    whole = extract(extraction, tmp_path / "whole.h5").path.read_bytes()
+    seen, numbers = interrupt
+    seen.clear()
+    numbers += [2, 4]
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             extract(extraction, tmp_path / "s.h5")
     assert read_progress(tmp_path / "s.h5") == (32, 66)
     store = extract(extraction, tmp_path / "s.h5")
-    assert computed == [0, 16, 16, 32, 32, 48, 64]
-    assert hashlib.sha256(store.path.read_bytes()).hexdigest() == expected
+    assert seen == [0, 16, 16, 32, 32, 48, 64]
+    assert store.path.read_bytes() == whole
     assert not partial_folder(store.path).exists()
 
 
 def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(
-    extraction, tmp_path, monkeypatch, in_bfloat16
+    extraction, tmp_path, interrupt, in_bfloat16
 ):
-    half = dataclasses.replace(extraction, precision="bfloat16", engine="auto")
+    half = replace(extraction, precision="bfloat16", engine="auto")
     name, chosen = in_bfloat16
     whole = extract(half, tmp_path / "whole.h5")
     assert whole.header["provenance"]["engine"] == name
     assert whole.header["provenance"]["fidelity"]["cosine"] == 1.0
-    features = batches.features_of
-    stops = [32]
-
-    def interrupted(job, engine, views, start):
-        if start in stops:
-            stops.clear()
-            raise KeyboardInterrupt
-        return features(job, engine, views, start)
-
-    monkeypatch.setattr(batches, "features_of", interrupted)
+    seen, numbers = interrupt
+    numbers.append(len(seen) + 3)
     with pytest.raises(KeyboardInterrupt):
         extract(half, tmp_path / "s.h5")
     assert chosen == [(36, 3, 32, 32)] * 2
@@ -191,25 +188,11 @@ def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(
     assert len(chosen) == 2  # the resumed run did not choose again
 
 
-def test_the_line_of_times_says_what_set_the_pace(extraction, tmp_path, capsys):
-    extract(extraction, tmp_path / "s.h5")
-    assert re.search(r"66 images in .* s \(.*/s\); busy: reading .*%, .* set the pace", capsys.readouterr().err)
-
-
 def test_features_that_are_not_finite_are_refused_and_nothing_is_left_in_place(extraction, tmp_path):
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 512))
     torch.nn.init.constant_(module[1].bias, float("inf"))
-    broken = dataclasses.replace(extraction, backbone=dataclasses.replace(extraction.backbone, module=module))
+    broken = replace(extraction, backbone=replace(extraction.backbone, module=module))
     with pytest.raises(UserError, match="non-finite features at images 0 to 15"):
-        extract(broken, tmp_path / "s.h5")
-    assert not (tmp_path / "s.h5").exists()
-
-
-def test_an_unreadable_image_stops_the_extraction_and_is_named(extraction, tmp_path):
-    root = make_images(tmp_path / "images")
-    (root / "train/class1/007.png").write_bytes(b"junk")
-    broken = dataclasses.replace(extraction, source=load_source("imagefolder", root))
-    with pytest.raises(UserError, match=r"class1/007\.png"):
         extract(broken, tmp_path / "s.h5")
     assert not (tmp_path / "s.h5").exists()
 
@@ -221,12 +204,6 @@ def test_a_second_extraction_beside_a_running_one_is_refused(extraction, tmp_pat
         pytest.raises(UserError, match=r"another extraction is writing .*s\.h5"),
     ):
         extract(extraction, target)
-
-
-def test_a_target_that_cannot_be_written_is_refused(extraction, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        extract(extraction, tmp_path / "file/s.h5")
 
 
 def test_working_ahead_keeps_the_order_and_passes_on_errors():
