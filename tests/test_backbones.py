@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from common.errors import UserError
-from extract.backbones import KINDS, HookedLayers, PooledLayers, load_backbone, parse_layers, preprocessing_of
+from extract.backbones import HookedLayers, PooledLayers, load_backbone, parse_layers, preprocessing_of
 from extract.preprocessing import Preprocessing
 
 
@@ -72,16 +72,19 @@ def test_layers_are_named_once_last_first():
 
 
 @pytest.mark.parametrize(
-    ("layer", "message"),
+    ("name", "size", "layers", "message"),
     [
-        ("layr3", 'unknown layer of resnet18 "layr3": did you mean "layer3"'),
-        ("layer3.0", 'unknown layer of resnet18 "layer3.0": did you mean "layer3"'),
-        ("fc", "not all of the layers last, fc of resnet18 are maps of pixels, or tokens: choose others"),
+        ("resnet81", 32, (), 'unknown backbone "resnet81": did you mean'),
+        ("tim:resnet18", 32, (), 'unknown kind of backbone "tim": did you mean "timm"'),
+        ("vit_b_32", 64, (), "vit_b_32 does not take images of 64×64"),
+        ("resnet18", 32, ("layr3",), 'unknown layer of resnet18 "layr3": did you mean "layer3"'),
+        ("resnet18", 32, ("layer3.0",), 'unknown layer of resnet18 "layer3.0": did you mean "layer3"'),
+        ("resnet18", 32, ("fc",), "not all of the layers last, fc of resnet18 are maps of pixels, or tokens: choose"),
     ],
 )
-def test_a_layer_that_cannot_be_cached_is_an_error(layer, message):
+def test_what_cannot_be_had_is_an_error_that_says_so(name, size, layers, message):
     with pytest.raises(UserError) as caught:
-        load_backbone("resnet18", "random", 0, 32, ("last", layer))
+        load_backbone(name, "random", 0, size, ("last", *layers))
     assert message in caught.value.message
 
 
@@ -96,11 +99,14 @@ def test_frozen_means_frozen(resnet):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-def test_random_weights_come_from_their_seed_and_leave_the_global_generator(resnet):
+def test_random_weights_come_from_their_seed_in_any_thread_and_leave_the_global_generator(resnet):
     state = torch.random.get_rng_state()
-    again, other = load_backbone("resnet18", "random", 0, 32), load_backbone("resnet18", "random", 1, 32)
-    assert resnet.weights_sha256 == again.weights_sha256 != other.weights_sha256
-    assert again.random_seed == 0
+    other = load_backbone("resnet18", "random", 1, 32)
+    assert resnet.weights_sha256 != other.weights_sha256
+    assert (resnet.random_seed, other.random_seed) == (0, 1)
+    with ThreadPoolExecutor(4) as pool:
+        again = pool.map(lambda _: load_backbone("resnet18", "random", 0, 32).weights_sha256, range(8))
+        assert set(again) == {resnet.weights_sha256}
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -112,31 +118,6 @@ def test_weights_of_a_file_are_loaded_and_digested(tmp_path):
     assert torch.equal(backbone.module.state_dict()["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
     assert backbone.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (backbone.random_seed, backbone.said) == (None, "")
-
-
-def test_a_toy_kind_of_backbone_is_one_file_and_one_line(tmp_path, monkeypatch):
-    (tmp_path / "toy_backbones.py").write_text(
-        "import torch\n"
-        "from extract.preprocessing import Preprocessing\n"
-        "class Toy:\n"
-        "    def build(self, name, image_size):\n"
-        "        pool = torch.nn.AdaptiveAvgPool2d(2)\n"
-        "        return torch.nn.Sequential(pool, torch.nn.Flatten(), torch.nn.Linear(12, 5))\n"
-        "    def pretrained(self, name, image_size):\n"
-        "        raise NotImplementedError\n"
-        "    def remove_classifier(self, module):\n"
-        "        return ''\n"
-        "    def preprocessing(self, name, image_size, views):\n"
-        "        return Preprocessing(image_size or 16, views)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(KINDS, "toy", "toy_backbones:Toy")
-    backbone = load_backbone("toy:any", "random", 0)
-    assert (backbone.name, backbone.feature_dim) == ("toy:any", 5)
-    assert backbone.features(images()).shape == (2, 5)
-    assert preprocessing_of("toy:any").image_size == 16
-    with pytest.raises(UserError, match='unknown kind of backbone "tim": did you mean "timm"'):
-        load_backbone("tim:resnet18", "random", 0)
 
 
 def test_the_preprocessing_is_that_which_the_weights_name():
@@ -158,16 +139,6 @@ def test_the_preprocessing_is_that_which_the_weights_name():
         # torchvision does not cut off what bicubic overshoots in floats
         expected = torch.minimum(torch.maximum(expected, -mean / std), (1 - mean) / std)
         torch.testing.assert_close(preprocessing([picture])[0, 0], expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_misspelt_backbone_is_named():
-    with pytest.raises(UserError, match='unknown backbone "resnet81": did you mean'):
-        load_backbone("resnet81", "random", 0, 32)
-
-
-def test_a_size_that_the_network_does_not_take_is_an_error():
-    with pytest.raises(UserError, match="vit_b_32 does not take images of 64×64"):
-        load_backbone("vit_b_32", "random", 0, 64)
 
 
 @pytest.fixture
@@ -207,13 +178,6 @@ def test_without_a_network_the_weights_can_be_put_there_by_hand(server, tmp_path
     assert str(place) in caught.value.message
     server.rename(place)
     assert load_backbone("resnet18", "torchvision", 0, 32).feature_dim == 512
-
-
-def test_random_weights_are_those_of_the_seed_in_any_number_of_threads():
-    expected = load_backbone("resnet18", "random", 3, 32).weights_sha256
-    with ThreadPoolExecutor(4) as pool:
-        made = pool.map(lambda _: load_backbone("resnet18", "random", 3, 32).weights_sha256, range(8))
-        assert set(made) == {expected}
 
 
 class Branching(torch.nn.Module):

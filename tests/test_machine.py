@@ -29,20 +29,12 @@ def test_versions_and_hardware_can_be_compared_between_reports():
     assert "gpu" not in found
 
 
-@pytest.mark.parametrize(
-    ("precision", "fast", "expected"),
-    [
-        ("float32", True, "float32"),
-        ("float32", False, "float32"),
-        ("auto", True, "bfloat16"),
-        ("auto", False, "float32"),
-        ("bfloat16", True, "bfloat16"),
-        ("bfloat16", False, "float32"),
-    ],
-)
-def test_bfloat16_is_taken_where_it_is_allowed_and_faster(monkeypatch, precision, fast, expected):
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_is_taken_where_it_is_allowed_and_faster(monkeypatch, fast):
     monkeypatch.setattr(machine, "fast_bfloat16", lambda device: fast)
-    assert choose_arithmetic(precision, CPU) == expected
+    assert choose_arithmetic("float32", CPU) == "float32"
+    for precision in ("auto", "bfloat16"):
+        assert choose_arithmetic(precision, CPU) == ("bfloat16" if fast else "float32")
 
 
 @pytest.fixture
@@ -66,12 +58,9 @@ def test_bfloat16_is_fast_where_the_largest_product_gains_clearly(measured):
     assert tried == [64, 512, 2560]  # once a process
     measured({64: 3, 512: 2, 2560: 1.1})
     assert not fast_bfloat16(CPU)
-
-
-def test_where_a_small_product_is_emulated_no_large_one_is_tried(measured):
     tried = measured({64: 0.02})
     assert not fast_bfloat16(CPU)
-    assert tried == [64]
+    assert tried == [64]  # where a small product is emulated, no large one is tried
 
 
 def test_a_device_without_bfloat16_and_one_that_is_measured(monkeypatch):
@@ -81,14 +70,9 @@ def test_a_device_without_bfloat16_and_one_that_is_measured(monkeypatch):
     threads = torch.get_num_threads()
     fast_bfloat16.cache_clear()
     assert fast_bfloat16(CPU) in (True, False)
+    assert not fast_bfloat16(torch.device("meta"))  # which holds no numbers; a GPU is measured like a CPU
     fast_bfloat16.cache_clear()
     monkeypatch.setattr(machine, "_bfloat16_gain", unknown)
     assert not fast_bfloat16(CPU)
     assert torch.get_num_threads() == threads
     fast_bfloat16.cache_clear()
-
-
-def test_a_device_that_holds_no_numbers_gains_nothing():
-    """As with any device on which the measurement fails; a GPU is measured like a CPU."""
-    fast_bfloat16.cache_clear()
-    assert not fast_bfloat16(torch.device("meta"))
