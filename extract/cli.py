@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,63 @@ import click
 
 from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
-from common.images import MAX_PIXELS
 from common.store import SPLITS, FeatureStore
 from extract.features import Request, find_or_make, store_status
 from extract.sources import SOURCES, TEST_FRACTION
 
-PRECISIONS = ("float32", "bfloat16")
-ENGINES = ("auto", "torch", "openvino")
-MAX_SEED, MAX_BATCH = (1 << 63) - 1, 1 << 20
 ROWS = 10_000  # printed at a time
+STORE = click.Path(path_type=Path)
+FRACTION = click.FloatRange(0, 1, min_open=True, max_open=True)
+SEED, BATCH = click.IntRange(0, (1 << 63) - 1), click.IntRange(1, 1 << 20)
+# The fields of a Request: the type of the option, and its help
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "dataset": (str, f"Image source: {', '.join(SOURCES)}."),
+    "root": (
+        STORE,
+        "imagefolder, folder: the folder; csv: the file; CIFAR: where the archive is kept.  [default: data]",
+    ),
+    "on_error": (click.Choice(["fail", "skip"]), "What to do with unreadable files."),
+    "test_fraction": (
+        FRACTION,
+        f"Of each class, for the test, where your images have no split.  [default: {TEST_FRACTION}]",
+    ),
+    "max_pixels": (click.IntRange(1), "Of an image, at most."),
+    "decode": (
+        click.Choice(["scaled", "full"]),
+        "Large pictures: scaled, at 1/2, 1/4 or 1/8 of their size, JPEGs several times as fast; or full.",
+    ),
+    "list_left_out": (bool, "Name every file that is left out, and why."),
+    "backbone": (str, "A classification model of torchvision, or timm:<name>."),
+    "weights": (str, '"torchvision" or "pretrained" (the published ones), "random", or the path of a state dict.'),
+    "weights_seed": (SEED, 'The seed of "random" weights.'),
+    "image_size": (click.IntRange(8, 4096), "Pixels, after resize.  [default: the model's own; resnet18: 224]"),
+    "views": (str, "Views of each image to cache, such as plain,mirror,zoom."),
+    "layers": (
+        str,
+        "Layers to cache: last is what the classifier gets; of others, such as last,layer3, the mean over space.",
+    ),
+    "precision": (
+        click.Choice(["float32", "bfloat16"]),
+        "Of the network; bfloat16 where this machine gains from it, as far as it is true (cosine of at least 0.9999).",
+    ),
+    "engine": (
+        click.Choice(["auto", "torch", "openvino"]),
+        "What runs the network; auto takes openvino where it is installed and exact.",
+    ),
+    "batch_size": (BATCH, "Images at a time."),
+    "device": (str, "auto, cpu, cuda, cuda:1, mps …"),
+    "overwrite": (bool, "Replace a store that holds something else."),
+    "ship_images": (bool, "Bring the images to workers that do not see them."),
+}
+
+
+def request_options(command: Callable) -> Callable:
+    """The options of a command that makes a Request, with the defaults of its fields."""
+    for name, (kind, text) in reversed(OPTIONS.items()):
+        default, flag = getattr(Request, name), kind is bool
+        how = {"is_flag": True} if flag else {"type": kind, "show_default": default is not None}
+        command = click.option(f"--{name.replace('_', '-')}", default=default, help=text, **how)(command)
+    return command
 
 
 @click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,88 +77,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--dataset", default="cifar100", show_default=True, help=f"Image source: {', '.join(SOURCES)}.")
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="imagefolder, folder: the folder; csv: the file; CIFAR: where the archive is kept.  [default: data]",
-)
-@click.option(
-    "--on-error", type=click.Choice(["fail", "skip"]), default="fail", help="What to do with unreadable files."
-)
-@click.option(
-    "--test-fraction",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=None,
-    help=f"Of each class, for the test, where your images have no split.  [default: {TEST_FRACTION}]",
-)
-@click.option(
-    "--max-pixels", type=click.IntRange(1), default=MAX_PIXELS, show_default=True, help="Of an image, at most."
-)
-@click.option(
-    "--decode",
-    type=click.Choice(["scaled", "full"]),
-    default="scaled",
-    show_default=True,
-    help="Large pictures: scaled, at 1/2, 1/4 or 1/8 of their size, JPEGs several times as fast; or full.",
-)
-@click.option("--list-left-out", is_flag=True, help="Name every file that is left out, and why.")
-@click.option(
-    "--backbone", default="resnet18", show_default=True, help="A classification model of torchvision, or timm:<name>."
-)
-@click.option(
-    "--weights",
-    default="torchvision",
-    show_default=True,
-    help='"torchvision" or "pretrained" (the published ones), "random", or the path of a state dict.',
-)
-@click.option(
-    "--weights-seed",
-    type=click.IntRange(0, MAX_SEED),
-    default=0,
-    show_default=True,
-    help='The seed of "random" weights.',
-)
-@click.option(
-    "--image-size",
-    type=click.IntRange(8, 4096),
-    default=None,
-    help="Pixels, after resize.  [default: the model's own; resnet18: 224]",
-)
-@click.option(
-    "--views", default="plain", show_default=True, help="Views of each image to cache, such as plain,mirror,zoom."
-)
-@click.option(
-    "--layers",
-    default="last",
-    show_default=True,
-    help="Layers to cache: last is what the classifier gets; of others, such as last,layer3, the mean over space.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="float32",
-    show_default=True,
-    help="Of the network; bfloat16 where this machine gains from it, as far as it is true (cosine of at least 0.9999).",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(ENGINES),
-    default="auto",
-    show_default=True,
-    help="What runs the network; auto takes openvino where it is installed and exact.",
-)
-@click.option(
-    "--batch-size", type=click.IntRange(1, MAX_BATCH), default=64, show_default=True, help="Images at a time."
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps …")
-@click.option(
-    "--store", type=click.Path(path_type=Path), default=None, help="Where to.  [default: data/features/<request>.h5]"
-)
-@click.option("--overwrite", is_flag=True, help="Replace a store that holds something else.")
+@request_options
+@click.option("--store", type=STORE, help="Where to.  [default: data/features/<request>.h5]")
 @cluster_options
-@click.option("--ship-images", is_flag=True, help="Bring the images to workers that do not see them.")
 def features(
     store: Path | None,
     ray: str | None,
@@ -129,7 +98,7 @@ def features(
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=STORE)
 def status(store: Path) -> None:
     """Say what a file is: complete, partial, damaged, foreign, older, newer, unreadable or missing.
 
@@ -143,7 +112,7 @@ def status(store: Path) -> None:
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=STORE)
 def info(store: Path) -> None:
     """Print what a store holds and where it comes from, as JSON."""
     opened = FeatureStore.open(store)
@@ -153,7 +122,7 @@ def info(store: Path) -> None:
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=STORE)
 def verify(store: Path) -> None:
     """Read every byte of a store and compare it with the digests in its header."""
     opened = FeatureStore.open(store)
@@ -163,7 +132,7 @@ def verify(store: Path) -> None:
 
 
 @main.command()
-@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("store", type=STORE)
 def names(store: Path) -> None:
     """Print which file is which row, as CSV: row, split, class, file."""
     opened = FeatureStore.open(store)

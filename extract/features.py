@@ -32,7 +32,7 @@ class Request:
     Raises UserError where the root that the data set needs is missing, and for --ship-images without a cluster.
     """
 
-    dataset: str = "imagefolder"
+    dataset: str = "cifar100"
     root: Path | None = None
     backbone: str = "resnet18"
     weights: str = "torchvision"

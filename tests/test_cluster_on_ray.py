@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import time
 
@@ -162,9 +163,8 @@ def odd_node(cluster, name, code, folder):
     """One more node, whose Python begins with this code."""
     (folder / name).mkdir()
     (folder / name / "sitecustomize.py").write_text(code)
-    node = cluster.add_node(
-        **NODE | {"num_cpus": NODE["num_cpus"] + 1}, node_name=name, env_vars={"PYTHONPATH": str(folder / name)}
-    )
+    path = os.pathsep.join([str(folder / name), os.environ.get("PYTHONPATH", "")])
+    node = cluster.add_node(**NODE | {"num_cpus": NODE["num_cpus"] + 1}, node_name=name, env_vars={"PYTHONPATH": path})
     try:
         yield
     finally:
