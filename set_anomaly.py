@@ -16,6 +16,7 @@ VERBS = {
     "status": "extract.cli:status",
     "info": "extract.cli:info",
     "names": "extract.cli:names",
+    "export": "extract.cli:export",
     "fit": "train.cli:fit_command",
     "phase": "train.cli:phase",
     "compare": "train.cli:compare",

@@ -140,6 +140,21 @@ def names(store: Path) -> None:
         click.echo(text.encode("utf-8", "surrogateescape"), nl=False)
 
 
+@main.command()
+@click.argument("store", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
+def export(store: Path, out: Path, overwrite: bool) -> None:
+    """Write a store as a file for other programs: OUT ends in .npz, .parquet or .safetensors.
+
+    It holds the features of all views, labels, splits, file names and class names.
+    """
+    from extract.export import export_store
+
+    export_store(FeatureStore.open(store), out, overwrite)
+    click.echo(os.fsencode(out))
+
+
 def _name_lines(store: FeatureStore) -> Iterator[str]:
     yield "row,split,class,file\n"
     n = len(store.labels)
