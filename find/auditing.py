@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from common.errors import UserError
 from find.candidates import Judged, make_candidates, take_one_of_each
@@ -21,6 +22,7 @@ SIMILAR_CLASSES = (
 )
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # what is large is shared out by torch, or by threads of its own
 def audit(
     features: Any,
     labels: Any,
@@ -48,7 +50,7 @@ def audit(
     copies = find_copies(inputs.features, inputs.digests)
     units, too_small = _large_enough(inputs, take_one_of_each(inputs, copies, inputs.labels))
     _require_differing(inputs, copies.group[units], inputs.labels[units])
-    judged = judge(inputs.features[units], inputs.labels[units], copies.group[units], inputs.seed, units)
+    judged = judge(inputs.features, inputs.labels[units], copies.group[units], inputs.seed, units)
     names = [inputs.class_names[label] for label in np.unique(inputs.labels[units])]
     typical = {}
     for label, name in enumerate(names):
@@ -75,21 +77,21 @@ def audit(
 def judge(
     features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int, rows: np.ndarray | None = None
 ) -> Judged:
-    """Judge images of features (m, D) with labels (m,), no two of which are the same picture in the same class.
+    """Judge the rows (m,) of features (n, D), no two of which are the same picture in the same class; or all.
 
-    groups (m,): equal for copies in different classes. rows (m,): what the images are called in the result.
+    labels (m,). groups (m,): equal for copies in different classes.
     An image is foreign if it is far from the others of its class, and also from those of the likeliest other class.
     """
     rows = np.arange(len(labels)) if rows is None else rows
     _, labels = np.unique(labels, return_inverse=True)
     wrong, likely, of_classes = np.zeros(len(labels)), labels, None
     if labels.max() > 0:
-        of_classes = posterior(features, labels, groups, seed)
+        of_classes = posterior(features[rows], labels, groups, seed)
         wrong = of_classes.wrong(labels)
         others = of_classes.log.copy()
         others[np.arange(len(labels)), labels] = -np.inf
         likely = others.argmax(1)
-    distance = class_distances(features, labels, likely)
+    distance = class_distances(features, rows, labels, likely)
     return Judged(rows, labels, p_values(distance), wrong, likely, distance, of_classes)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from find.classes import Posterior
 from find.duplicates import Copies
 from find.findings import Finding, Image
-from find.foreign import nearest, unit
+from find.foreign import nearest
 from find.inputs import Inputs
 from find.listing import AT_LEAST, LISTED
 from find.rates import bayes_q_values, local_rates, q_values
@@ -50,7 +50,7 @@ def take_one_of_each(inputs: Inputs, copies: Copies, labels: np.ndarray) -> np.n
     that is found, or drawn by a seed, depends on it either.
     """
     x = inputs.features
-    key = (x * np.random.default_rng(0).random(x.shape[1])).sum(1)
+    key = np.einsum("ij,j->i", x, np.random.default_rng(0).random(x.shape[1]))
     order = np.lexsort((np.array(inputs.images.paths, str), labels, key))
     _, first = np.unique(np.stack([copies.group, labels])[:, order], axis=1, return_index=True)
     return order[np.sort(first)]
@@ -148,7 +148,7 @@ def _find_neighbours(inputs: Inputs, copies: Copies, counted: np.ndarray, rows: 
     if not len(rows):
         return []
     k = min(2 * NEIGHBOURS, len(counted))  # some may be copies in other classes
-    found = counted[nearest(unit(inputs.features[rows]), unit(inputs.features[counted]), k)[0]]
+    found = counted[nearest(inputs.features[rows], inputs.features, k, counted)[0]]
     return [
         inputs.images.shown(near[copies.group[near] != copies.group[row]][:NEIGHBOURS])
         for row, near in zip(rows, found, strict=True)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,12 @@ class Posterior:
 
     def wrong(self, labels: np.ndarray) -> np.ndarray:
         """p(the label is wrong | image, label) (n,), by Bayes' rule with the noise as prior."""
-        q = np.exp(self.log)
-        own = q[np.arange(len(labels)), labels]
-        others = self.noise * (q * self.given_wrong().T[labels]).sum(1)
+        own, others, given_wrong = np.empty(len(labels)), np.empty(len(labels)), self.given_wrong()
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
+            q = np.exp(self.log[rows])
+            own[rows], others[rows] = q[:, label], q @ given_wrong[:, label]
+        others *= self.noise
         return others / np.maximum(others + (1 - self.noise) * own, 1e-300)
 
     def given_wrong(self) -> np.ndarray:
@@ -80,12 +84,15 @@ def posterior(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed
     networks, rounds = (0, 1) if n <= FEW else (1, 1) if n > MANY else (3, 2)
     folds = min(FOLDS, int(np.bincount(labels).min()))
     x = Normaliser.fit(features)(features)  # of all images: it knows no label
+    del features  # memory
     generator = np.random.default_rng(seed)
     trusted = np.ones(n, bool)
     for number in range(rounds):
         fold = make_folds(labels, groups, folds, generator)
-        scores = out_of_fold(x, labels, fold, trusted, networks, seed + 1000 * number)
-        found = weigh(scores, labels)
+        scores = [out_of_fold(x, labels, fold, trusted, networks, seed + 1000 * number)]
+        if number + 1 == rounds:
+            del x  # memory, as above
+        found = weigh(scores.pop(), labels)
         trusted = found.wrong(labels) < 0.5
         counts = np.bincount(labels[trusted], minlength=labels.max() + 1)
         trusted |= (counts < 2)[labels]  # a class is not left without images
@@ -117,8 +124,8 @@ def out_of_fold(
         for rest, rows in parts:
             known, codes = np.unique(labels[rest], return_inverse=True)
             with suppress(UserError):  # classes that do not differ are told apart by nothing
-                known_x, counts = x[rest], np.bincount(codes)
-                mean, projection, ratio, means = fit_two_covariances(known_x.__getitem__, codes)
+                mean, projection, ratio, means = fit_two_covariances(partial(_rows_of, x, rest), codes)
+                counts = np.bincount(codes)
                 embedded = x[rows] @ projection.astype(np.float32) - (mean @ projection).astype(np.float32)
                 sums = counts[:, None] * ((means - mean) @ projection)
                 scores[0][np.ix_(rows, known)] = log_likelihood_ratio(embedded, sums, counts, ratio)
@@ -134,6 +141,10 @@ def out_of_fold(
                 each[rows] -= each[rows][:, ~unknown].mean(1, keepdims=True)
                 each[np.ix_(rows, unknown)] = 0
     return scores
+
+
+def _rows_of(x: np.ndarray, rows: np.ndarray, part: slice) -> np.ndarray:
+    return x[rows[part]]
 
 
 def regress(x: np.ndarray, labels: np.ndarray, fold: np.ndarray, trusted: np.ndarray) -> np.ndarray:
@@ -240,8 +251,11 @@ def weigh(scores: Sequence[np.ndarray], labels: np.ndarray) -> Posterior:
     First as if wrong labels went to any class alike. The labels that are most likely wrong then show how many of them
     went to similar classes instead, and that is reckoned with, twice.
     """
-    classes, rows = scores[0].shape[1], np.arange(len(labels))
-    log, noise = _most_likely(scores, labels, any_other(classes))
+    classes = scores[0].shape[1]
+    parts = [torch.from_numpy(np.asarray(each, np.float32)) for each in scores]
+    parts = [(part - part.mean(1, keepdim=True)) / part.std().clamp(min=1e-6) for part in parts]
+    del scores  # memory
+    log, noise = _most_likely(parts, labels, any_other(classes))
     shares = np.bincount(labels, minlength=classes) / len(labels)
     chance = shares.max() + 3 * np.sqrt(shares.max() * (1 - shares.max()) / len(labels))
     if (log.argmax(1) == labels).mean() <= chance:  # the scores know no more than how frequent classes are
@@ -251,25 +265,25 @@ def weigh(scores: Sequence[np.ndarray], labels: np.ndarray) -> Posterior:
     similar = np.stack([q[labels == label].mean(0) for label in range(classes)]) * (1 - np.eye(classes)) + 1e-12
     found = Posterior(log, noise, 0.0, similar / similar.sum(1, keepdims=True))
     for _ in range(2):
-        q, sure = np.exp(found.log), found.wrong(labels) > 0.5
-        to_similar, to_any = ((q @ kind)[rows, labels][sure] for kind in (found.similar, any_other(classes)))
+        sure = np.flatnonzero(found.wrong(labels) > 0.5)
+        q, given = np.exp(found.log[sure]), labels[sure]
+        to_similar, to_any = ((q * kind.T[given]).sum(1) for kind in (found.similar, any_other(classes)))
         near = 0.5
         for _ in range(50):  # expectation-maximisation, with one label of each kind in advance
             share = near * to_similar / (near * to_similar + (1 - near) * to_any)
             near = (float(share.sum()) + 1) / (len(share) + 2)
         found = replace(found, near=near)
-        log, noise = _most_likely(scores, labels, found.given_wrong())
+        log, noise = _most_likely(parts, labels, found.given_wrong())
         found = replace(found, log=log, noise=max(LEAST_NOISE, noise))
     return found
 
 
-def _most_likely(scores: Sequence[np.ndarray], labels: np.ndarray, given_wrong: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights of the scores in a softmax, and the noise rate, under which the labels are most likely.
+def _most_likely(parts: Sequence[Tensor], labels: np.ndarray, given_wrong: np.ndarray) -> tuple[np.ndarray, float]:
+    """log p(class | image) (n, C) and the noise rate under which the labels are most likely.
 
-    given_wrong: as `Posterior.given_wrong`. Scores that are too sure of themselves get small weights.
+    parts: class scores (n, C), whose weights in a softmax are sought: those that are too sure get small ones.
+    given_wrong: as `Posterior.given_wrong`.
     """
-    parts = [torch.from_numpy(np.asarray(each, np.float32)) for each in scores]
-    parts = [(part - part.mean(1, keepdim=True)) / part.std().clamp(min=1e-6) for part in parts]
     every = -(-len(labels) // ROWS)  # so few numbers need no more rows
     some, labels = [part[::every] for part in parts], labels[::every]
     chosen = torch.from_numpy(labels)[:, None]

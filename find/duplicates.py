@@ -1,15 +1,17 @@
 """The same picture more than once: exactly, by the digest of its pixels, or nearly, by the cosine of its features."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
+import torch
 
 from common.progress import Progress
 from train.gaussian import Normaliser
 
 NEAR = 0.95  # cosine of standardised features: the same scene, saved, cut or lit a little differently
-SKETCH = 96  # dimensions of the first look
+SKETCH, SAMPLE = 96, 5000  # dimensions of the first look, and images that these are learnt from
 TILE = 2048  # images of one block of products, 16 MB
 
 
@@ -66,24 +68,30 @@ def _near_pairs(x: np.ndarray, near: float) -> np.ndarray:
     """
     n, dim = x.shape
     sketch = x
-    if dim > 2 * SKETCH:
-        sample = x[:: max(1, n // 5000)]
-        _, directions = np.linalg.eigh(sample.T @ sample)
-        sketch = x @ directions[:, -SKETCH:]
+    if dim > 2 * SKETCH and n > SAMPLE:
+        sample = torch.from_numpy(x[:: n // SAMPLE])
+        _, directions = torch.linalg.eigh(sample.T @ sample)
+        sketch = (torch.from_numpy(x) @ directions[:, -SKETCH:]).numpy()
     # |a - b|² ≤ farthest as one product: a·b - |a|²/2 - |b|²/2 + farthest/2 ≥ 0
     half, one = 0.5 * np.einsum("ij,ij->i", sketch, sketch)[:, None], np.ones((n, 1), np.float32)
     left = np.concatenate([sketch, one, (1 - near) + 5e-5 - half], 1, dtype=np.float32)
     right = np.concatenate([sketch, -half, one], 1, dtype=np.float32)
-    found = [np.empty((2, 0), np.int64)]
-    with Progress(n, "looking for copies", "images") as progress:
-        for start in range(0, n, TILE):
-            for other in range(start, n, TILE):  # tiles that stay in the cache
-                tile = left[start : start + TILE] @ right[other : other + TILE].T
-                a, b = np.divmod(np.flatnonzero(tile >= 0), tile.shape[1])
-                a, b = a[b + other > a + start] + start, b[b + other > a + start] + other
-                for part in range(0, len(a), TILE):
-                    rows = slice(part, part + TILE)
-                    kept = np.einsum("ij,ij->i", x[a[rows]], x[b[rows]]) >= near
-                    found.append(np.stack([a[rows][kept], b[rows][kept]]))
+
+    def look(start: int) -> list[np.ndarray]:
+        found = [np.empty((2, 0), np.int64)]
+        for other in range(start, n, TILE):  # tiles that stay in the cache
+            tile = left[start : start + TILE] @ right[other : other + TILE].T
+            a, b = np.divmod(np.flatnonzero(tile >= 0), tile.shape[1])
+            a, b = a[b + other > a + start] + start, b[b + other > a + start] + other
+            for part in range(0, len(a), TILE):
+                rows = slice(part, part + TILE)
+                kept = np.einsum("ij,ij->i", x[a[rows]], x[b[rows]]) >= near
+                found.append(np.stack([a[rows][kept], b[rows][kept]]))
+        return found
+
+    with Progress(n, "looking for copies", "images") as progress, ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        found = []
+        for start, pairs in zip(range(0, n, TILE), pool.map(look, range(0, n, TILE)), strict=True):
+            found += pairs
             progress.update(min(TILE, n - start))
     return np.concatenate(found, 1)

@@ -6,13 +6,15 @@ measured in docs/find.md).
 """
 
 import numpy as np
+import torch
 
 from find.rates import standardise
 
 NEAREST = 5
-CELLS = 1 << 24  # of one block of distances: 64 MB
+BLOCK = 1024, 16_384  # images by images, whose cosines are computed at once: 64 MB
 TANGENT = 0.9
-CENTRED = 20  # images, of which a class is centred half by itself, half like all
+ALIKE = 0.5  # spreads that the middle of a class may be farther than that of all: any set has classes that differ so
+FEW = 20  # images, of which half of that is believed
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -21,32 +23,36 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def nearest(
-    x: np.ndarray, others: np.ndarray, k: int, itself: np.ndarray | None = None
+    x: np.ndarray, features: np.ndarray, k: int, rows: np.ndarray | None = None, itself: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows (n, k) of the k nearest of others (m, D) to each of x (n, D), all of length 1, and their cosines (n, k).
+    """The numbers (n, k) of the k nearest of some images to each of x (n, D), and their cosines (n, k).
 
-    The nearest come first. itself: for each of x its row among the others, which does not count (cosine -inf); -1 for
-    none. Exact, in blocks of products: the cost grows with n · m. Beyond a million images an index of approximate
-    neighbours would begin to pay.
+    The nearest come first. The images are the rows (m,) of features (N, D), all by default, m ≥ k; numbers count from 0
+    among them. itself: for each of x its number, which does not count (cosine -inf). Exact, in blocks of products: the
+    cost grows with n · m. Beyond a million images an index of approximate neighbours would begin to pay.
     """
-    rows, cosines = np.empty((len(x), k), np.int64), np.empty((len(x), k), np.float32)
-    step = max(1, CELLS // max(1, len(others)))
-    for start in range(0, len(x), step):
-        cosine = x[start : start + step] @ others.T
-        if itself is not None:
-            here = itself[start : start + step]
-            cosine[np.flatnonzero(here >= 0), here[here >= 0]] = -np.inf
-        some = np.argpartition(cosine, len(others) - k, axis=1)[:, len(others) - k :]
-        found = np.take_along_axis(cosine, some, 1)
-        order = np.argsort(-found, 1, kind="stable")
-        rows[start : start + step] = np.take_along_axis(some, order, 1)
-        cosines[start : start + step] = np.take_along_axis(found, order, 1)
-    return rows, cosines
+    rows = np.arange(len(features)) if rows is None else rows
+    of = torch.from_numpy(unit(x))
+    numbers, cosines = torch.zeros(len(x), k, dtype=torch.int64), torch.full((len(x), k), -torch.inf)
+    for start in range(0, len(rows), BLOCK[1]):
+        others = torch.from_numpy(unit(features[rows[start : start + BLOCK[1]]])).T
+        for first in range(0, len(of), BLOCK[0]):
+            here = slice(first, first + BLOCK[0])
+            cosine = of[here] @ others
+            if itself is not None:
+                among = torch.from_numpy(itself[here] - start)
+                known = torch.nonzero((among >= 0) & (among < others.shape[1]))[:, 0]
+                cosine[known, among[known]] = -torch.inf
+            both = torch.cat([cosines[here], cosine], 1).topk(k)
+            before = numbers[here].gather(1, both.indices.clamp(max=k - 1))
+            numbers[here] = torch.where(both.indices < k, before, both.indices - k + start)
+            cosines[here] = both.values
+    return numbers.numpy(), cosines.numpy()
 
 
 def log_distance(x: np.ndarray) -> np.ndarray:
-    """The distance (n,) of each of x (n, D) of length 1, n ≥ 2, to the nearest others, as `from_cosines` puts it."""
-    return from_cosines(nearest(x, x, min(NEAREST, len(x) - 1), np.arange(len(x)))[1])
+    """The distance (n,) of each of x (n, D), n ≥ 2, to the nearest others, as `from_cosines` puts it."""
+    return from_cosines(nearest(x, x, min(NEAREST, len(x) - 1), itself=np.arange(len(x)))[1])
 
 
 def from_cosines(cosines: np.ndarray) -> np.ndarray:
@@ -62,28 +68,26 @@ def from_cosines(cosines: np.ndarray) -> np.ndarray:
     return np.log(inside / (1 - inside)) + beyond
 
 
-def class_distances(x: np.ndarray, labels: np.ndarray, likely: np.ndarray) -> np.ndarray:
-    """How far images (n, D) are from the nearest others in two classes (n,), about N(0, 1) where they belong.
+def class_distances(features: np.ndarray, rows: np.ndarray, labels: np.ndarray, likely: np.ndarray) -> np.ndarray:
+    """How far the rows (m,) of features (n, D) are from the nearest others of two classes (m,), N(0, 1) if all belong.
 
-    labels, likely (n,): the class that an image is in, and the one that it is most like beside it; in 0 … C - 1, at
+    labels, likely (m,): the class that an image is in, and the one that it is most like beside it; in 0 … C - 1, at
     least 2 images each. Where there is but one class, both are the same.
 
-    Classes differ in how much their images do, and small ones have farther neighbours. So distances are centred by the
-    median of the images whose nearest one is in the same class, the more so the more these are.
+    The images of some classes differ much more than those of others. Of an image whose nearest one is in such a class,
+    less than that counts.
     """
-    u = unit(x)
-    cosines = np.full((2, len(x), NEAREST), -np.inf, np.float32)
+    cosines = np.full((2, len(rows), NEAREST), -np.inf, np.float32)
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
-        k, itself = min(NEAREST, len(of_class)), np.arange(len(of_class))
-        cosines[0, of_class, :k] = nearest(u[of_class], u[of_class], k, itself)[1]
         there = np.flatnonzero((likely == label) & (labels != label))
-        cosines[1, there, :k] = nearest(u[there], u[of_class], k)[1]
-    distance = from_cosines(np.concatenate(cosines, 1))
+        own, k = features[rows[of_class]], min(NEAREST, len(of_class))
+        cosines[0, of_class, :k] = nearest(own, own, k, itself=np.arange(len(own)))[1]
+        cosines[1, there, :k] = nearest(features[rows[there]], own, k)[1]
+    distance = standardise(from_cosines(np.concatenate(cosines, 1)))
     closest = np.where(cosines[0, :, 0] >= cosines[1, :, 0], labels, likely)
-    overall = np.median(distance)
     for label in np.unique(closest):
         of_class = closest == label
-        share = of_class.sum() / (of_class.sum() + CENTRED)
-        distance[of_class] -= share * np.median(distance[of_class]) + (1 - share) * overall
-    return standardise(distance)
+        share = of_class.sum() / (of_class.sum() + FEW)
+        distance[of_class] -= max(0.0, share * np.median(distance[of_class]) - ALIKE)
+    return distance

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from common.errors import UserError
 from find.candidates import Judged, make_candidates, take_one_of_each
 from find.duplicates import find_copies
 from find.findings import Findings, Group
-from find.foreign import log_distance, unit
+from find.foreign import log_distance
 from find.groups import find_groups
 from find.inputs import Inputs, take_features, take_inputs, take_labels
 from find.listing import TYPICAL, make_findings, require_features
@@ -25,6 +26,7 @@ Reference = tuple[Any, Any]
 Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # as in `find.auditing.audit`
 def odd(
     features: Any,
     *,
@@ -117,7 +119,7 @@ def make_judge(
 
 def judge_alone(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scores (n,) and p-values (n,) of images (n, D) by nothing but each other."""
-    scores = log_distance(unit(x))
+    scores = log_distance(x)
     return scores, p_values(scores)
 
 

@@ -59,10 +59,10 @@ def test_of_probabilities_the_mean_is_the_rate():
 
 
 def test_nearest_images_are_those_of_all_pairs(monkeypatch):
-    monkeypatch.setattr("find.foreign.CELLS", 100)  # many blocks
+    monkeypatch.setattr("find.foreign.BLOCK", (7, 11))
     x = unit(np.random.default_rng(0).normal(size=(40, 6)))
     cosine = x @ x.T - 9 * np.eye(40)
-    rows, cosines = nearest(x, x, 3, np.arange(40))
+    rows, cosines = nearest(x, x, 3, itself=np.arange(40))
     np.testing.assert_array_equal(rows, np.argsort(-cosine, 1)[:, :3])
     np.testing.assert_allclose(cosines, np.take_along_axis(cosine, rows, 1), rtol=1e-5)
     d = 1 - np.sort(cosine, 1)[:, -NEAREST:].mean(1)
@@ -77,8 +77,9 @@ def test_what_fits_its_likely_class_is_not_far():
     x = 3 * generator.normal(size=(2, 64))[labels] + generator.normal(size=(100, 64))
     given = labels.copy()
     given[0] = 1
-    assert class_distances(x, given, given)[0] > 4
-    assert class_distances(x, given, 1 - given)[0] < 2
+    far, near = (standardise(class_distances(x, np.arange(100), given, likely))[0] for likely in (given, 1 - given))
+    assert far > 4
+    assert near < 2
 
 
 def test_copies_are_found_by_digest_by_features_and_nearly():
