@@ -7,7 +7,7 @@ cleanlab is an extra: `pip install '.[bench]'`.
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ FITTING = re.compile(
     type=click.Path(path_type=Path),
     help="Stores of foreign photographs, one for each backbone.",
 )
+@click.option(
+    "--without",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Names of images, one a line: a STORE that has them is measured once more, without them.",
+)
 @click.option("--run", "runs", type=click.Path(path_type=Path), multiple=True, help="Heads trained on the last STORE.")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="These parts; others stay.  [default: all]")
 @click.option("--draws", type=click.IntRange(1), default=3, show_default=True, help="Times that all is drawn.")
@@ -52,8 +57,8 @@ FITTING = re.compile(
 @click.option("--readme", type=click.Path(path_type=Path), help="Measure nothing: write OUT's report into its table.")
 @click.option("--check", is_flag=True, help="With --readme: change nothing, exit code 1 where the table is another.")
 def main(
-    stores: tuple[Path, ...], foreign_paths: tuple[Path, ...], runs: tuple[Path, ...], only: tuple[str, ...],
-    draws: int, out: Path, readme: Path | None, check: bool,
+    stores: tuple[Path, ...], foreign_paths: tuple[Path, ...], without: Path | None, runs: tuple[Path, ...],
+    only: tuple[str, ...], draws: int, out: Path, readme: Path | None, check: bool,
 ) -> None:  # fmt: skip
     """Measure foreign pictures, wrong labels, folders of one class, and how time and memory grow."""
     path = out / "find.json"
@@ -72,9 +77,14 @@ def main(
         rows: list[dict[str, Any]] = []
         for store in opened if part != "growth" else opened[-1:]:
             click.echo(f"{part}, {store.path.name} …", err=True)
-            named = {"set": store.path.stem.split("-")[0], "backbone": backbone_of(store)}
-            measured = measure_part(part, store, foreign.get(backbone_of(store)), runs, draws)
-            rows += [named | row for row in measured] if part != "growth" else measured
+            if part == "growth":
+                rows += [measure_growth(n) for n in GROWTH]
+                continue
+            name, strangers = store.path.stem.split("-")[0], foreign.get(backbone_of(store))
+            for named, left_out in {name: set(), f"{name}, tidied": _names_in(store, without)}.items():
+                if left_out or named == name:
+                    measured = measure_part(part, store, left_out, strangers, runs, draws)
+                    rows += [{"set": named, "backbone": backbone_of(store), **row} for row in measured]
         seconds = round(time.perf_counter() - started)
         report[part] = {"draws": draws, "rows": rows, "seconds": seconds, **_here()}
         write_text(path, readable_json(report))
@@ -82,14 +92,12 @@ def main(
 
 
 def measure_part(
-    part: str, store: FeatureStore, foreign: FeatureStore | None, runs: Sequence[Path], draws: int
+    part: str, store: FeatureStore, left_out: set[int], foreign: FeatureStore | None, runs: Sequence[Path], draws: int
 ) -> list[dict[str, Any]]:
-    """What one part says of one store."""
-    if part == "growth":
-        return [measure_growth(n) for n in GROWTH]
+    """What one part says of one store, some of its rows left out."""
     superclass = store.header["class_superclass"]
     photos = not superclass
-    x, labels = images_of(store, None if photos else "test")
+    x, labels = images_of(store, None if photos else "test", left_out)
     strangers = None if foreign is None else strangers_of(foreign)
     if part == "foreign":
         return list(foreign_pictures(x, labels, strangers, draws)) if photos and strangers is not None else []
@@ -127,10 +135,16 @@ def backbone_of(store: FeatureStore) -> str:
     return str(backbone.get("name", backbone) if isinstance(backbone, dict) else backbone)
 
 
-def images_of(store: FeatureStore, split: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Features (n, D) of view 0 and labels (n,), of a split or of all."""
-    rows = store.rows_of(split) if split else np.arange(len(store.labels))
+def images_of(store: FeatureStore, split: str | None, left_out: Collection[int] = ()) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, D) of view 0 and labels (n,), of a split or of all, some rows left out."""
+    rows = np.setdiff1d(store.rows_of(split) if split else np.arange(len(store.labels)), list(left_out))
     return store.features[0][rows].astype(np.float32), np.array(store.labels)[rows]
+
+
+def _names_in(store: FeatureStore, without: Path | None) -> set[int]:
+    """The rows of a store whose names are in a file."""
+    names = set(without.read_text(encoding="utf-8").splitlines()) if without else set()
+    return {row for row, name in enumerate(store.names(range(len(store.labels))) or []) if name in names}
 
 
 def strangers_of(store: FeatureStore) -> np.ndarray:
