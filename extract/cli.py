@@ -31,7 +31,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--dataset", default="cifar100", show_default=True, help=f"Image source: {', '.join(SOURCES)}.")
+@click.option("--dataset", default="cifar100", show_default=True, help=f"Image source: {', '.join(SOURCES)}:….")
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
@@ -57,6 +57,8 @@ def main() -> None:
     show_default=True,
     help="Large pictures: scaled, at 1/2, 1/4 or 1/8 of their size, JPEGs several times as fast; or full.",
 )
+@click.option("--image-column", help="Of hf:…  [default: the one with images]")
+@click.option("--label-column", help="Of hf:…  [default: the one with class labels]")
 @click.option("--list-left-out", is_flag=True, help="Name every file that is left out, and why.")
 @click.option(
     "--backbone", default="resnet18", show_default=True, help="A classification model of torchvision, or timm:<name>."

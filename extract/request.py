@@ -62,9 +62,10 @@ class Request:
         """A readable file name, one for each request."""
         parts = [self.dataset, self.backbone.replace(":", "-"), self._weights().split(":")[-1][:8]]
         if source_kind(self.dataset).own_files:
-            parts.insert(1, self.root.resolve().stem)
+            parts.insert(1, self.root.resolve().stem.replace(":", "-"))
         if self.image_size is not None:
             parts.append(str(self.image_size))
+        parts += filter(None, (self.reading.image_column, self.reading.label_column))
         if self.reading.test_fraction is not None:
             parts.append(f"test{self.reading.test_fraction:g}")
         if self.views != "plain":
@@ -105,11 +106,20 @@ def request(
     test_fraction: float | None = None,
     max_pixels: int = Reading.max_pixels,
     decode: str = Reading.decode,
+    image_column: str | None = None,
+    label_column: str | None = None,
     weights: str = "torchvision",
     weights_seed: int = 0,
     precision: str = "float32",
 ) -> Request:
-    """The request that these options make. Raises UserError where it lacks the root that its data set needs."""
+    """The request that these options make. Raises UserError where it lacks the root that its data set needs.
+
+    dataset: of `SOURCES`; "hf:PLACE" stands for "hf" and the root PLACE.
+    """
+    if dataset.startswith("hf:"):
+        if root is not None:
+            raise UserError(f"--dataset {dataset} says where the images are: leave --root (make: ROOT=) out")
+        dataset, root = "hf", Path(dataset[3:]) if dataset[3:] else None
     if source_kind(dataset).own_files and root is None:
         raise UserError(f"--dataset {dataset} needs --root (make: ROOT=), the folder or the file with your images")
     return Request(
@@ -122,7 +132,7 @@ def request(
         views.replace(" ", ""),
         layers.replace(" ", ""),
         precision,
-        Reading(on_error, test_fraction, max_pixels, decode),
+        Reading(on_error, test_fraction, max_pixels, decode, image_column=image_column, label_column=label_column),
     )
 
 
