@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from matplotlib.ticker import EngFormatter
+
 from common.figures import BLUE, GREY, figure_of, save_figure
 from common.markdown import markdown_table
 
@@ -51,10 +53,13 @@ def draw(report: dict[str, Any], path: Path) -> None:
         medians = [rate["median"] for rate in rates]
         errors = [[r["median"] - r["low"] for r in rates], [r["high"] - r["median"] for r in rates]]
         axes.barh(ways, medians, xerr=errors, color=[GREY if way.startswith("roof") else BLUE for way in ways])
-        for number, median in enumerate(medians):
-            axes.annotate(f" {median / medians[0]:.2f} ×", (0, number), color="white", va="center", fontsize=8)
+        for number, rate in enumerate(rates):  # behind the bar and its spread, where the shortest has room for it, too
+            text, end = f"{rate['median'] / medians[0]:.2f} ×", (rate["high"], number)
+            axes.annotate(text, end, (5, 0), textcoords="offset points", va="center", fontsize=8)
         axes.invert_yaxis()
-        axes.set(xlabel=section["unit"], xlim=(0, None))
+        axes.set(xlabel=section["unit"], xlim=(0, 1.12 * max(rate["high"] for rate in rates)))
+        axes.xaxis.set_major_formatter(EngFormatter())  # 2.5 k, 1 M
+        axes.tick_params("y", labelsize=9)
         axes.set_title(name, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)

@@ -11,11 +11,14 @@ from common.files import write_bytes
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 DPI = 120
 NARROWEST = 7.5  # inches: what the legend of the pictures takes
+MARGIN = 0.1  # inches around each panel, so that no label touches the edge
 
 
 def figure_of(width: float, height: float) -> Figure:
     """An empty figure of so many inches, not known to pyplot."""
-    return Figure(figsize=(max(width, NARROWEST), height), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(max(width, NARROWEST), height), dpi=DPI)
+    figure.set_layout_engine("constrained", w_pad=MARGIN, h_pad=MARGIN)
+    return figure
 
 
 def save_figure(figure: Figure, path: Path) -> None:

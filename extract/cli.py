@@ -22,7 +22,7 @@ FRACTION = click.FloatRange(0, 1, min_open=True, max_open=True)
 SEED, BATCH = click.IntRange(0, (1 << 63) - 1), click.IntRange(1, 1 << 20)
 # The fields of a Request: the type of the option, and its help
 OPTIONS: dict[str, tuple[Any, str]] = {
-    "dataset": (str, f"Image source: {', '.join(SOURCES)}."),
+    "dataset": (str, f"Image source: {', '.join(SOURCES)}:…."),
     "root": (
         STORE,
         "imagefolder, folder: the folder; csv: the file; CIFAR: where the archive is kept.  [default: data]",
@@ -37,6 +37,8 @@ OPTIONS: dict[str, tuple[Any, str]] = {
         click.Choice(["scaled", "full"]),
         "Large pictures: scaled, at 1/2, 1/4 or 1/8 of their size, JPEGs several times as fast; or full.",
     ),
+    "image_column": (str, "Of hf:…  [default: the one with images]"),
+    "label_column": (str, "Of hf:…  [default: the one with class labels]"),
     "list_left_out": (bool, "Name every file that is left out, and why."),
     "backbone": (str, "A classification model of torchvision, or timm:<name>."),
     "weights": (str, '"torchvision" or "pretrained" (the published ones), "random", or the path of a state dict.'),

@@ -27,7 +27,8 @@ IMAGE_SIZES = {"resnet18": 224}  # known without asking the model, so that "up t
 class Request:
     """The options of `python -m extract features`. The first part fixes the features, the second says how to make them.
 
-    root: None for a data set that is fetched, which is kept in data/. image_size: None for the model's own.
+    dataset: of `SOURCES`; "hf:PLACE" stands for "hf" and the root PLACE. root: None for a data set that is fetched,
+    which is kept in data/. image_size: None for the model's own.
     cluster: where the network is to be at work, None for this process. ship_images: its nodes do not see the files.
     Raises UserError where the root that the data set needs is missing, and for --ship-images without a cluster.
     """
@@ -45,6 +46,8 @@ class Request:
     test_fraction: float | None = None
     max_pixels: int = MAX_PIXELS
     decode: str = "scaled"
+    image_column: str | None = None
+    label_column: str | None = None
 
     engine: str = "auto"
     batch_size: int = 64
@@ -55,6 +58,11 @@ class Request:
     ship_images: bool = False
 
     def __post_init__(self) -> None:
+        if self.dataset.startswith("hf:"):
+            if self.root is not None:
+                raise UserError(f"--dataset {self.dataset} says where the images are: leave --root (make: ROOT=) out")
+            object.__setattr__(self, "root", Path(self.dataset[3:]) if self.dataset[3:] else None)
+            object.__setattr__(self, "dataset", "hf")
         if source_kind(self.dataset).own_files and self.root is None:
             raise UserError(
                 f"--dataset {self.dataset} needs --root (make: ROOT=), the folder or the file with your images"
@@ -70,7 +78,14 @@ class Request:
     @property
     def reading(self) -> Reading:
         """How people's own files are read."""
-        return Reading(self.on_error, self.test_fraction, self.max_pixels, self.decode)
+        return Reading(
+            self.on_error,
+            self.test_fraction,
+            self.max_pixels,
+            self.decode,
+            image_column=self.image_column,
+            label_column=self.label_column,
+        )
 
     def as_json(self) -> dict[str, Any]:
         """As recorded in the store, with a cheap fingerprint of the images and the digest of the weights file."""
@@ -92,10 +107,12 @@ class Request:
         views, layers = (text.replace(" ", "").replace(",", "+") for text in (self.views, self.layers))
         parts = [
             self.dataset,
-            self.folder.resolve().stem if source_kind(self.dataset).own_files else "",
+            self.folder.resolve().stem.replace(":", "-") if source_kind(self.dataset).own_files else "",
             self.backbone.replace(":", "-"),
             self._weights().split(":")[-1][:8],
             "" if self._image_size is None else str(self._image_size),
+            self.image_column or "",
+            self.label_column or "",
             "" if self.test_fraction is None else f"test{self.test_fraction:g}",
             "" if views == "plain" else views,
             "" if layers == "last" else layers,

@@ -20,6 +20,7 @@ SOURCES = {
     "imagefolder": "extract.folders:ImageFolder",
     "folder": "extract.folders:Folder",
     "csv": "extract.tables:Csv",
+    "hf": "extract.hugging_face:HuggingFace",
     "digits": "extract.digits:Digits",
 }
 UNLABELLED = "unlabelled"
@@ -37,6 +38,7 @@ class Reading:
     max_pixels: of one image.
     decode: "scaled", large pictures at a part of their size, or "full".
     least_side: pixels that the shorter side keeps then, as the preprocessing decides; None where that is not known.
+    image_column, label_column: of a data set of Hugging Face; None where its types say which.
     """
 
     on_error: str = "fail"
@@ -44,6 +46,8 @@ class Reading:
     max_pixels: int = MAX_PIXELS
     decode: str = "scaled"
     least_side: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     def files(self, folder: Path) -> Files:
         """What reads the files below a folder."""
@@ -140,6 +144,10 @@ def reading_request(name: str, reading: Reading) -> dict[str, Any]:
 
     Raises UserError for a setting that does nothing for this source.
     """
+    columns = {"image_column": reading.image_column, "label_column": reading.label_column}
+    named = {key: column for key, column in columns.items() if column is not None}
+    if named and name != "hf":
+        raise UserError(f"--image-column and --label-column do nothing for {name}: leave them out, or give hf:…")
     if not source_kind(name).own_files:
         if reading != Reading():
             raise UserError(
@@ -147,7 +155,7 @@ def reading_request(name: str, reading: Reading) -> dict[str, Any]:
                 "give your own images with --dataset imagefolder, folder or csv"
             )
         return {}
-    said: dict[str, Any] = {"decoding": RULE}
+    said: dict[str, Any] = {"decoding": RULE, **named}
     if reading.test_fraction is not None:
         said["test_fraction"] = reading.test_fraction
     if reading.on_error != Reading.on_error:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
+from PIL import Image
 
 from common.schema import load
 from find.findings import Finding, Findings, Threshold
@@ -72,6 +73,13 @@ def make_report(
         versions={"python": "3", "torch": "2", "torchvision": "0", "numpy": "2", "h5py": "3", "pillow": "10"},
         hardware=Hardware("a processor", 2, threads, "cpu"),
     )
+
+
+def has_margin(path: Path, pixels: int = 3) -> bool:
+    """Whether the outermost pixels of a picture are white: then nothing is cut off, and no label touches the edge."""
+    with Image.open(path) as picture:
+        white = np.asarray(picture.convert("L")) == 255
+    return all(edge.all() for edge in (white[:pixels], white[-pixels:], white[:, :pixels], white[:, -pixels:]))
 
 
 def make_epoch(epoch: int, val_top1: float = 0.5, train_seconds: float = 2.0) -> Epoch:

@@ -2,11 +2,13 @@
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from fabricate import has_margin
 from PIL import Image
 
 from bench import extraction as extraction_section
@@ -112,6 +114,11 @@ def test_a_report_becomes_a_table_and_a_chart(tmp_path):
     assert "| loop | 4 | 150 – 250 | 1.00 × |" in text
     draw(REPORT, tmp_path / "chart.png")
     assert Image.open(tmp_path / "chart.png").size[0] > 400
+
+
+def test_no_label_of_the_chart_is_cut_off(tmp_path):
+    draw(json.loads((Path(__file__).parents[1] / "bench/report.json").read_text()), tmp_path / "chart.png")
+    assert has_margin(tmp_path / "chart.png")
 
 
 def test_the_readme_has_the_ways_that_compete_and_says_what_was_left_out():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fabricate import has_margin
 from msgspec import structs
 from PIL import Image
 
@@ -159,6 +160,7 @@ def test_charts_are_drawn_beside_the_log(logged):
     for name in charts:
         with Image.open(folder / "experiments/tiny" / name) as picture:
             assert len(picture.convert("RGB").getcolors(2**24)) > 10, f"{name} is empty"
+        assert has_margin(folder / "experiments/tiny" / name)
 
 
 def test_the_config_says_what_was_measured_and_still_loads(logged):

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from fabricate import make_epoch
+from fabricate import has_margin, make_epoch
 from PIL import Image
 
 from train.report.pictures import plot_attention, plot_curves, plot_mistakes
@@ -79,6 +79,7 @@ def test_plot_is_a_png_the_same_each_time_and_leaves_nothing_else(tmp_path, plot
     plot(path)
     plot(again)
     assert path.read_bytes() == again.read_bytes()
+    assert has_margin(path)
     assert sorted(path.parent.iterdir()) == [again, path], "temporary files are left"
     with Image.open(path) as picture:
         picture.load()

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from torch.utils.data import DataLoader
 
 from bench.find import tables
 from bench.report import make_speed_table
 from common.markdown import fill_blocks
-from common.synthetic import make_images
+from common.synthetic import make_images, make_store
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,3 +99,16 @@ def test_the_tables_of_find_are_those_of_its_benchmark():
     made = tables(json.loads((ROOT / "bench/find.json").read_text()))
     assert fill_blocks(text, "measured", {"find": made}.get) == text, "`make log` writes the tables"
     assert made in text
+
+
+def test_a_store_is_a_dataset_of_torch_as_the_options_say(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = make_store(tmp_path / "images.h5", classes=3, train=8, test=4)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/options.md").read_text(encoding="utf-8"), re.S)
+    names: dict = {}
+    exec(code, names)
+    features, labels = next(iter(DataLoader(names["train"], batch_size=24, shuffle=True, num_workers=2)))
+    order = np.argsort(features[:, 0].numpy())
+    expected = store.features[0, store.rows_of("train")]
+    np.testing.assert_array_equal(features.numpy()[order], expected[np.argsort(expected[:, 0])])
+    assert np.bincount(labels).tolist() == [8, 8, 8]

@@ -32,6 +32,7 @@ def main() -> None:
 @click.option(
     "--run", "run_path", type=click.Path(path_type=Path), help="The run folder.  [default: runs/<config>-seed<seed>-…]"
 )
+@click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard into the run folder, too.")
 def fit_command(
     store_path: Path,
     config_path: Path | None,
@@ -40,6 +41,7 @@ def fit_command(
     seed: int | None,
     device: str | None,
     run_path: Path | None,
+    tensorboard: bool,
 ) -> None:
     """Train the head from a feature store, and write a run folder. Prints the folder's path last.
 
@@ -56,7 +58,7 @@ def fit_command(
     from train.fit import choose_run_folder, fit
 
     run = run_path or choose_run_folder(config, config_path, store)
-    fit(config, store, run, say)
+    fit(config, store, run, say, tensorboard)
     click.echo(run)
 
 

@@ -1,6 +1,7 @@
 """From a config and a feature store to a finished run: the way of the data through training, top to bottom."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from common.schema import to_toml
 from common.store import FeatureStore
 from train.checkpoint import load_state, require_fitting, save_checkpoint
 from train.config import Config
+from train.events import NAMES, Events, require_tensorboard
 from train.experiment import digest_config, require_same
 from train.loop import RunState, train
 from train.report.schema import Report
@@ -22,19 +24,22 @@ from train.task import Task, prepare
 Say = Callable[[str], object]
 
 
-def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print) -> Report:
+def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print, tensorboard: bool = False) -> Report:
     """Train the method of `config` on the features of `store`, write the run folder `run`, and return its report.
 
     A run that was stopped goes on after its last epoch; a complete one is only reported. `say` gets lines of progress.
+    tensorboard: write events for TensorBoard into the folder, too.
     Raises UserError for a run of another config or store, a damaged one, settings that do not suit the store, a folder
     that cannot be written, and Busy while another process is at work on it. What is in the folder stays sound.
     """
     folder = RunFolder(Path(run))
+    if tensorboard:
+        require_tensorboard()
     if folder.is_done and not folder.find_missing():  # nothing is to be written, so no lock is needed
         clear_up_folder(folder.path)
-        return _report_again(folder, config, store, say)
+        return _report_again(folder, config, store, say, tensorboard)
     with exclusive(folder.path, f"another process is at work on {folder.path}: wait for it, or choose another folder"):
-        return _train(folder, config, store, say)
+        return _train(folder, config, store, say, tensorboard)
 
 
 def choose_run_folder(config: Config, config_path: Path | None, store: FeatureStore) -> Path:
@@ -43,10 +48,10 @@ def choose_run_folder(config: Config, config_path: Path | None, store: FeatureSt
     return Path("runs") / f"{name}-seed{config.training.seed}-{digest_config(config, store.identity_sha256)}"
 
 
-def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Report:
+def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say, tensorboard: bool) -> Report:
     state = _load_state(run, config, store)
     if run.is_done and not run.find_missing():  # another process completed it in this very moment
-        return _report_again(run, config, store, say)
+        return _report_again(run, config, store, say, tensorboard)
     if run.is_done:
         run.done.unlink()  # it declares files that are missing: they are made again
     task = prepare(store, config.data)
@@ -60,11 +65,16 @@ def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Rep
     def save(state: RunState) -> None:
         nonlocal kept
         _save(run, config, store, task, state)
+        if events:
+            events.write(state.history)
         kept = len(state.history)
         if not is_quiet():
             say(_format_epoch(state.history[-1]))
 
-    with keeping(lambda: f"{kept} of {config.training.epochs} epochs are saved in {run.path}"):
+    saved = keeping(lambda: f"{kept} of {config.training.epochs} epochs are saved in {run.path}")
+    with saved, Events(run.path) if tensorboard else nullcontext() as events:
+        if events:
+            events.write(state.history)
         model = train(config, task, state, save)
         report = write_report(run, config, store, task, model, state.history)
         _save(run, config, store, task, RunState(state.history, state.best))
@@ -91,8 +101,11 @@ def _save(run: RunFolder, config: Config, store: FeatureStore, task: Task, state
     run.write_metrics(state.history)
 
 
-def _report_again(run: RunFolder, config: Config, store: FeatureStore, say: Say) -> Report:
-    _load_state(run, config, store)
+def _report_again(run: RunFolder, config: Config, store: FeatureStore, say: Say, tensorboard: bool) -> Report:
+    state = _load_state(run, config, store)
+    if tensorboard and not any(run.path.glob(NAMES)):
+        with Events(run.path) as events:
+            events.write(state.history)
     report = run.read_finished_report()
     say(f"complete: {run.path}\n{summary(report)}")
     return report

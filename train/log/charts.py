@@ -30,7 +30,7 @@ def comparison(groups: Sequence[Group], path: Path) -> None:
         axes.text(high + 1, height, f"{mean:.1f}", va="center", fontsize=9)
     chance = 100 * groups[0].first.chance_top1
     axes.axvline(chance, color=GREY, linestyle=":")
-    axes.text(chance, len(order) - 0.35, f"chance {chance:.0f} %", fontsize=8, color=GREY, ha="center")
+    axes.text(chance + 0.7, len(order) - 0.35, f"chance {chance:.0f} %", fontsize=8, color=GREY)
     axes.set_yticks(range(len(order)), [group.name for group in order], fontsize=9)
     axes.set(xlabel="test top-1 (%), 95 % interval; dots: seeds", xlim=(0, 107), ylim=(-0.6, len(order)))
     axes.barh(0, 0, color=BLUE, label="trained")

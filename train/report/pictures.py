@@ -17,7 +17,9 @@ from common.figures import BLUE, GREEN, GREY, ORANGE, RED, figure_of, save_figur
 from train.report.schema import Epoch
 
 TILE = 0.95  # inches that one image of a strip takes
+HEIGHT = TILE + 0.7  # of a strip, with its title and its probabilities
 LEGEND = "green frame: anomaly  ·  red dashed frame: wrong pick  ·  ▲ the model's pick  ·  % its probabilities"
+ATTENTION = "\ngreen ticks: the anomaly as query and as key"
 
 Array = NDArray[Any]
 
@@ -69,23 +71,24 @@ def plot_attention(
     if rows == 0:
         save_figure(_message("no sets to show"), path)
         return
-    figure = figure_of(TILE * set_size + 3.2, 2.1 * rows + 0.9)
-    grid = figure.subplots(rows, 2, squeeze=False, width_ratios=[TILE * set_size, 2.1])
+    figure = figure_of(TILE * set_size + 2.7, HEIGHT * rows + 0.9)
+    grid = figure.subplots(rows, 2, squeeze=False, width_ratios=[TILE * set_size, HEIGHT])
     highest = float(attention.max())  # one scale for all sets, so that colours compare
     for row, (strip, heat) in enumerate(grid):
         picked = int(probabilities[row].argmax())
         verdict = "found" if picked == target[row] else "missed"
         _draw_strip(strip, None if pictures is None else pictures[row], probabilities[row], int(target[row]))
+        strip.set_anchor("W")
         _title(strip, f"{_names(set_size, names[row])}: {verdict}")
         image = heat.imshow(attention[row], cmap="cividis", vmin=0, vmax=highest)
-        heat.set_xticks([int(target[row])], ["anomaly"])
-        heat.set_yticks([int(target[row])], ["anomaly"], rotation=90, va="center")
-        heat.tick_params(colors=GREEN, labelsize=9, width=2, length=5)
+        heat.set_xticks([int(target[row])], [""])
+        heat.set_yticks([int(target[row])], [""])
+        heat.tick_params(colors=GREEN, width=2.5, length=6)
         heat.set_ylabel("query", fontsize=9)
-        heat.set_xlabel("key", fontsize=9)
+    heat.set_xlabel("key", fontsize=9)  # of the last; the others have the same axes
     bar = figure.colorbar(image, ax=list(grid[:, 1]), shrink=0.9 if rows == 1 else 0.6, aspect=30)
     bar.set_label("attention weight", fontsize=9)
-    _heading(figure, "What the last layer attends to (mean of its heads; each query's weights sum to 1)")
+    _heading(figure, "What the last layer attends to (mean of its heads; each query's weights sum to 1)", ATTENTION)
     save_figure(figure, path)
 
 
@@ -105,7 +108,7 @@ def plot_mistakes(
     if rows == 0:
         save_figure(_message("no mistakes"), path)
         return
-    figure = figure_of(TILE * set_size + 0.4, (TILE + 0.6) * rows + 0.7)
+    figure = figure_of(TILE * set_size + 0.4, HEIGHT * rows + 0.7)
     for row, axes in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
         _draw_strip(axes, None if pictures is None else pictures[row], probabilities[row], int(target[row]))
         _title(axes, _names(set_size, names[row]))
@@ -147,9 +150,9 @@ def _title(axes: Axes, text: str) -> None:
     axes.set_title(text, fontsize=11, loc="left", pad=3, parse_math=False)
 
 
-def _heading(figure: Figure, text: str) -> None:
+def _heading(figure: Figure, text: str, more: str = "") -> None:
     figure.suptitle(text, fontsize=14)
-    figure.supxlabel(LEGEND, fontsize=9, color=GREY)
+    figure.supxlabel(LEGEND + more, fontsize=9, color=GREY)
 
 
 def _message(text: str) -> Figure:
