@@ -107,7 +107,7 @@ class AllImages(Sequence[Image]):
 
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
-            return [self[each] for each in range(*row.indices(len(self)))]
+            return [self[i] for i in range(*row.indices(len(self)))]
         if not 0 <= row < len(self):
             raise IndexError(row)
         number = bisect.bisect_right(self._starts, row) - 1

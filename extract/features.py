@@ -172,10 +172,9 @@ def require_identity(store: FeatureStore, wanted: dict[str, Any], image_sha256: 
 
     image_sha256: the digests (N, 32) of the images of `wanted`.
     """
-    found = store.identity
-    if identity_digest(found) == identity_digest(wanted):
+    if store.identity_sha256 == identity_digest(wanted):
         return
-    different = [key for key in wanted if found.get(key) != wanted[key]]
+    different = [key for key in wanted if store.identity.get(key) != wanted[key]]
     if different == ["data_set"]:
         raise UserError(
             f"the images are not those of {store.path} ({_changes(store, image_sha256)}): give --overwrite to extract "

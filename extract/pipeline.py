@@ -43,10 +43,10 @@ from extract.sources import ImageSource, left_out_line, load_source
 from extract.superclasses import superclasses_of
 
 
-def make_features(request: Request, target: Path, found: FeatureStore | None) -> tuple[FeatureStore, str]:
+def make_features(request: Request, target: Path, existing: FeatureStore | None) -> tuple[FeatureStore, str]:
     """Make the store of what is asked for at `target`; return it, and a line if it was there already.
 
-    found: the store that is there, made for another request: it is kept if its identity is the same.
+    existing: the store that is there, made for another request: it is kept if its identity is the same.
     """
     views, layers = parse_views(request.views), parse_layers(request.layers)
     device, connect = connection(request)
@@ -66,20 +66,20 @@ def make_features(request: Request, target: Path, found: FeatureStore | None) ->
         engine=request.engine,
         on_error=request.on_error,
     )
-    if found is None:
+    if existing is None:
         return extract(job, target, connect), ""
-    if found.identity["precision"] == "float32":  # as true as bfloat16 may be
+    if existing.identity["precision"] == "float32":  # as true as bfloat16 may be
         job = replace(job, precision="float32")
     job, image_sha256 = readable(job)
-    require_identity(found, identity(job, image_sha256), image_sha256)
+    require_identity(existing, identity(job, image_sha256), image_sha256)
     try:
-        found = renewed(job, found)
+        existing = renewed(job, existing)
         note = ""
     except DamagedStore:
         raise
     except UserError as error:  # such as a full disk: the store is what it was
         note = f"; this is not noted in it: {error.message}"
-    return found, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
+    return existing, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
 
 
 def connection(request: Request) -> tuple[torch.device, Connect]:
@@ -103,7 +103,7 @@ def _tell(source: ImageSource, backbone: Backbone, list_left_out: bool) -> None:
     """What was decided about images and weights, in a line each."""
     for name, reason in source.left_out if list_left_out else ():
         say(f"left out: {printable(name)}: {reason}")
-    for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.said]:
+    for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.note]:
         if line:
             say(line)
     if backbone.random_seed is not None:
@@ -158,7 +158,7 @@ def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> Store
 
 def _keep_what_is_sound(writer: StoreWriter, images: AllImages) -> None:
     """Where files have changed since their batch was written, an image was repaired, say, the pixels decide."""
-    begun = len(writer.done)
+    before = len(writer.done)
     if writer.moved:
         progress = Progress(sum(b - a for a, b in writer.done.items()), "comparing", "images")
 
@@ -169,9 +169,9 @@ def _keep_what_is_sound(writer: StoreWriter, images: AllImages) -> None:
 
         with progress:
             writer.keep(same)
-    if begun:
+    if before:
         done = sum(b - a for a, b in writer.done.items())
-        again = begun - len(writer.done)
+        again = before - len(writer.done)
         say(
             f"resuming {writer.target}: {done:,} of {len(images):,} images done"
             + (f"; {again} batch(es) are made again, since images in them have changed" if again else "")
@@ -302,8 +302,8 @@ def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
     Raises DamagedStore, since what is damaged must not be sealed again, and UserError where it cannot be written.
     """
     with exclusive(partial_folder(store.path), busy(store.path), store.path):
-        said = {"request": job.request, "data_set": as_text(job.source.name)}
-        header = {**store.header, "provenance": {**store.header["provenance"], **said}}
+        today = {"request": job.request, "data_set": as_text(job.source.name)}
+        header = {**store.header, "provenance": {**store.header["provenance"], **today}}
         arrays = {name: store.array(name) for name in store.places}
         write_store(store.path, header, {**arrays, **name_arrays(names_of(job.source))})
     return FeatureStore.open(store.path)

@@ -19,7 +19,7 @@ from common.machine import versions
 from common.progress import say
 from extract.batches import SAMPLE, AllImages, Extraction, Unreadable, names_of, read_sample
 from extract.progress import Stopwatch
-from extract.ray_worker import Brought, Order, Worker, code_digest
+from extract.ray_worker import Order, Shipped, Worker, code_digest
 from extract.sources import ImageSource
 
 OPEN = 3  # batches that a worker has at a time: it reads some while it computes one
@@ -27,16 +27,16 @@ MAX_TRIES = 5  # of a batch whose workers end
 MAX_STARTS = 3  # of workers on a node that end before they are ready
 LOOK = 5.0  # seconds between two looks at which nodes there are
 PATIENCE = 60.0  # seconds without any worker until that is said, or is an error where none is on its way
-READERS = 4  # threads that read what is brought
+READERS = 4  # threads that read what is shipped
 CHECKED = 4  # images whose pixels every worker must see as this process does
 
 
 class Orders:
-    """The batches that are still to be handed out. brought: the images, too; the next are read meanwhile."""
+    """The batches that are still to be handed out. shipped: the images, too; the next are read meanwhile."""
 
-    def __init__(self, job: Extraction, names: Sequence[str], brought: bool, starts: Sequence[int]):
+    def __init__(self, job: Extraction, names: Sequence[str], shipped: bool, starts: Sequence[int]):
         self._images, self._files, self._size = AllImages(job.source), job.source.files, job.batch_size
-        self._names, self._brought = names, brought
+        self._names, self._shipped = names, shipped
         self._starts, self._coming = deque(starts), deque[Future[Order]]()
         self._pool = ThreadPoolExecutor(READERS)
 
@@ -61,10 +61,10 @@ class Orders:
 
     def _order(self, start: int) -> Order:
         rows = range(start, min(start + self._size, len(self._images)))
-        return Order(start, [self._names[row] for row in rows], [self._bring(row) for row in rows])
+        return Order(start, [self._names[row] for row in rows], [self._ship(row) for row in rows])
 
-    def _bring(self, row: int) -> Brought:
-        if not self._brought:
+    def _ship(self, row: int) -> Shipped:
+        if not self._shipped:
             return None
         try:
             if self._files is not None:
@@ -130,7 +130,7 @@ class Pool:
         device = job.device if self._cluster.gpus else torch.device("cpu")
         self._job = replace(job, device=device, threads=cluster.cpus)
         self._files = job.source.files
-        self._brought = ship_images or self._files is None
+        self._shipped = ship_images or self._files is None
         self._members: list[Member] = []
         self._tasks: dict[Any, tuple[Member, int | None]] = {}  # what is computed: its first row, None for `prepare`
         self._refused: dict[str, str] = {}  # by the id of the node
@@ -150,7 +150,7 @@ class Pool:
     def begin(self, resumed: dict[str, Any]) -> None:
         """Start the workers, and let one of them choose the engine for all, unless `resumed` pins it."""
         mine = {"device": self._job.device.type, "versions": versions()}
-        seen = {} if self._brought else digests_seen(self._job.source)
+        seen = {} if self._shipped else digests_seen(self._job.source)
         self._look()
         self.environment = resumed if resumed and {**resumed, **mine} == resumed else self._choose()
         self._terms = self.environment, code_digest(), seen
@@ -160,14 +160,14 @@ class Pool:
             for task in self._wait(list(self._tasks)):
                 self._result(task)
         on = {member.node.id for member in self._members}
-        say(f"{len(self._members)} workers on {len(on)} node(s), {self._cluster.said}")
+        say(f"{len(self._members)} workers on {len(on)} node(s), {self._cluster.share}")
         self._begun = time.monotonic()
 
     def batches(
         self, starts: Sequence[int], unreadable: Unreadable, watch: Stopwatch
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         tries: Counter[int] = Counter()
-        with contextlib.closing(Orders(self._job, unreadable.names, self._brought, starts)) as orders:
+        with contextlib.closing(Orders(self._job, unreadable.names, self._shipped, starts)) as orders:
             while orders.left or any(start is not None for _, start in self._tasks.values()):
                 self._hand_out(orders)
                 with watch.time("waiting"):

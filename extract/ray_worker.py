@@ -16,16 +16,16 @@ from extract.batches import Extraction, LocalNetwork, Unreadable, choose_engine
 
 # What a worker gets of an image: None where it reads the file itself, the bytes of the file, the pixels (H, W, 3), or
 # why it cannot be read
-Brought = bytes | np.ndarray | str | None
+Shipped = bytes | np.ndarray | str | None
 
 
 @dataclass(frozen=True)
 class Order:
-    """A batch that is to be computed: rows from `start` on, the names of their files, and what is brought of each."""
+    """A batch that is to be computed: rows from `start` on, the names of their files, and what is shipped of each."""
 
     start: int
     names: list[str]
-    brought: list[Brought]
+    shipped: list[Shipped]
 
 
 class Worker:
@@ -80,17 +80,17 @@ class Worker:
         """The arrays of a batch, None where an image is missing; and {row: reason} of those that are."""
         assert self._network is not None, "prepare comes first"
         unreadable = Unreadable(order.names, lambda line: None)
-        images = [(lambda i: self._image(order.names[i], order.brought[i]), i) for i in range(len(order.names))]
+        images = [(lambda i: self._image(order.names[i], order.shipped[i]), i) for i in range(len(order.names))]
         batch = self._network.read(images, order.start, unreadable)
         return self._network.compute(order.start, batch), unreadable.reasons
 
-    def _image(self, name: str, brought: Brought) -> np.ndarray:
-        if isinstance(brought, np.ndarray):
-            return brought
-        if isinstance(brought, str):
-            raise UnreadableImage(Path(name), brought)
-        assert self._files is not None, "images that are no files are brought"
-        return self._files.read(name, brought)
+    def _image(self, name: str, shipped: Shipped) -> np.ndarray:
+        if isinstance(shipped, np.ndarray):
+            return shipped
+        if isinstance(shipped, str):
+            raise UnreadableImage(Path(name), shipped)
+        assert self._files is not None, "images that are no files are shipped"
+        return self._files.read(name, shipped)
 
 
 @functools.cache

@@ -147,14 +147,14 @@ def reading_request(name: str, reading: Reading) -> dict[str, Any]:
                 "give your own images with --dataset imagefolder, folder or csv"
             )
         return {}
-    said: dict[str, Any] = {"decoding": RULE}
+    request: dict[str, Any] = {"decoding": RULE}
     if reading.test_fraction is not None:
-        said["test_fraction"] = reading.test_fraction
+        request["test_fraction"] = reading.test_fraction
     if reading.on_error != Reading.on_error:
-        said["on_error"] = reading.on_error
+        request["on_error"] = reading.on_error
     if reading.decode != Reading.decode:
-        said["decode"] = reading.decode
-    return said
+        request["decode"] = reading.decode
+    return request
 
 
 def left_out_line(left_out: list[tuple[str, str]]) -> str:

@@ -117,7 +117,7 @@ def test_weights_of_a_file_are_loaded_and_digested(tmp_path):
     backbone = load_backbone("resnet18", str(path), 0, 32)
     assert torch.equal(backbone.module.state_dict()["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
     assert backbone.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (backbone.random_seed, backbone.said) == (None, "")
+    assert (backbone.random_seed, backbone.note) == (None, "")
 
 
 def test_the_preprocessing_is_that_which_the_weights_name():

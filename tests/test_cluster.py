@@ -115,24 +115,24 @@ def test_without_a_cluster_ray_is_not_imported(root, tmp_path):
 def test_an_order_has_names_or_what_is_in_the_files(job, root):
     (root / "train/class0/003.png").unlink()
     names = names_of(job.source)
-    seen, brought = (Orders(job, names, each, [0, 64]) for each in (False, True))
-    assert (seen.left, brought.left) == (2, 2)
+    seen, shipped = (Orders(job, names, each, [0, 64]) for each in (False, True))
+    assert (seen.left, shipped.left) == (2, 2)
     first, last = seen.next(), seen.next()
-    assert (first.names, first.brought) == (names[:8], [None] * 8)
+    assert (first.names, first.shipped) == (names[:8], [None] * 8)
     assert (last.start, last.names) == (64, names[64:])
     assert seen.next() is None
     seen.again(0)
     assert seen.next() == first
-    bytes_of = brought.next().brought
+    bytes_of = shipped.next().shipped
     assert bytes_of[2] == (root / names[2]).read_bytes()
     assert bytes_of[3] == "No such file or directory"
 
 
-def test_images_that_are_no_files_are_brought_as_pixels(job):
+def test_images_that_are_no_files_are_shipped_as_pixels(job):
     digits = load_source("digits", Path())
     orders = Orders(replace(job, source=digits), names_of(digits), True, [0])
     image, index = AllImages(digits)[5]
-    assert (orders.next().brought[5] == image(index)).all()
+    assert (orders.next().shipped[5] == image(index)).all()
 
 
 # A worker
@@ -149,13 +149,13 @@ def terms(job, **changes):
     return {"environment": alone(job, [])[0], "code": code_digest(), "seen": {}, **changes}
 
 
-@pytest.mark.parametrize("brought", [False, True])
-def test_a_worker_makes_the_batches_of_one_process(job, root, brought):
+@pytest.mark.parametrize("shipped", [False, True])
+def test_a_worker_makes_the_batches_of_one_process(job, root, shipped):
     (root / "train/class1/004.png").write_bytes(b"junk")
     worker = Worker(job, job.source.files)
     assert worker.prepare(**terms(job, seen=digests_seen(job.source))) == ("", "")
     _, expected, missing = alone(job)
-    orders, unreadable = Orders(job, names_of(job.source), brought, range(0, 66, 8)), {}
+    orders, unreadable = Orders(job, names_of(job.source), shipped, range(0, 66, 8)), {}
     while (order := orders.next()) is not None:
         batch, reasons = worker.compute(order)
         unreadable |= reasons
