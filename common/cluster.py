@@ -15,7 +15,7 @@ import click
 from common.errors import UserError
 
 EXTRA = "ray[client]"
-AGAIN = "what is done is kept, see to the cluster and run the same command again"
+AGAIN = "finished work is kept; check the cluster and run the same command again"
 # For a cluster of our own: nothing is reported to Ray's authors unasked, and workers are no less important than
 # the process that waits for them. For all: what is seen of GPUs stays as it is where none was asked for
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}

@@ -91,7 +91,7 @@ class Unreadable:
         more = f" and {len(rows) - LISTED} more, named above" if len(rows) > LISTED else ""
         return UserError(
             f"{len(rows)} of {len(self.names)} images cannot be read: {some}{more}. Repair them and run the same "
-            "command again, it goes on from here; or leave them out with --on-error skip (make: ON_ERROR=skip)"
+            "command again to resume; or leave them out with --on-error skip (make: ON_ERROR=skip)"
         )
 
 
@@ -231,13 +231,13 @@ class Network(Protocol):
     def batches(
         self, starts: Sequence[int], unreadable: Unreadable, watch: Stopwatch
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """For each start, in any order, the arrays of its batch: features (V, B, D), image_sha256, thumbnails.
+        """Yield for each start, in any order, the arrays of its batch: features (V, B, D), image_sha256, thumbnails.
 
-        A batch with an image that cannot be read is left out, unless such images are to be skipped.
+        A batch with an image that cannot be read is left out, unless such images are skipped.
         """
 
-    def closing(self) -> str:
-        """What is to be said of it in the end, where there is anything."""
+    def summary(self) -> str:
+        """What is added to the last line, such as the rate of each node; "" for nothing."""
 
 
 Connect = Callable[[Extraction, dict[str, Any]], AbstractContextManager[Network]]
@@ -246,7 +246,7 @@ Connect = Callable[[Extraction, dict[str, Any]], AbstractContextManager[Network]
 
 @contextlib.contextmanager
 def local_network(job: Extraction, resumed: dict[str, Any]) -> Iterator[Network]:
-    """The network in this process, its engine chosen. resumed: the environment of what is gone on with, or {}."""
+    """The network in this process, its engine chosen. resumed: the environment of what is resumed, or {}."""
 
     def sample() -> Tensor | None:
         return read_sample(job.source, job.preprocessing, SAMPLE)
@@ -298,11 +298,11 @@ class LocalNetwork:
             batch["features"] = features_of(self._job, self._engine, batch.pop("uploaded"), start)
         return batch
 
-    def closing(self) -> str:
+    def summary(self) -> str:
         return ""
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -322,7 +322,7 @@ def choose_engine(
 ) -> tuple[Engine, dict[str, Any]]:
     """The engine for `n` images, and the environment that it makes up.
 
-    resumed: the environment of what is gone on with, whose engine is taken if it can be had here; {} for none.
+    resumed: the environment of the extraction that is resumed, whose engine is taken if it can be had here; {} for none.
     sample: reads some images, where a choice is worth it. tell: gets what was decided, in a line each.
     """
     environment: dict[str, Any] = {"device": job.device.type, "versions": versions()}

@@ -1,4 +1,4 @@
-"""Engines: ways to run a frozen backbone, which differ in speed and in the last digits; and which of them extracts.
+"""Engines: ways to run a frozen backbone, which differ in speed and in the last digits; and the choice of one.
 
 The choice follows a rule that noise cannot turn: OpenVINO before torch, bfloat16 where it gains clearly.
 """
@@ -186,7 +186,7 @@ def bfloat16(backbone: Backbone) -> Iterator[Arithmetic]:
     """All of the network in bfloat16, then, for truth at some cost, with ever more of its first layers in float32.
 
     Errors of the first layers are the ones that grow on the way: of a ResNet18's error, nine tenths come from its stem
-    and its first block. The network is cut where all that goes on is one tensor.
+    and its first block. The network is cut where a single tensor is passed on.
     """
     yield Arithmetic("bfloat16", ((backbone.module, True),))
     try:

@@ -212,7 +212,7 @@ def store_status(path: Path) -> tuple[str, str]:
         progress = read_progress(path)
         if progress is None:
             return "missing", error.message
-        return "partial", f"{progress[0]:,} of {progress[1]:,} images; run the same extraction again to go on"
+        return "partial", f"{progress[0]:,} of {progress[1]:,} images; run the same command again to resume"
     except tuple(WORDS) as error:
         return WORDS[type(error)], error.message
     views, n, feature_dim = opened.places["features"].shape

@@ -163,7 +163,7 @@ def _folders(root: Path) -> list[str]:
     try:
         with os.scandir(root) as entries:
             shown = [e for e in entries if not e.name.startswith(".") and e.name not in LEFT_BY_SYSTEMS]
-            return sorted(entry.name for entry in shown if _is_folder(entry) and not _is_output(entry))
+            return sorted(entry.name for entry in shown if _is_folder(entry) and not _is_output(entry.path))
     except OSError:
         return []
 
@@ -175,8 +175,8 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _is_output(entry: "os.DirEntry[str]") -> bool:
-    return os.path.lexists(os.path.join(entry.path, OUTPUT_MARK))  # noqa: PTH118
+def _is_output(folder: str) -> bool:
+    return os.path.lexists(os.path.join(folder, OUTPUT_MARK))  # noqa: PTH118
 
 
 def _is_file(entry: "os.DirEntry[str]") -> bool:

@@ -100,7 +100,7 @@ def connection(request: Request) -> tuple[torch.device, Connect]:
 
 
 def _tell(source: ImageSource, backbone: Backbone, list_left_out: bool) -> None:
-    """What was decided about images and weights, in a line each."""
+    """Say what was decided about images and weights, in a line each."""
     for name, reason in source.left_out if list_left_out else ():
         say(f"left out: {printable(name)}: {reason}")
     for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.note]:
@@ -157,7 +157,7 @@ def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> Store
 
 
 def _keep_what_is_sound(writer: StoreWriter, images: AllImages) -> None:
-    """Where files have changed since their batch was written, an image was repaired, say, the pixels decide."""
+    """Keep the batches whose pixels are the same, if files have changed since: an image was repaired, say."""
     before = len(writer.done)
     if writer.moved:
         progress = Progress(sum(b - a for a, b in writer.done.items()), "comparing", "images")
@@ -187,7 +187,7 @@ def _fill(writer: StoreWriter, network: Network, unreadable: Unreadable) -> None
                 writer.write(start, batch)
             progress.update(len(batch["thumbnails"]))
     if starts:
-        say(watch.line(n - done) + network.closing())
+        say(watch.line(n - done) + network.summary())
 
 
 def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], unreadable: Unreadable) -> FeatureStore:
@@ -202,8 +202,8 @@ def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], u
         skipped.append([printable(unreadable.names[row]), unreadable.reasons.get(row, "could not be read")])
     kept = np.flatnonzero(digests.any(1)) if skipped else None
     job, digests = without_unreadable(job, digests)
-    provenance = {**environment, **_account(job.source), **({"skipped": skipped} if skipped else {})}
-    store = writer.finish(_header(job, digests, provenance), _whole(job.source), kept)
+    provenance = {**environment, **_facts_about_files(job.source), **({"skipped": skipped} if skipped else {})}
+    store = writer.finish(_header(job, digests, provenance), _small_arrays(job.source), kept)
     if skipped:
         say(f"{len(skipped):,} images were skipped, since they cannot be read; the store names them")
     same = len(digests) - len(np.unique(digests.view("V32")))
@@ -213,15 +213,15 @@ def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], u
 
 
 def without_unreadable(job: Extraction, digests: np.ndarray) -> tuple[Extraction, np.ndarray]:
-    """The same without the images that have no digest, and the digests of the others."""
+    """Return the job without the images that have no digest, and the digests of the others."""
     has_digest = digests.any(1)
     if has_digest.all():
         return job, digests
     return replace(job, source=without(job.source, np.flatnonzero(~has_digest))), digests[has_digest]
 
 
-def _account(source: ImageSource) -> dict[str, Any]:
-    """How a source's files were split, left out and decoded: part of the provenance, where there is anything."""
+def _facts_about_files(source: ImageSource) -> dict[str, Any]:
+    """For the provenance: how a source's files were split, left out and decoded, as far as there is anything."""
     reasons = dict(sorted(Counter(reason for _, reason in source.left_out).items()))
     least_side = source.files.least_side if source.files else None
     account = {"layout": source.notes, "left_out": reasons, "least_side": least_side}
@@ -245,7 +245,7 @@ def _header(job: Extraction, image_sha256: np.ndarray, environment: dict[str, An
     }
 
 
-def _whole(source: ImageSource) -> dict[str, np.ndarray]:
+def _small_arrays(source: ImageSource) -> dict[str, np.ndarray]:
     """The arrays that do not come in batches."""
     splits = [source.splits[name] for name in SPLITS]
     return {
@@ -280,7 +280,7 @@ def identity(job: Extraction, image_sha256: np.ndarray) -> dict[str, Any]:
 
 
 def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
-    """The same without the images that cannot be read, and the digests (N, 32) of the others.
+    """Return the job without the images that cannot be read, and the digests (N, 32) of the others.
 
     Raises UserError, which names them, where they must not be skipped.
     """
@@ -297,7 +297,7 @@ def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
 
 
 def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
-    """The same features, with the request and the file names of today: the next time nothing needs to be decoded.
+    """Write the same features with the request and the file names of today: next time nothing needs to be decoded.
 
     Raises DamagedStore, since what is damaged must not be sealed again, and UserError where it cannot be written.
     """

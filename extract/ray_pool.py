@@ -93,7 +93,7 @@ def digests_seen(source: ImageSource) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def on_cluster(job: Extraction, resumed: dict[str, Any], cluster: Cluster, ship_images: bool) -> Iterator["Pool"]:
-    """The network of a job on a cluster. resumed: the environment of what is gone on with, {} for none.
+    """The network of a job on a cluster. resumed: the environment of the extraction that is resumed, {} for none.
 
     ship_images: workers do not see the files. Raises UserError, naming the node, where one does not see them that
     should, or no node can do what is pinned.
@@ -189,7 +189,7 @@ class Pool:
                     elif (batch := self._take(member, result, unreadable)) is not None:
                         yield start, batch
 
-    def closing(self) -> str:
+    def summary(self) -> str:
         """The rate of each node."""
         seconds = time.monotonic() - self._begun
         return "".join(f"; {name}: {images / seconds:.0f}/s" for name, images in sorted(self._made.items()))

@@ -279,7 +279,7 @@ def test_a_pool_makes_every_batch_once_in_any_order(job, capsys):
     assert list(batches) != sorted(batches)
     assert pool.environment == alone(job, [])[0]
     assert "engine: torch float32 (on node" in capsys.readouterr().err
-    assert pool.closing().count("/s") == 2
+    assert pool.summary().count("/s") == 2
 
 
 def test_a_worker_that_ends_costs_only_what_it_had(job, capsys):
