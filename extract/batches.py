@@ -246,7 +246,7 @@ Connect = Callable[[Extraction, dict[str, Any]], AbstractContextManager[Network]
 
 @contextlib.contextmanager
 def local_network(job: Extraction, resumed: dict[str, Any]) -> Iterator[Network]:
-    """The network in this process, its engine chosen. resumed: the environment of what is resumed, or {}."""
+    """The network in this process, its engine chosen. resumed: the environment of the extraction to resume, or {}."""
 
     def sample() -> Tensor | None:
         return read_sample(job.source, job.preprocessing, SAMPLE)
@@ -322,7 +322,7 @@ def choose_engine(
 ) -> tuple[Engine, dict[str, Any]]:
     """The engine for `n` images, and the environment that it makes up.
 
-    resumed: the environment of the extraction that is resumed, whose engine is taken if it can be had here; {} for none.
+    resumed: the environment of the extraction to resume, whose engine is taken if it can be had here; {} for none.
     sample: reads some images, where a choice is worth it. tell: gets what was decided, in a line each.
     """
     environment: dict[str, Any] = {"device": job.device.type, "versions": versions()}
