@@ -137,7 +137,7 @@ class Pool:
         self._failed_starts: Counter[str] = Counter()
         self._made: Counter[str] = Counter()  # images, by the name of the node
         self.environment: dict[str, Any] = {}  # the pinned one, once `begin` has chosen it
-        self._terms: tuple = ()  # what every worker must fulfil, as `Worker.prepare` takes it; once that is known
+        self._required: tuple = ()  # of every worker, as `Worker.prepare` takes it; once that is known
         self._looked, self._begun = -LOOK, time.monotonic()
         self._served = self._begun  # when a worker was last there
         self._create_worker()
@@ -153,7 +153,7 @@ class Pool:
         seen = {} if self._shipped else digests_seen(self._job.source)
         self._look()
         self.environment = resumed if resumed and {**resumed, **mine} == resumed else self._choose()
-        self._terms = self.environment, code_digest(), seen
+        self._required = self.environment, code_digest(), seen
         for member in self._members:
             self._prepare(member)
         while not any(member.ready for member in self._members):
@@ -219,7 +219,7 @@ class Pool:
             for _ in range(0 if node.id in self._refused else missing):
                 actor = self._worker.options(scheduling_strategy=On(node.id, soft=False)).remote(*self._arguments)
                 self._members.append(Member(actor, node))
-                if self._terms:
+                if self._required:
                     self._prepare(self._members[-1])
         self._looked = time.monotonic()
 
@@ -249,10 +249,10 @@ class Pool:
                 return environment
 
     def _prepare(self, member: Member) -> None:
-        self._tasks[member.actor.prepare.remote(*self._terms)] = member, None
+        self._tasks[member.actor.prepare.remote(*self._required)] = member, None
 
-    def _take_in(self, member: Member, kind: str, reason: str) -> None:
-        """Make use of a worker that fulfils the terms. Raises UserError for one that does not see the images."""
+    def _accept(self, member: Member, kind: str, reason: str) -> None:
+        """Use a worker that is prepared, or its node no more. Raises UserError if it does not see the images."""
         if kind == "images":
             raise UserError(
                 f"node {member.node.name} does not see the images as this process does ({reason}): give --root a path "
@@ -272,7 +272,7 @@ class Pool:
             self._ray.kill(member.actor)
 
     def _lose(self, member: Member, error: Exception) -> None:
-        """A worker has ended; the first that knows of it says so."""
+        """Note that a worker has ended, and say so once."""
         if member not in self._members:
             return
         member.end = reason_of(error)
@@ -332,7 +332,7 @@ class Pool:
             return None
         if start is not None:
             return result
-        self._take_in(member, *result)
+        self._accept(member, *result)
         return None
 
     def _get(self, task: Any) -> Any:

@@ -51,21 +51,21 @@ class Worker:
         return choose_engine(self._job, {}, n, lambda: images, lines.append)[1], lines
 
     def prepare(self, environment: dict[str, Any], code: str, seen: dict[str, bytes]) -> tuple[str, str]:
-        """Make ready to compute as all workers must; returns ("", ""), or what it cannot fulfil, and why.
+        """Make ready to compute as all workers must; return ("", ""), or what is wrong here, and why.
 
         environment: the pinned one. code: the digest of the driver's code. seen: digests of some images, by their
-        names. What cannot be fulfilled is "images", or "terms" for all else.
+        names. The first is "images" if these are not seen here as they are there, else "node".
         """
         if difference := self.hello(code, environment["versions"]):
-            return "terms", difference
+            return "node", difference
         name = environment["engine"]
         try:
             choose_device(str(self._job.device))
             engine = self._job.choice.named(name)
         except UserError as error:
-            return "terms", error.message
+            return "node", error.message
         if engine is None:
-            return "terms", f'it cannot run the pinned engine, "{name}", with --engine {self._job.engine}'
+            return "node", f'it cannot run the pinned engine, "{name}", with --engine {self._job.engine}'
         for name, digest in seen.items():
             try:
                 found = pixel_digest(self._image(name, None))

@@ -147,14 +147,8 @@ def reading_request(name: str, reading: Reading) -> dict[str, Any]:
                 "give your own images with --dataset imagefolder, folder or csv"
             )
         return {}
-    request: dict[str, Any] = {"decoding": RULE}
-    if reading.test_fraction is not None:
-        request["test_fraction"] = reading.test_fraction
-    if reading.on_error != Reading.on_error:
-        request["on_error"] = reading.on_error
-    if reading.decode != Reading.decode:
-        request["decode"] = reading.decode
-    return request
+    settings = {name: getattr(reading, name) for name in ("test_fraction", "on_error", "decode")}
+    return {"decoding": RULE, **{name: value for name, value in settings.items() if value != getattr(Reading, name)}}
 
 
 def left_out_line(left_out: list[tuple[str, str]]) -> str:

@@ -145,7 +145,7 @@ def alone(job, starts=range(0, 66, 8)):
         return network.environment, dict(network.batches(starts, unreadable, Stopwatch())), unreadable.reasons
 
 
-def terms(job, **changes):
+def required(job, **changes):
     return {"environment": alone(job, [])[0], "code": code_digest(), "seen": {}, **changes}
 
 
@@ -153,7 +153,7 @@ def terms(job, **changes):
 def test_a_worker_makes_the_batches_of_one_process(job, root, shipped):
     (root / "train/class1/004.png").write_bytes(b"junk")
     worker = Worker(job, job.source.files)
-    assert worker.prepare(**terms(job, seen=digests_seen(job.source))) == ("", "")
+    assert worker.prepare(**required(job, seen=digests_seen(job.source))) == ("", "")
     _, expected, missing = alone(job)
     orders, unreadable = Orders(job, names_of(job.source), shipped, range(0, 66, 8)), {}
     while (order := orders.next()) is not None:
@@ -167,18 +167,18 @@ def test_a_worker_makes_the_batches_of_one_process(job, root, shipped):
 
 
 def test_a_worker_says_what_of_the_terms_it_cannot_fulfil(job, root):
-    worker, environment, seen = Worker(job, job.source.files), terms(job)["environment"], digests_seen(job.source)
+    worker, environment, seen = Worker(job, job.source.files), required(job)["environment"], digests_seen(job.source)
     name = next(iter(seen))
     for changes, kind, reason in (
-        ({"code": "other"}, "terms", "another one"),
-        ({"environment": {**environment, "versions": {**versions(), "pillow": "1.0"}}}, "terms", "it has pillow"),
-        ({"environment": {**environment, "engine": "torch float8"}}, "terms", "torch float8"),
+        ({"code": "other"}, "node", "another one"),
+        ({"environment": {**environment, "versions": {**versions(), "pillow": "1.0"}}}, "node", "it has pillow"),
+        ({"environment": {**environment, "engine": "torch float8"}}, "node", "torch float8"),
         ({"seen": {**seen, name: bytes(32)}}, "images", f"{name}: other pixels"),
     ):
-        found = worker.prepare(**terms(job, **changes))
+        found = worker.prepare(**required(job, **changes))
         assert (found[0], reason in found[1]) == (kind, True)
     (root / name).unlink()
-    assert worker.prepare(**terms(job, seen=seen)) == ("images", f"{name}: No such file or directory")
+    assert worker.prepare(**required(job, seen=seen)) == ("images", f"{name}: No such file or directory")
 
 
 # The pool, on what stands in for Ray
@@ -317,14 +317,14 @@ def test_a_node_that_cannot_do_what_is_pinned_is_not_used(job, capsys):
     environment = alone(job, [])[0]
     real = Worker.prepare
 
-    def prepare(self, *terms):
-        return ("terms", "it has torch 1.0") if ray.actors[0].worker is self else real(self, *terms)
+    def prepare(self, *required):
+        return ("node", "it has torch 1.0") if ray.actors[0].worker is self else real(self, *required)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "prepare", prepare)
         require_equal(job, made(ray, job, environment)[1])
         assert "node old (old) is not used: it has torch 1.0" in capsys.readouterr().err
-        patch.setattr(Worker, "prepare", lambda self, *terms: ("terms", "it has torch 1.0"))
+        patch.setattr(Worker, "prepare", lambda self, *required: ("node", "it has torch 1.0"))
         with pytest.raises(UserError, match=r"new \(new\): it has torch 1\.0; old \(old\)"):
             made(FakeRay("old", "new"), job, environment)
 
@@ -343,7 +343,7 @@ def test_a_node_that_is_not_like_this_process_chooses_no_engine(job, capsys):
 
 
 def test_a_node_that_does_not_see_the_images_is_named(job, monkeypatch):
-    monkeypatch.setattr(Worker, "prepare", lambda self, *terms: ("images", "train/a.png: No such file or directory"))
+    monkeypatch.setattr(Worker, "prepare", lambda self, *required: ("images", "train/a.png: No such file or directory"))
     with pytest.raises(UserError, match=r"node a \(a\) does not see .*train/a\.png.*--ship-images"):
         made(FakeRay("a"), job)
 
