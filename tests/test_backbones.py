@@ -12,11 +12,6 @@ from extract.backbones import HookedLayers, PooledLayers, load_backbone, parse_l
 from extract.preprocessing import Preprocessing
 
 
-@pytest.fixture(scope="module")
-def resnet():
-    return load_backbone("resnet18", "random", 0, 32)
-
-
 def images(n=2, size=32):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
 

@@ -15,9 +15,8 @@ from click.testing import CliRunner
 from common.cluster import Cluster, Node, asked_for, connected
 from common.errors import UserError
 from common.machine import versions
-from common.synthetic import make_images, make_store
+from common.synthetic import make_store
 from extract import ray_pool
-from extract.backbones import load_backbone
 from extract.batches import AllImages, Extraction, Unreadable, local_network, names_of
 from extract.cli import main as extract_main
 from extract.features import Request
@@ -33,20 +32,10 @@ CPU = torch.device("cpu")
 SMALL = ["--weights", "random", "--image-size", "32", "--engine", "torch"]
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("resnet18", "random", 0, 32)
-
-
 @pytest.fixture
-def root(tmp_path):
-    return make_images(tmp_path / "images")
-
-
-@pytest.fixture
-def job(root, backbone):
+def job(root, resnet):
     source = load_source("imagefolder", root)
-    return Extraction(source, backbone, Preprocessing(32), "float32", {"asked": 1}, 8, CPU, "torch", threads=1)
+    return Extraction(source, resnet, Preprocessing(32), "float32", {"asked": 1}, 8, CPU, "torch", threads=1)
 
 
 def nothing(line):

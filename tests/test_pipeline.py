@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fabricate import relative_error
 
 from common.errors import UserError
 from common.files import exclusive
@@ -11,7 +12,6 @@ from common.images import pixel_digest
 from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images
 from extract import batches, engines
-from extract.backbones import load_backbone
 from extract.batches import AllImages, Extraction
 from extract.engines import EngineChoice
 from extract.pipeline import extract, identity, readable
@@ -23,22 +23,13 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("resnet18", "random", 0, 32)
-
-
-@pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return load_source("imagefolder", make_images(tmp_path_factory.mktemp("images")))
 
 
 @pytest.fixture
-def extraction(source, backbone):
-    return Extraction(source, backbone, Preprocessing(32), "float32", {"asked": 1}, 16, CPU, "torch")
-
-
-def relative_error(found, expected):
-    return np.abs(found - expected).max() / np.abs(expected).max()
+def extraction(source, resnet):
+    return Extraction(source, resnet, Preprocessing(32), "float32", {"asked": 1}, 16, CPU, "torch")
 
 
 def test_every_image_has_one_row_in_the_order_of_the_source(extraction, source, tmp_path, capsys):
