@@ -3,7 +3,6 @@
 `extract.ray_pool` has the same `Network` on many machines.
 """
 
-import bisect
 import contextlib
 import os
 import threading
@@ -23,7 +22,6 @@ from common.images import UnreadableImage, pixel_digest, printable
 from common.machine import versions
 from common.progress import say
 from common.shapes import check_shape
-from common.store import SPLITS
 from common.store_header import STORED_AS
 from extract.backbones import Backbone
 from extract.engines import Engine, EngineChoice
@@ -38,8 +36,6 @@ GROUP = 4  # images that a thread takes at a time
 AT_ONCE = 256  # images that are compared while others wait
 SAMPLE = 160  # images, by which an engine is chosen
 MIN_GAIN = 20  # choosing an engine takes as long as a few passes of its sample: fewer images are not worth it
-
-Image = tuple[Callable[[int], np.ndarray], int]
 
 
 @dataclass(frozen=True)
@@ -95,57 +91,22 @@ class Unreadable:
         )
 
 
-class AllImages(Sequence[Image]):
-    """(image function, index) of every image, in the order of the rows: train, then test. Takes no room, whatever N."""
+def digests_of(source: ImageSource, rows: range, unreadable: Unreadable | None = None) -> Iterator[bytes]:
+    """The pixel digest of each of these images, `NO_IMAGE` for what cannot be read, which is noted."""
 
-    def __init__(self, source: ImageSource):
-        self._splits = [source.splits[name] for name in SPLITS]
-        self._starts = np.cumsum([0, *(len(split.labels) for split in self._splits)]).tolist()
+    def digest(row: int) -> bytes | UnreadableImage:
+        try:
+            return pixel_digest(source.image(row))
+        except UnreadableImage as error:
+            return error
 
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        if not 0 <= row < len(self):
-            raise IndexError(row)
-        number = bisect.bisect_right(self._starts, row) - 1
-        return self._splits[number].image, row - self._starts[number]
-
-
-def names_of(source: ImageSource) -> list[str]:
-    """The file name of each row, relative to the root; split and number where the source has no files."""
-    return [
-        name
-        for key in SPLITS
-        for name in source.splits[key].names or [f"{key}/{i:05d}" for i in range(len(source.splits[key].labels))]
-    ]
-
-
-def without(source: ImageSource, rows: np.ndarray) -> ImageSource:
-    """A source that lacks some rows. Raises UserError where nothing, or nothing of a class, is left."""
-    splits, start = {}, 0
-    for name in SPLITS:
-        split = source.splits[name]
-        n = len(split.labels)
-        splits[name] = split.subset(np.setdiff1d(np.arange(n), rows - start))
-        start += n
-    if not sum(len(split.labels) for split in splits.values()):
-        raise UserError(f"none of the {start} images of {source.name} can be read")
-    left = replace(source, splits=splits)
-    left.check()
-    return left
-
-
-def digests_of(images: Sequence[Image], unreadable: Unreadable | None = None) -> Iterator[bytes]:
-    """The pixel digest of each image, `NO_IMAGE` for what cannot be read, which is noted."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(images), AT_ONCE):
-            for row, (digest, error) in enumerate(pool.map(_digest, images[start : start + AT_ONCE]), start):
-                if error and unreadable:
-                    unreadable.note(row, error)
-                yield digest
+        for start in range(0, len(rows), AT_ONCE):
+            some = rows[start : start + AT_ONCE]
+            for row, result in zip(some, pool.map(digest, some), strict=True):
+                if isinstance(result, UnreadableImage) and unreadable:
+                    unreadable.note(row, result)
+                yield result if isinstance(result, bytes) else NO_IMAGE
 
 
 def read_sample(source: ImageSource, preprocessing: Preprocessing, size: int) -> Tensor | None:
@@ -161,26 +122,30 @@ def read_sample(source: ImageSource, preprocessing: Preprocessing, size: int) ->
 
 
 def read_batch(
-    pool: ThreadPoolExecutor, images: Sequence[Image], start: int, preprocessing: Preprocessing, unreadable: Unreadable
+    pool: ThreadPoolExecutor,
+    image: Callable[[int], np.ndarray],
+    rows: range,
+    preprocessing: Preprocessing,
+    unreadable: Unreadable,
 ) -> dict[str, Any]:
-    """Images from row `start` on: preprocessed (V, B, 3, size, size), image_sha256 (B, 32), thumbnails (B, 32, 32, 3).
+    """Images of these rows: preprocessed (V, B, 3, size, size), image_sha256 (B, 32), thumbnails (B, 32, 32, 3).
 
     What is no image is black, has `NO_IMAGE` for a digest, and is noted. A thread takes `GROUP` images at a time.
     """
-    n, size = len(images), preprocessing.image_size
+    n, size = len(rows), preprocessing.image_size
     preprocessed = torch.empty(len(preprocessing.views), n, 3, size, size)
     image_sha256 = np.zeros((n, 32), np.uint8)
     thumbnails = np.zeros((n, THUMBNAIL, THUMBNAIL, 3), np.uint8)
 
     def read(first: int) -> dict[int, UnreadableImage]:
         decoded, errors, begin = [], {}, first
-        for i, (image, index) in enumerate(images[first : first + GROUP], first):
+        for i in range(first, min(first + GROUP, n)):
             try:
-                pixels = image(index)
+                pixels = image(rows[i])
                 image_sha256[i] = np.frombuffer(pixel_digest(pixels), np.uint8)
                 thumbnails[i] = thumbnail(pixels)
             except UnreadableImage as error:
-                pixels, errors[start + i] = np.zeros((1, 1, 3), np.uint8), error
+                pixels, errors[rows[i]] = np.zeros((1, 1, 3), np.uint8), error
             decoded.append(pixels)
             if max(pixels.shape) > SMALL or i + 1 == min(first + GROUP, n):
                 preprocessed[:, begin : i + 1] = preprocessing(decoded)
@@ -193,13 +158,6 @@ def read_batch(
         for row, error in errors.items():
             unreadable.note(row, error)
     return {"images": preprocessed, "image_sha256": image_sha256, "thumbnails": thumbnails}
-
-
-def _digest(image: Image) -> tuple[bytes, UnreadableImage | None]:
-    try:
-        return pixel_digest(image[0](image[1])), None
-    except UnreadableImage as error:
-        return NO_IMAGE, error
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -251,9 +209,7 @@ def local_network(job: Extraction, resumed: dict[str, Any]) -> Iterator[Network]
     def sample() -> Tensor | None:
         return read_sample(job.source, job.preprocessing, SAMPLE)
 
-    with contextlib.closing(
-        LocalNetwork(job, *choose_engine(job, resumed, len(AllImages(job.source)), sample, say))
-    ) as network:
+    with contextlib.closing(LocalNetwork(job, *choose_engine(job, resumed, len(job.source), sample, say))) as network:
         yield network
 
 
@@ -272,11 +228,12 @@ class LocalNetwork:
     def batches(
         self, starts: Sequence[int], unreadable: Unreadable, watch: Stopwatch
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        images = AllImages(self._job.source)
+        source = self._job.source
 
         def read(start: int) -> tuple[int, dict[str, Any]]:
+            rows = range(start, min(start + self._job.batch_size, len(source)))
             with watch.time("reading"):
-                return start, self.read(images[start : start + self._job.batch_size], start, unreadable)
+                return start, self.read(source.image, rows, unreadable)
 
         for start, batch in ahead(read, starts):
             with watch.time("network"):
@@ -284,9 +241,9 @@ class LocalNetwork:
             if made is not None:
                 yield start, made
 
-    def read(self, images: Sequence[Image], start: int, unreadable: Unreadable) -> dict[str, Any]:
-        """A batch of images from row `start` on, decoded, preprocessed and brought to the device."""
-        batch = read_batch(self._pool, images, start, self._job.preprocessing, unreadable)
+    def read(self, image: Callable[[int], np.ndarray], rows: range, unreadable: Unreadable) -> dict[str, Any]:
+        """A batch of images, each given by its row, decoded, preprocessed and brought to the device."""
+        batch = read_batch(self._pool, image, rows, self._job.preprocessing, unreadable)
         batch["uploaded"] = [self._engine.upload(view) for view in batch.pop("images")]
         return batch
 

@@ -26,15 +26,12 @@ from common.store_writer import name_arrays, write_store
 from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
 from extract.batches import (
     THUMBNAIL,
-    AllImages,
     Connect,
     Extraction,
     Network,
     Unreadable,
     digests_of,
     local_network,
-    names_of,
-    without,
 )
 from extract.features import Request, require_identity
 from extract.preprocessing import parse_views
@@ -123,11 +120,10 @@ def extract(job: Extraction, target: Path, connect: Connect = local_network) -> 
     with exclusive(partial_folder(target), busy(target), target), contextlib.ExitStack() as stack:
         network = stack.enter_context(connect(job, read_plan(target).get("environment", {})))
         job = replace(job, precision=network.precision)  # from here on what is executed, no longer what was asked for
-        images = AllImages(job.source)
         writer = _writer(job, target, network.environment)
-        _keep_what_is_sound(writer, images)
-        unreadable = Unreadable(names_of(job.source), say)
-        with keeping(lambda: f"{sum(b - a for a, b in writer.done.items()):,} of {len(images):,} images are saved"):
+        _keep_what_is_sound(writer, job.source)
+        unreadable = Unreadable(job.source.names(), say)
+        with keeping(lambda: f"{sum(b - a for a, b in writer.done.items()):,} of {len(job.source):,} images are saved"):
             _fill(writer, network, unreadable)
             stack.close()
             if unreadable.reasons and job.on_error == "fail":
@@ -136,7 +132,7 @@ def extract(job: Extraction, target: Path, connect: Connect = local_network) -> 
 
 
 def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> StoreWriter:
-    n, views = sum(len(split.labels) for split in job.source.splits.values()), len(job.preprocessing.views)
+    n, views = len(job.source), len(job.preprocessing.views)
     layout = {
         "features": (STORED_AS[job.precision], (views, n, job.backbone.feature_dim)),
         "image_sha256": ("|u1", (n, 32)),
@@ -156,7 +152,7 @@ def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> Store
     return writer
 
 
-def _keep_what_is_sound(writer: StoreWriter, images: AllImages) -> None:
+def _keep_what_is_sound(writer: StoreWriter, source: ImageSource) -> None:
     """Keep the batches whose pixels are the same, if files have changed since: an image was repaired, say."""
     before = len(writer.done)
     if writer.moved:
@@ -164,8 +160,8 @@ def _keep_what_is_sound(writer: StoreWriter, images: AllImages) -> None:
 
         def same(start: int, digests: np.ndarray) -> bool:
             progress.update(len(digests))
-            chosen = images[start : start + len(digests)]
-            return bool((as_rows(list(digests_of(chosen))) == digests).all())
+            rows = range(start, start + len(digests))
+            return bool((as_rows(list(digests_of(source, rows))) == digests).all())
 
         with progress:
             writer.keep(same)
@@ -173,7 +169,7 @@ def _keep_what_is_sound(writer: StoreWriter, images: AllImages) -> None:
         done = sum(b - a for a, b in writer.done.items())
         again = before - len(writer.done)
         say(
-            f"resuming {writer.target}: {done:,} of {len(images):,} images done"
+            f"resuming {writer.target}: {done:,} of {len(source):,} images done"
             + (f"; {again} batch(es) are made again, since images in them have changed" if again else "")
         )
 
@@ -192,11 +188,11 @@ def _fill(writer: StoreWriter, network: Network, unreadable: Unreadable) -> None
 
 def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], unreadable: Unreadable) -> FeatureStore:
     digests = np.array(writer.array("image_sha256"))
-    images, skipped = AllImages(job.source), []
+    skipped = []
     for row in np.flatnonzero(~digests.any(1)).tolist():
         if row not in unreadable.reasons:  # an earlier process met it
             try:
-                images[row][0](images[row][1])
+                job.source.image(row)
             except UnreadableImage as error:
                 unreadable.reasons[row] = error.reason
         skipped.append([printable(unreadable.names[row]), unreadable.reasons.get(row, "could not be read")])
@@ -217,7 +213,7 @@ def without_unreadable(job: Extraction, digests: np.ndarray) -> tuple[Extraction
     has_digest = digests.any(1)
     if has_digest.all():
         return job, digests
-    return replace(job, source=without(job.source, np.flatnonzero(~has_digest))), digests[has_digest]
+    return replace(job, source=job.source.without(np.flatnonzero(~has_digest))), digests[has_digest]
 
 
 def _facts_about_files(source: ImageSource) -> dict[str, Any]:
@@ -252,7 +248,7 @@ def _small_arrays(source: ImageSource) -> dict[str, np.ndarray]:
         "labels": np.concatenate([split.labels for split in splits]),
         "image_index": np.concatenate([np.arange(len(split.labels)) for split in splits]),
         "split": np.repeat(np.arange(len(SPLITS), dtype=np.uint8), [len(split.labels) for split in splits]),
-        **name_arrays(names_of(source)),
+        **name_arrays(source.names()),
     }
 
 
@@ -284,10 +280,10 @@ def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
 
     Raises UserError, which names them, where they must not be skipped.
     """
-    images, unreadable = AllImages(job.source), Unreadable(names_of(job.source), say)
+    unreadable, n = Unreadable(job.source.names(), say), len(job.source)
     digests = []
-    with Progress(len(images), "comparing", "images") as progress:
-        for digest in digests_of(images, unreadable):
+    with Progress(n, "comparing", "images") as progress:
+        for digest in digests_of(job.source, range(n), unreadable):
             digests.append(digest)
             progress.update()
     image_sha256 = as_rows(digests)
@@ -305,7 +301,7 @@ def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
         today = {"request": job.request, "data_set": as_text(job.source.name)}
         header = {**store.header, "provenance": {**store.header["provenance"], **today}}
         arrays = {name: store.array(name) for name in store.places}
-        write_store(store.path, header, {**arrays, **name_arrays(names_of(job.source))})
+        write_store(store.path, header, {**arrays, **name_arrays(job.source.names())})
     return FeatureStore.open(store.path)
 
 

@@ -17,7 +17,7 @@ from common.errors import UserError, is_scarce
 from common.images import UnreadableImage, pixel_digest
 from common.machine import versions
 from common.progress import say
-from extract.batches import SAMPLE, AllImages, Extraction, Unreadable, names_of, read_sample
+from extract.batches import SAMPLE, Extraction, Unreadable, read_sample
 from extract.progress import Stopwatch
 from extract.ray_worker import Order, Shipped, Worker, code_digest
 from extract.sources import ImageSource
@@ -35,7 +35,7 @@ class Orders:
     """The batches that are still to be handed out. shipped: the images, too; the next are read meanwhile."""
 
     def __init__(self, job: Extraction, names: Sequence[str], shipped: bool, starts: Sequence[int]):
-        self._images, self._files, self._size = AllImages(job.source), job.source.files, job.batch_size
+        self._source, self._files, self._size = job.source, job.source.files, job.batch_size
         self._names, self._shipped = names, shipped
         self._starts, self._coming = deque(starts), deque[Future[Order]]()
         self._pool = ThreadPoolExecutor(READERS)
@@ -60,7 +60,7 @@ class Orders:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _order(self, start: int) -> Order:
-        rows = range(start, min(start + self._size, len(self._images)))
+        rows = range(start, min(start + self._size, len(self._source)))
         return Order(start, [self._names[row] for row in rows], [self._ship(row) for row in rows])
 
     def _ship(self, row: int) -> Shipped:
@@ -69,8 +69,7 @@ class Orders:
         try:
             if self._files is not None:
                 return (self._files.folder / self._names[row]).read_bytes()
-            image, index = self._images[row]
-            return image(index)
+            return self._source.image(row)
         except UnreadableImage as error:
             return error.reason
         except OSError as error:
@@ -81,11 +80,10 @@ class Orders:
 
 def digests_seen(source: ImageSource) -> dict[str, bytes]:
     """The pixel digests of a few images of a source, by their names."""
-    images, names, seen = AllImages(source), names_of(source), {}
-    for row in np.linspace(0, len(images) - 1, 4 * CHECKED).astype(int).tolist():
-        image, index = images[row]
+    names, seen = source.names(), {}
+    for row in np.linspace(0, len(source) - 1, 4 * CHECKED).astype(int).tolist():
         with contextlib.suppress(UnreadableImage):
-            seen[names[row]] = pixel_digest(image(index))
+            seen[names[row]] = pixel_digest(source.image(row))
         if len(seen) == CHECKED:
             break
     return seen
@@ -226,7 +224,7 @@ class Pool:
     def _choose(self) -> dict[str, Any]:
         """The environment that the first worker to answer chooses, of those that are like this process."""
         sample = read_sample(self._job.source, self._job.preprocessing, SAMPLE)
-        n, shipped = len(AllImages(self._job.source)), self._ray.put(None if sample is None else sample.numpy())
+        n, shipped = len(self._job.source), self._ray.put(None if sample is None else sample.numpy())
         greetings: dict[Any, Member] = {}
         while True:
             for member in self._members:

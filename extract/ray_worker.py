@@ -68,10 +68,10 @@ class Worker:
             return "node", f'it cannot run the pinned engine, "{name}", with --engine {self._job.engine}'
         for name, digest in seen.items():
             try:
-                found = pixel_digest(self._image(name, None))
+                digest_here = pixel_digest(self._image(name, None))
             except UnreadableImage as error:
                 return "images", f"{name}: {error.reason}"
-            if found != digest:
+            if digest_here != digest:
                 return "images", f"{name}: other pixels"
         self._network = LocalNetwork(self._job, engine, environment, self._job.threads or 1)
         return "", ""
@@ -80,8 +80,11 @@ class Worker:
         """The arrays of a batch, None where an image is missing; and {row: reason} of those that are."""
         assert self._network is not None, "prepare comes first"
         unreadable = Unreadable(order.names, lambda line: None)
-        images = [(lambda i: self._image(order.names[i], order.shipped[i]), i) for i in range(len(order.names))]
-        batch = self._network.read(images, order.start, unreadable)
+
+        def image(row: int) -> np.ndarray:
+            return self._image(order.names[row - order.start], order.shipped[row - order.start])
+
+        batch = self._network.read(image, range(order.start, order.start + len(order.names)), unreadable)
         return self._network.compute(order.start, batch), unreadable.reasons
 
     def _image(self, name: str, shipped: Shipped) -> np.ndarray:
