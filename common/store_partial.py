@@ -101,6 +101,11 @@ class StoreWriter:
         """The ranges {start: stop} that are written."""
         return {start: min(start + self._batch_size, self._n) for start in self._starts(written=True)}
 
+    @property
+    def rows_done(self) -> int:
+        """The number of rows that are written."""
+        return sum(stop - start for start, stop in self.done.items())
+
     def missing(self) -> list[int]:
         """The first rows of the batches that are not yet written."""
         return self._starts(written=False)

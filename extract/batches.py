@@ -20,7 +20,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.images import UnreadableImage, pixel_digest, printable
 from common.machine import versions
-from common.progress import say
+from common.progress import Progress, say
 from common.shapes import check_shape
 from common.store_header import STORED_AS
 from extract.backbones import Backbone
@@ -31,7 +31,6 @@ from extract.sources import ImageSource
 
 THUMBNAIL, THUMBNAIL_FROM = 32, 256  # pixels a side, of as many or more
 LISTED = 10  # unreadable images in one sentence; each was told when it was met
-NO_IMAGE = bytes(32)  # in the place of the digest of an image that cannot be read
 GROUP = 4  # images that a thread takes at a time
 AT_ONCE = 256  # images that are compared while others wait
 SAMPLE = 160  # images, by which an engine is chosen
@@ -91,8 +90,10 @@ class Unreadable:
         )
 
 
-def digests_of(source: ImageSource, rows: range, unreadable: Unreadable | None = None) -> Iterator[bytes]:
-    """The pixel digest of each of these images, `NO_IMAGE` for what cannot be read, which is noted."""
+def digests_of(
+    source: ImageSource, rows: range, progress: Progress, unreadable: Unreadable | None = None
+) -> np.ndarray:
+    """The pixel digests (n, 32) of these images, zeros for what cannot be read, which is noted."""
 
     def digest(row: int) -> bytes | UnreadableImage:
         try:
@@ -100,13 +101,17 @@ def digests_of(source: ImageSource, rows: range, unreadable: Unreadable | None =
         except UnreadableImage as error:
             return error
 
+    digests = np.zeros((len(rows), 32), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(rows), AT_ONCE):
             some = rows[start : start + AT_ONCE]
-            for row, result in zip(some, pool.map(digest, some), strict=True):
-                if isinstance(result, UnreadableImage) and unreadable:
-                    unreadable.note(row, result)
-                yield result if isinstance(result, bytes) else NO_IMAGE
+            for i, result in enumerate(pool.map(digest, some), start):
+                if isinstance(result, bytes):
+                    digests[i] = np.frombuffer(result, np.uint8)
+                elif unreadable:
+                    unreadable.note(rows[i], result)
+                progress.update()
+    return digests
 
 
 def read_sample(source: ImageSource, preprocessing: Preprocessing, size: int) -> Tensor | None:
@@ -130,7 +135,7 @@ def read_batch(
 ) -> dict[str, Any]:
     """Images of these rows: preprocessed (V, B, 3, size, size), image_sha256 (B, 32), thumbnails (B, 32, 32, 3).
 
-    What is no image is black, has `NO_IMAGE` for a digest, and is noted. A thread takes `GROUP` images at a time.
+    What is no image is black, has zeros for a digest, and is noted. A thread takes `GROUP` images at a time.
     """
     n, size = len(rows), preprocessing.image_size
     preprocessed = torch.empty(len(preprocessing.views), n, 3, size, size)

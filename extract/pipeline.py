@@ -123,7 +123,7 @@ def extract(job: Extraction, target: Path, connect: Connect = local_network) -> 
         writer = _writer(job, target, network.environment)
         _keep_what_is_sound(writer, job.source)
         unreadable = Unreadable(job.source.names(), say)
-        with keeping(lambda: f"{sum(b - a for a, b in writer.done.items()):,} of {len(job.source):,} images are saved"):
+        with keeping(lambda: f"{writer.rows_done:,} of {len(job.source):,} images are saved"):
             _fill(writer, network, unreadable)
             stack.close()
             if unreadable.reasons and job.on_error == "fail":
@@ -156,27 +156,24 @@ def _keep_what_is_sound(writer: StoreWriter, source: ImageSource) -> None:
     """Keep the batches whose pixels are the same, if files have changed since: an image was repaired, say."""
     before = len(writer.done)
     if writer.moved:
-        progress = Progress(sum(b - a for a, b in writer.done.items()), "comparing", "images")
+        progress = Progress(writer.rows_done, "comparing", "images")
 
         def same(start: int, digests: np.ndarray) -> bool:
-            progress.update(len(digests))
             rows = range(start, start + len(digests))
-            return bool((as_rows(list(digests_of(source, rows))) == digests).all())
+            return bool((digests_of(source, rows, progress) == digests).all())
 
         with progress:
             writer.keep(same)
     if before:
-        done = sum(b - a for a, b in writer.done.items())
         again = before - len(writer.done)
         say(
-            f"resuming {writer.target}: {done:,} of {len(source):,} images done"
+            f"resuming {writer.target}: {writer.rows_done:,} of {len(source):,} images done"
             + (f"; {again} batch(es) are made again, since images in them have changed" if again else "")
         )
 
 
 def _fill(writer: StoreWriter, network: Network, unreadable: Unreadable) -> None:
-    watch, starts, n = Stopwatch(), writer.missing(), len(unreadable.names)
-    done = sum(stop - start for start, stop in writer.done.items())
+    watch, starts, n, done = Stopwatch(), writer.missing(), len(unreadable.names), writer.rows_done
     with Progress(n, "extracting", "images", done) as progress:
         for start, batch in network.batches(starts, unreadable, watch):
             with watch.time("writing"):
@@ -281,12 +278,8 @@ def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
     Raises UserError, which names them, where they must not be skipped.
     """
     unreadable, n = Unreadable(job.source.names(), say), len(job.source)
-    digests = []
     with Progress(n, "comparing", "images") as progress:
-        for digest in digests_of(job.source, range(n), unreadable):
-            digests.append(digest)
-            progress.update()
-    image_sha256 = as_rows(digests)
+        image_sha256 = digests_of(job.source, range(n), progress, unreadable)
     if unreadable.reasons and job.on_error == "fail":
         raise unreadable.error()
     return without_unreadable(job, image_sha256)
@@ -303,10 +296,6 @@ def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
         arrays = {name: store.array(name) for name in store.places}
         write_store(store.path, header, {**arrays, **name_arrays(job.source.names())})
     return FeatureStore.open(store.path)
-
-
-def as_rows(digests: list[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
 
 
 def as_text(name: str) -> str:
