@@ -12,7 +12,7 @@ from bench.timing import CPU, Work, count_flops, make_roofs, measure_cases
 from common.progress import say
 from common.synthetic import make_images
 from extract.backbones import Backbone, load_backbone
-from extract.batches import AllImages, Extraction, LocalNetwork, Unreadable, names_of
+from extract.batches import Extraction, LocalNetwork, Unreadable
 from extract.engines import Engine, NotHere, available, bfloat16, build_engine, float32
 from extract.preprocessing import Preprocessing
 from extract.progress import Stopwatch
@@ -25,7 +25,7 @@ def extraction(job: Extraction, engine: Engine, n: int) -> Work:
     """The first `n` images of a job through an engine, in this process."""
 
     def work() -> int:
-        unreadable = Unreadable(names_of(job.source), say)
+        unreadable = Unreadable(job.source.names(), say)
         with contextlib.closing(LocalNetwork(job, engine, {})) as network:
             batches = network.batches(range(0, n, job.batch_size), unreadable, Stopwatch())
             return sum(len(batch["thumbnails"]) for _, batch in batches)
@@ -43,7 +43,6 @@ def measure_extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any
     source, preprocessing = load_source("imagefolder", root), Preprocessing()
     flops = count_flops(lambda: backbone.features(torch.zeros(1, 3, 224, 224)))
     engines, left_out = _build_engines(backbone)
-    images = AllImages(source)[:IMAGES]
 
     def ours(engine: Engine) -> Work:
         job = Extraction(source, backbone, preprocessing, "float32", {}, 32, CPU)
@@ -55,7 +54,7 @@ def measure_extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any
         **{name: ours(engine) for name, engine in engines.items()},
     }
     try:
-        preprocessed = preprocessing([image(i) for image, i in images])[0]
+        preprocessed = preprocessing([source.image(row) for row in range(IMAGES)])[0]
         cases["ONNX Runtime float32, images preprocessed"] = make_onnx_runtime(backbone.module, preprocessed, folder)
     except ImportError as error:
         left_out["ONNX Runtime float32, images preprocessed"] = str(error)

@@ -15,7 +15,7 @@ import click
 from common.errors import UserError
 
 EXTRA = "ray[client]"
-AGAIN = "what is done is kept, see to the cluster and run the same command again"
+AGAIN = "finished work is kept; check the cluster and run the same command again"
 # For a cluster of our own: nothing is reported to Ray's authors unasked, and workers are no less important than
 # the process that waits for them. For all: what is seen of GPUs stays as it is where none was asked for
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -23,7 +23,7 @@ SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACC
 
 @dataclass(frozen=True)
 class Cluster:
-    """What was asked for. address: "auto", "local" or "ray://host:port". cpus, gpus: of each worker.
+    """Where to work. address: "auto", "local" or "ray://host:port". cpus, gpus: of each worker.
 
     gpus: None for one where nodes have some.
     """
@@ -33,12 +33,12 @@ class Cluster:
     gpus: float | None = None
 
     @property
-    def said(self) -> str:
-        """The worker's share, for people."""
+    def share(self) -> str:
+        """What each worker has, for people."""
         return f"{self.cpus} CPU(s)" + (f" and {self.gpus:g} GPU(s)" if self.gpus else "") + " each"
 
     def settled(self, nodes: "list[Node]") -> "Cluster":
-        """The same with the number of GPUs. Raises UserError where no worker fits on any node."""
+        """This with the number of GPUs decided. Raises UserError where no worker fits on any node."""
         gpus = float(any(node.gpus for node in nodes)) if self.gpus is None else self.gpus
         settled = replace(self, gpus=gpus)
         if not any(node.room(settled) for node in nodes):
@@ -132,10 +132,10 @@ def _sudden_end_in_a_sentence() -> Iterator[None]:
 
 def nodes_of(ray: Any) -> list[Node]:
     """The nodes that are alive."""
-    found = [node for node in ray.nodes() if node["Alive"]]
     return [
         Node(node["NodeID"], _name(node), node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-        for node in found
+        for node in ray.nodes()
+        if node["Alive"]
     ]
 
 
@@ -147,8 +147,9 @@ def reason_of(error: Exception) -> str:
 
 
 def _name(node: dict[str, Any]) -> str:
-    address, given = node["NodeManagerAddress"], node["NodeName"]
-    name = given if given != address else f"{node['NodeManagerHostname']} {address}"
+    name, address = node["NodeName"], node["NodeManagerAddress"]
+    if name == address:  # it was given no name
+        name = f"{node['NodeManagerHostname']} {address}"
     return f"{name} ({node['NodeID'][:8]})"
 
 

@@ -53,8 +53,8 @@ class CommandLine(click.Group):
             return super().invoke(ctx)
 
 
-def _quiet(context: click.Context, option: click.Parameter, given: bool) -> None:
-    if given:
+def _quiet(context: click.Context, option: click.Parameter, quiet: bool) -> None:
+    if quiet:
         be_quiet()
 
 
@@ -103,12 +103,12 @@ def stoppable(again: str = AGAIN) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def keeping(kept: Callable[[], str]) -> Iterator[None]:
-    """When the body is stopped, let the user read what `kept()` says is kept."""
+def keeping(what: Callable[[], str]) -> Iterator[None]:
+    """When the body is stopped, tell the user `what()` is kept."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.add_note(f"{kept()}; {AGAIN} to resume")
+        stop.add_note(f"{what()}; {AGAIN} to resume")
         raise
 
 

@@ -77,4 +77,4 @@ def refusal_of(error: BaseException) -> str:
     if number == errno.ENAMETOOLONG:
         return f"cannot use {os.fsdecode(error.filename or 'a path')[:100]} … ({reason}): choose a shorter name"
     where = f"cannot use {os.fsdecode(error.filename)}" if error.filename is not None else "cannot read or write"
-    return f"{where} ({reason}): see to it; {AGAIN}"
+    return f"{where} ({reason}): correct this; {AGAIN}"

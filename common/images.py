@@ -268,7 +268,7 @@ def _without_alpha(image: Any, raw_mode: str) -> tuple[Any, Any]:
 def _to_srgb(image: Any, profile: bytes | None) -> Any:
     """An image without alpha → RGB. A profile that is broken, or of other channels, says nothing."""
     if image.mode == "LAB":
-        profile = _lab_profile()
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     elif image.mode == "1":
         image = image.convert("L")
     elif image.mode not in ("L", "CMYK", "RGB"):
@@ -277,10 +277,6 @@ def _to_srgb(image: Any, profile: bytes | None) -> Any:
     if transform is not None:
         image = ImageCms.applyTransform(image, transform)
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _lab_profile() -> bytes:
-    return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
 
 @functools.lru_cache(maxsize=64)

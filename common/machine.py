@@ -71,8 +71,8 @@ def _bfloat16_gain(device: torch.device, rows: int) -> float:
     left, right = torch.ones(rows, 512, device=device), torch.ones(512, 512, device=device)
     kinds = {dtype: right.to(dtype) for dtype in (torch.float32, torch.bfloat16)}
     seconds = dict.fromkeys(kinds, float("inf"))
-    begun, turns = time.perf_counter(), 0
-    while turns < 6 or time.perf_counter() - begun < TRIAL:
+    start, turns = time.perf_counter(), 0
+    while turns < 6 or time.perf_counter() - start < TRIAL:
         for dtype, converted in kinds.items():
             started = now()
             for _ in range(repeats):
@@ -91,22 +91,22 @@ def versions() -> dict[str, str]:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """The processor, the threads that torch uses, and the accelerator if the work was done on one."""
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": device.type,
     }
     if device.type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
 
 
 def cpu_flags() -> list[str]:
     """What the processor has of the instruction sets that decide over the speed of matrix products."""
     cpuinfo = Path("/proc/cpuinfo")
-    found = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
-    return [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in found]
+    flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    return [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags]
 
 
 def _cpu_name() -> str:

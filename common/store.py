@@ -292,7 +292,7 @@ def reading(path: Path, stamp: tuple[int, ...] | None = None) -> Iterator[FileIO
         if error.errno == errno.ENAMETOOLONG:
             raise MissingStore(f"there is no feature store at {str(path)[:100]} …: no name may be so long") from error
         reason = (error.strerror or str(error)).lower()
-        raise UnreadableStore(f"cannot read {path} ({reason}): its content may be sound, see to the cause") from error
+        raise UnreadableStore(f"cannot read {path} ({reason}): its content may be sound; correct the cause") from error
 
 
 def stamp_of(file: FileIO) -> tuple[int, ...]:

@@ -57,21 +57,21 @@ def clear_up(store: FeatureStore) -> None:
         folder = partial_folder(store.path)
         if leftovers:
             with exclusive(folder, "another process makes it", store.path):
-                content = _read_content(folder)  # nothing can be gone on with where there is no plan
+                content = _read_content(folder)  # without a plan nothing can be resumed
                 made = store.header["provenance"]["request"]
                 if not content or {**content["plan"].get("request", {}), "fingerprint": content["source"]} == made:
                     _clear(folder)
 
 
 class StoreWriter:
-    """Collects the arrays of one store by batches of rows; a later process goes on where this one was stopped.
+    """Collects the arrays of one store by batches of rows; a later process resumes where this one was stopped.
 
     `plan` is a JSON object that fixes the content; "n" in it is N, "batch_size" the rows of each batch but the last.
     A partial folder of another plan is discarded, and so is a damaged one; `discarded` then says why.
     `layout` names the arrays that come in batches, of `common.store_writer.BATCHED`. N is axis 1 of features, axis 0
     of others.
-    `source` is a sign of the files that rows are made from. Where another one is noted, `moved` is true: then `keep`
-    must be asked before anything is written.
+    `source` is a fingerprint of the files that rows are made from. `moved` is true if the folder has another one: then
+    call `keep` before anything is written.
 
     Only one writer may use a target at a time: hold `common.files.exclusive(partial_folder(target), …)`.
     """
@@ -100,6 +100,11 @@ class StoreWriter:
     def done(self) -> dict[int, int]:
         """The ranges {start: stop} that are written."""
         return {start: min(start + self._batch_size, self._n) for start in self._starts(written=True)}
+
+    @property
+    def rows_done(self) -> int:
+        """The number of rows that are written."""
+        return sum(stop - start for start, stop in self.done.items())
 
     def missing(self) -> list[int]:
         """The first rows of the batches that are not yet written."""
@@ -163,7 +168,7 @@ class StoreWriter:
         return FeatureStore.open(self.target)
 
     def _copy(self, rows: np.ndarray) -> tuple[str, Layout]:
-        """Another file of some of the rows alone: moved within the first one, they could not be gone on with."""
+        """Another file of some of the rows alone: if rows were moved within the first one, it could not be resumed."""
         layout: Layout = {}
         for name, (dtype, shape) in self._layout.items():
             axis = int(name == "features")
@@ -181,7 +186,7 @@ class StoreWriter:
         return KEPT, layout
 
     def _why_unusable(self, previous: dict[str, Any]) -> str | None:
-        """Why the folder cannot be gone on with, "" where there is nothing in it, None where it can."""
+        """Return why the folder cannot be resumed, "" if it is empty, None if it can."""
         if not previous:
             there = self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - {LOCK}
             return "is damaged" if there else ""
@@ -215,7 +220,7 @@ class StoreWriter:
             )
 
     def _read(self, name: str, start: int, stop: int) -> bytes:
-        """The rows of an array as they are on the disk; nothing where it does not give them, which a digest tells."""
+        """Return rows of an array from the disk; nothing if it does not give them, which their digest then tells."""
         ranges = row_ranges(name, self._places[name], start, stop)
         with contextlib.suppress(OSError):
             return b"".join(read_at(self._file, offset, size) for offset, size in ranges)

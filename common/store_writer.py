@@ -74,11 +74,11 @@ def block_digests(array: np.ndarray) -> list[str]:
 def _complete(path: Path, target: Path, header: dict[str, Any], there: Layout, arrays: dict[str, np.ndarray]) -> None:
     """Write all of a store but the arrays that are `there` into a file, and compare what the disk gives back."""
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    kept = places_of(there) if there else {}
-    mapped = {name: np.memmap(path, place.dtype, "r", place.offset, place.shape) for name, place in kept.items()}
+    present = places_of(there) if there else {}
+    mapped = {name: np.memmap(path, place.dtype, "r", place.offset, place.shape) for name, place in present.items()}
     metadata, places = _build_metadata(header, {**mapped, **arrays})
-    if any(places[name] != place for name, place in kept.items()):
-        raise ValueError(f"the arrays must lie where they are, at {kept}, got {places}")
+    if any(places[name] != place for name, place in present.items()):
+        raise ValueError(f"the arrays must lie where they are, at {present}, got {places}")
     del mapped
     with path.open("r+b", buffering=0) as file:
         _write(file, {**metadata, **{places[name].offset: array for name, array in arrays.items()}})

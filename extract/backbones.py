@@ -33,7 +33,7 @@ class Backbone:
 
     `layers` says how D is made up: name and dimension of each layer, the network's own features ("last") first.
     `weights_sha256` is the digest of the weights file; for random weights, of the tensors themselves.
-    `said` is what was decided about a file that holds more than plain weights, "" where nothing was.
+    `note` is what was decided about a file that holds more than plain weights, "" where nothing was.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Backbone:
     weights: str
     weights_sha256: str
     random_seed: int | None = None
-    said: str = ""
+    note: str = ""
 
     @property
     def feature_dim(self) -> int:
@@ -100,7 +100,7 @@ def load_backbone(
     Raises UserError for an unknown model or layer, weights that cannot be loaded, and a size that the model refuses.
     """
     _, kind, model = backbone_kind(name)
-    random_seed, said = None, ""
+    random_seed, note = None, ""
     if weights in PRETRAINED:
         module, path = kind.pretrained(model, image_size)
         digest = sha256_file(path)
@@ -114,7 +114,7 @@ def load_backbone(
             digest, random_seed = _state_digest(module.state_dict()), seed
             kind.remove_classifier(module)
         else:
-            said = load_weights(module, name, Path(weights), kind.remove_classifier(module))
+            note = load_weights(module, name, Path(weights), kind.remove_classifier(module))
             digest = sha256_file(Path(weights))
     module.eval().requires_grad_(False)
     if layers != (LAST,):
@@ -122,7 +122,7 @@ def load_backbone(
     module.eval().to(memory_format=torch.channels_last)
     size = image_size or kind.preprocessing(model, None, ("plain",)).image_size
     dims = _find_dims(module, name, layers, size)
-    return Backbone(name, module, dims, weights, digest, random_seed, said)
+    return Backbone(name, module, dims, weights, digest, random_seed, note)
 
 
 def parse_layers(text: str) -> tuple[str, ...]:
@@ -158,8 +158,9 @@ class PooledLayers(nn.Module):
 
     def parts(self, images: Tensor) -> list[Tensor]:
         """The features of each layer. Raises KeyError for a layer whose output is neither a map nor tokens."""
-        found = self.network(images)
-        return [found[LAST].flatten(1), *(found[layer].mean(POOLED[found[layer].ndim]) for layer in self.layers)]
+        outputs = self.network(images)
+        maps = [outputs[layer] for layer in self.layers]
+        return [outputs[LAST].flatten(1), *(values.mean(POOLED[values.ndim]) for values in maps)]
 
 
 class HookedLayers(nn.Module):

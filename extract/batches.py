@@ -3,7 +3,6 @@
 `extract.ray_pool` has the same `Network` on many machines.
 """
 
-import bisect
 import contextlib
 import os
 import threading
@@ -21,9 +20,8 @@ from torch import Tensor
 from common.errors import UserError
 from common.images import UnreadableImage, pixel_digest, printable
 from common.machine import versions
-from common.progress import say
+from common.progress import Progress, say
 from common.shapes import check_shape
-from common.store import SPLITS
 from common.store_header import STORED_AS
 from extract.backbones import Backbone
 from extract.engines import Engine, EngineChoice
@@ -33,13 +31,10 @@ from extract.sources import ImageSource
 
 THUMBNAIL, THUMBNAIL_FROM = 32, 256  # pixels a side, of as many or more
 LISTED = 10  # unreadable images in one sentence; each was told when it was met
-NO_IMAGE = bytes(32)  # in the place of the digest of an image that cannot be read
 GROUP = 4  # images that a thread takes at a time
 AT_ONCE = 256  # images that are compared while others wait
 SAMPLE = 160  # images, by which an engine is chosen
 MIN_GAIN = 20  # choosing an engine takes as long as a few passes of its sample: fewer images are not worth it
-
-Image = tuple[Callable[[int], np.ndarray], int]
 
 
 @dataclass(frozen=True)
@@ -91,61 +86,32 @@ class Unreadable:
         more = f" and {len(rows) - LISTED} more, named above" if len(rows) > LISTED else ""
         return UserError(
             f"{len(rows)} of {len(self.names)} images cannot be read: {some}{more}. Repair them and run the same "
-            "command again, it goes on from here; or leave them out with --on-error skip (make: ON_ERROR=skip)"
+            "command again to resume; or leave them out with --on-error skip (make: ON_ERROR=skip)"
         )
 
 
-class AllImages(Sequence[Image]):
-    """(image function, index) of every image, in the order of the rows: train, then test. Takes no room, whatever N."""
+def digests_of(
+    source: ImageSource, rows: range, progress: Progress, unreadable: Unreadable | None = None
+) -> np.ndarray:
+    """The pixel digests (n, 32) of these images, zeros for what cannot be read, which is noted."""
 
-    def __init__(self, source: ImageSource):
-        self._splits = [source.splits[name] for name in SPLITS]
-        self._starts = np.cumsum([0, *(len(split.labels) for split in self._splits)]).tolist()
+    def digest(row: int) -> bytes | UnreadableImage:
+        try:
+            return pixel_digest(source.image(row))
+        except UnreadableImage as error:
+            return error
 
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[each] for each in range(*row.indices(len(self)))]
-        if not 0 <= row < len(self):
-            raise IndexError(row)
-        number = bisect.bisect_right(self._starts, row) - 1
-        return self._splits[number].image, row - self._starts[number]
-
-
-def names_of(source: ImageSource) -> list[str]:
-    """The file name of each row, relative to the root; split and number where the source has no files."""
-    return [
-        name
-        for key in SPLITS
-        for name in source.splits[key].names or [f"{key}/{i:05d}" for i in range(len(source.splits[key].labels))]
-    ]
-
-
-def without(source: ImageSource, rows: np.ndarray) -> ImageSource:
-    """A source that lacks some rows. Raises UserError where nothing, or nothing of a class, is left."""
-    splits, start = {}, 0
-    for name in SPLITS:
-        split = source.splits[name]
-        n = len(split.labels)
-        splits[name] = split.subset(np.setdiff1d(np.arange(n), rows - start))
-        start += n
-    if not sum(len(split.labels) for split in splits.values()):
-        raise UserError(f"none of the {start} images of {source.name} can be read")
-    left = replace(source, splits=splits)
-    left.check()
-    return left
-
-
-def digests_of(images: Sequence[Image], unreadable: Unreadable | None = None) -> Iterator[bytes]:
-    """The pixel digest of each image, `NO_IMAGE` for what cannot be read, which is noted."""
+    digests = np.zeros((len(rows), 32), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(images), AT_ONCE):
-            for row, (digest, error) in enumerate(pool.map(_digest, images[start : start + AT_ONCE]), start):
-                if error and unreadable:
-                    unreadable.note(row, error)
-                yield digest
+        for start in range(0, len(rows), AT_ONCE):
+            some = rows[start : start + AT_ONCE]
+            for i, result in enumerate(pool.map(digest, some), start):
+                if isinstance(result, bytes):
+                    digests[i] = np.frombuffer(result, np.uint8)
+                elif unreadable:
+                    unreadable.note(rows[i], result)
+                progress.update()
+    return digests
 
 
 def read_sample(source: ImageSource, preprocessing: Preprocessing, size: int) -> Tensor | None:
@@ -161,26 +127,30 @@ def read_sample(source: ImageSource, preprocessing: Preprocessing, size: int) ->
 
 
 def read_batch(
-    pool: ThreadPoolExecutor, images: Sequence[Image], start: int, preprocessing: Preprocessing, unreadable: Unreadable
+    pool: ThreadPoolExecutor,
+    image: Callable[[int], np.ndarray],
+    rows: range,
+    preprocessing: Preprocessing,
+    unreadable: Unreadable,
 ) -> dict[str, Any]:
-    """Images from row `start` on: preprocessed (V, B, 3, size, size), image_sha256 (B, 32), thumbnails (B, 32, 32, 3).
+    """Images of these rows: preprocessed (V, B, 3, size, size), image_sha256 (B, 32), thumbnails (B, 32, 32, 3).
 
-    What is no image is black, has `NO_IMAGE` for a digest, and is noted. A thread takes `GROUP` images at a time.
+    What is no image is black, has zeros for a digest, and is noted. A thread takes `GROUP` images at a time.
     """
-    n, size = len(images), preprocessing.image_size
+    n, size = len(rows), preprocessing.image_size
     preprocessed = torch.empty(len(preprocessing.views), n, 3, size, size)
     image_sha256 = np.zeros((n, 32), np.uint8)
     thumbnails = np.zeros((n, THUMBNAIL, THUMBNAIL, 3), np.uint8)
 
     def read(first: int) -> dict[int, UnreadableImage]:
         decoded, errors, begin = [], {}, first
-        for i, (image, index) in enumerate(images[first : first + GROUP], first):
+        for i in range(first, min(first + GROUP, n)):
             try:
-                pixels = image(index)
+                pixels = image(rows[i])
                 image_sha256[i] = np.frombuffer(pixel_digest(pixels), np.uint8)
                 thumbnails[i] = thumbnail(pixels)
             except UnreadableImage as error:
-                pixels, errors[start + i] = np.zeros((1, 1, 3), np.uint8), error
+                pixels, errors[rows[i]] = np.zeros((1, 1, 3), np.uint8), error
             decoded.append(pixels)
             if max(pixels.shape) > SMALL or i + 1 == min(first + GROUP, n):
                 preprocessed[:, begin : i + 1] = preprocessing(decoded)
@@ -193,13 +163,6 @@ def read_batch(
         for row, error in errors.items():
             unreadable.note(row, error)
     return {"images": preprocessed, "image_sha256": image_sha256, "thumbnails": thumbnails}
-
-
-def _digest(image: Image) -> tuple[bytes, UnreadableImage | None]:
-    try:
-        return pixel_digest(image[0](image[1])), None
-    except UnreadableImage as error:
-        return NO_IMAGE, error
 
 
 def thumbnail(image: np.ndarray) -> np.ndarray:
@@ -231,13 +194,13 @@ class Network(Protocol):
     def batches(
         self, starts: Sequence[int], unreadable: Unreadable, watch: Stopwatch
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """For each start, in any order, the arrays of its batch: features (V, B, D), image_sha256, thumbnails.
+        """Yield for each start, in any order, the arrays of its batch: features (V, B, D), image_sha256, thumbnails.
 
-        A batch with an image that cannot be read is left out, unless such images are to be skipped.
+        A batch with an image that cannot be read is left out, unless such images are skipped.
         """
 
-    def closing(self) -> str:
-        """What is to be said of it in the end, where there is anything."""
+    def summary(self) -> str:
+        """What is added to the last line, such as the rate of each node; "" for nothing."""
 
 
 Connect = Callable[[Extraction, dict[str, Any]], AbstractContextManager[Network]]
@@ -246,14 +209,12 @@ Connect = Callable[[Extraction, dict[str, Any]], AbstractContextManager[Network]
 
 @contextlib.contextmanager
 def local_network(job: Extraction, resumed: dict[str, Any]) -> Iterator[Network]:
-    """The network in this process, its engine chosen. resumed: the environment of what is gone on with, or {}."""
+    """The network in this process, its engine chosen. resumed: the environment of the extraction to resume, or {}."""
 
     def sample() -> Tensor | None:
         return read_sample(job.source, job.preprocessing, SAMPLE)
 
-    with contextlib.closing(
-        LocalNetwork(job, *choose_engine(job, resumed, len(AllImages(job.source)), sample, say))
-    ) as network:
+    with contextlib.closing(LocalNetwork(job, *choose_engine(job, resumed, len(job.source), sample, say))) as network:
         yield network
 
 
@@ -272,11 +233,12 @@ class LocalNetwork:
     def batches(
         self, starts: Sequence[int], unreadable: Unreadable, watch: Stopwatch
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        images = AllImages(self._job.source)
+        source = self._job.source
 
         def read(start: int) -> tuple[int, dict[str, Any]]:
+            rows = range(start, min(start + self._job.batch_size, len(source)))
             with watch.time("reading"):
-                return start, self.read(images[start : start + self._job.batch_size], start, unreadable)
+                return start, self.read(source.image, rows, unreadable)
 
         for start, batch in ahead(read, starts):
             with watch.time("network"):
@@ -284,9 +246,9 @@ class LocalNetwork:
             if made is not None:
                 yield start, made
 
-    def read(self, images: Sequence[Image], start: int, unreadable: Unreadable) -> dict[str, Any]:
-        """A batch of images from row `start` on, decoded, preprocessed and brought to the device."""
-        batch = read_batch(self._pool, images, start, self._job.preprocessing, unreadable)
+    def read(self, image: Callable[[int], np.ndarray], rows: range, unreadable: Unreadable) -> dict[str, Any]:
+        """A batch of images, each given by its row, decoded, preprocessed and brought to the device."""
+        batch = read_batch(self._pool, image, rows, self._job.preprocessing, unreadable)
         batch["uploaded"] = [self._engine.upload(view) for view in batch.pop("images")]
         return batch
 
@@ -298,11 +260,11 @@ class LocalNetwork:
             batch["features"] = features_of(self._job, self._engine, batch.pop("uploaded"), start)
         return batch
 
-    def closing(self) -> str:
+    def summary(self) -> str:
         return ""
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Start nothing more."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -322,7 +284,7 @@ def choose_engine(
 ) -> tuple[Engine, dict[str, Any]]:
     """The engine for `n` images, and the environment that it makes up.
 
-    resumed: the environment of what is gone on with, whose engine is taken if it can be had here; {} for none.
+    resumed: the environment of the extraction to resume, whose engine is taken if it can be had here; {} for none.
     sample: reads some images, where a choice is worth it. tell: gets what was decided, in a line each.
     """
     environment: dict[str, Any] = {"device": job.device.type, "versions": versions()}

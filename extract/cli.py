@@ -91,7 +91,7 @@ def features(
 ) -> None:
     """Make a feature store, or say that it is up to date. Prints its path.
 
-    An interrupted extraction goes on where it stopped when the same command is given again.
+    Give the same command again to resume an interrupted extraction.
     """
     request = Request(cluster=asked_for(ray, cpus_per_worker, gpus_per_worker), **options)
     store = store or request.default_store()

@@ -1,4 +1,4 @@
-"""Engines: ways to run a frozen backbone, which differ in speed and in the last digits; and which of them extracts.
+"""Engines: ways to run a frozen backbone, which differ in speed and in the last digits; and the choice of one.
 
 The choice follows a rule that noise cannot turn: OpenVINO before torch, bfloat16 where it gains clearly.
 """
@@ -186,7 +186,7 @@ def bfloat16(backbone: Backbone) -> Iterator[Arithmetic]:
     """All of the network in bfloat16, then, for truth at some cost, with ever more of its first layers in float32.
 
     Errors of the first layers are the ones that grow on the way: of a ResNet18's error, nine tenths come from its stem
-    and its first block. The network is cut where all that goes on is one tensor.
+    and its first block. The network is cut where a single tensor is passed on.
     """
     yield Arithmetic("bfloat16", ((backbone.module, True),))
     try:
@@ -219,15 +219,15 @@ def _cuts(traced: fx.GraphModule) -> dict[int, fx.Node]:
     nodes = list(traced.graph.nodes)
     order = {node: number for number, node in enumerate(nodes)}
     last_use = [max((order[user] for user in node.users), default=-1) for node in nodes]
-    found, layers = {}, 0
+    cuts, layers = {}, 0
     for number, node in enumerate(nodes):
         if node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Conv2d | nn.Linear):
             layers += 1
         in_use = [n for n in range(number + 1) if last_use[n] > number and nodes[n].op != "get_attr"]
         if layers and in_use == [number]:
-            found[layers] = node
-    found.pop(layers, None)  # a cut behind the last layer leaves nothing
-    return found
+            cuts[layers] = node
+    cuts.pop(layers, None)  # a cut behind the last layer leaves nothing
+    return cuts
 
 
 def measure_fidelity(reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
@@ -343,8 +343,8 @@ def _gain(engine: Engine, other: Engine, images: Tensor) -> float:
     """
     seconds = {id(engine): float("inf"), id(other): float("inf")}
     for batch in images.split(TIMED_IMAGES):
-        for each in (engine, other):
+        for candidate in (engine, other):
             started = time.perf_counter()
-            each.features(each.upload(batch))
-            seconds[id(each)] = min(seconds[id(each)], time.perf_counter() - started)
+            candidate.features(candidate.upload(batch))
+            seconds[id(candidate)] = min(seconds[id(candidate)], time.perf_counter() - started)
     return seconds[id(other)] / seconds[id(engine)]

@@ -189,10 +189,9 @@ def require_identity(store: FeatureStore, wanted: dict[str, Any], image_sha256: 
 
     image_sha256: the digests (N, 32) of the images of `wanted`.
     """
-    found = store.identity
-    if identity_digest(found) == identity_digest(wanted):
+    if store.identity_sha256 == identity_digest(wanted):
         return
-    different = [key for key in wanted if found.get(key) != wanted[key]]
+    different = [key for key in wanted if store.identity.get(key) != wanted[key]]
     if different == ["data_set"]:
         raise UserError(
             f"the images are not those of {store.path} ({_changes(store, image_sha256)}): give --overwrite to extract "
@@ -230,7 +229,7 @@ def store_status(path: Path) -> tuple[str, str]:
         progress = read_progress(path)
         if progress is None:
             return "missing", error.message
-        return "partial", f"{progress[0]:,} of {progress[1]:,} images; run the same extraction again to go on"
+        return "partial", f"{progress[0]:,} of {progress[1]:,} images; run the same command again to resume"
     except tuple(WORDS) as error:
         return WORDS[type(error)], error.message
     views, n, feature_dim = opened.places["features"].shape

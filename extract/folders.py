@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,8 @@ HIDDEN, LOOP, ODD, UNLISTED = "hidden", "a link to a folder above it", "no regul
 OUTPUT = "a folder of results"
 
 
-@dataclass(frozen=True)
-class Listed:
-    """A file below a root: its name relative to it, and why it is no image of the data set ("" for one)."""
-
-    name: str
-    reason: str
-    entry: "os.DirEntry[str] | None" = None
+# A file below a root: its name relative to it; why it is no image of the data set, "" for one; where to ask for more
+Listed = tuple[str, str, "os.DirEntry[str] | None"]
 
 
 class ImageFolder:
@@ -41,23 +35,21 @@ class ImageFolder:
         split_folders, notes = _layout(root)
         if split_folders and reading.test_fraction is not None:
             raise UserError(f"{root} has a test split, {split_folders[1]}/: leave --test-fraction out")
-        class_folders = _class_folders(root, split_folders)
+        class_folders = sorted({name for split in split_folders or ("",) for name in _folders(root / split)})
         class_names = unique_class_names(class_folders)
         number = {folder: label for label, folder in enumerate(class_folders)}
         depth = 1 if split_folders else 0
-        left_out = [(item.name, item.reason) for item in listing if item.reason]
-        found: list[tuple[int, str, str]] = []
-        for item in listing:
-            parts = item.name.split("/")
-            if item.reason:
-                continue
+        left_out = [(name, reason) for name, reason, _ in listing if reason]
+        labelled: list[tuple[int, str, str]] = []
+        for name in (name for name, reason, _ in listing if not reason):
+            parts = name.split("/")
             if len(parts) < depth + 2 or (split_folders and parts[0] not in split_folders):
-                left_out.append((item.name, "in no folder of a class"))
+                left_out.append((name, "in no folder of a class"))
             else:
-                found.append((number[parts[depth]], *os.path.split(item.name)))
-        found.sort()
-        labels = np.array([label for label, _, _ in found], np.int64)
-        names = [f"{folder}/{file}" for _, folder, file in found]
+                labelled.append((number[parts[depth]], *os.path.split(name)))
+        labelled.sort()
+        labels = np.array([label for label, _, _ in labelled], np.int64)
+        names = [f"{folder}/{file}" for _, folder, file in labelled]
         if split_folders:
             is_test = np.array([name.startswith(f"{split_folders[1]}/") for name in names], bool)
         else:
@@ -71,26 +63,21 @@ class ImageFolder:
         return stamps_digest(root)
 
 
-class Folder:
+class Folder(ImageFolder):
     """The source "folder": every image at and below a root, without labels: one class, all in the train split."""
-
-    own_files = True
 
     def open(self, root: Path, reading: Reading) -> ImageSource:
         _require_folder(root)
         if reading.test_fraction is not None:
             raise UserError("--test-fraction splits labelled images, --dataset folder has none: leave it out")
         listing = list_images(root, reading)
-        names = sorted((item.name for item in listing if not item.reason), key=os.path.split)
+        names = sorted((name for name, reason, _ in listing if not reason), key=os.path.split)
         if not names:
             raise UserError(f"there is no image at or below {root}: give --root a folder with images")
         files = reading.files(root)
         splits = make_splits([0] * len(names), np.zeros(len(names), bool), lambda i: files.read(names[i]), names)
-        left_out = [(item.name, item.reason) for item in listing if item.reason]
+        left_out = [(name, reason) for name, reason, _ in listing if reason]
         return ImageSource(str(root), [UNLABELLED], splits, left_out, files=files)
-
-    def fingerprint(self, root: Path) -> str:
-        return stamps_digest(root)
 
 
 def walk(folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[Listed]:
@@ -99,32 +86,32 @@ def walk(folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) 
     try:
         status = os.stat(folder)  # noqa: PTH116
         here = (status.st_dev, status.st_ino)
-        with os.scandir(folder) as found:
-            entries = list(found)
+        with os.scandir(folder) as scan:
+            entries = list(scan)
     except OSError:
-        yield Listed(below, UNLISTED)
+        yield below, UNLISTED, None
         return
     if here in above:
-        yield Listed(below, LOOP)
+        yield below, LOOP, None
         return
     if any(entry.name == OUTPUT_MARK for entry in entries):  # pages and copies are no images of the set
-        yield Listed(below, OUTPUT)
+        yield below, OUTPUT, None
         return
     for entry in entries:
         name = below + entry.name
         if entry.name.startswith(".") or entry.name in LEFT_BY_SYSTEMS:
-            yield Listed(name, HIDDEN)
+            yield name, HIDDEN, None
         elif _is_folder(entry):
             yield from walk(entry.path, f"{name}/", (*above, here))
         else:
             # A pipe would be read for ever
-            yield Listed(name, why_no_image(entry.name) if _is_file(entry) else ODD, entry)
+            yield name, why_no_image(entry.name) if _is_file(entry) else ODD, entry
 
 
 def list_images(root: Path, reading: Reading) -> list[Listed]:
     """`walk`, with a UserError for folders that cannot be read, unless they are to be skipped."""
     listing = list(walk(str(root)))
-    unlisted = [printable(item.name) or str(root) for item in listing if item.reason == UNLISTED]
+    unlisted = [printable(name) or str(root) for name, reason, _ in listing if reason == UNLISTED]
     if unlisted and reading.on_error == "fail":
         raise UserError(
             f"{len(unlisted)} folder(s) below {root} cannot be read: {', '.join(unlisted[:5])}; "
@@ -135,7 +122,7 @@ def list_images(root: Path, reading: Reading) -> list[Listed]:
 
 def stamps_digest(root: Path) -> str:
     """The digest of names, sizes and times of all files that are not hidden."""
-    stamps = [(printable(item.name), *_stamp(item.entry)) for item in walk(str(root)) if item.entry]
+    stamps = [(printable(name), *stamp_of(entry)) for name, _, entry in walk(str(root)) if entry]
     return sha256_text(canonical_json(sorted(stamps)))
 
 
@@ -172,16 +159,11 @@ def _layout(root: Path) -> tuple[tuple[str, str] | None, list[str]]:
     return ("train", test), notes + ([f"{', '.join(unused)} of {root} left out"] if unused else [])
 
 
-def _class_folders(root: Path, split_folders: tuple[str, str] | None) -> list[str]:
-    """The class folders; those of one split alone are classes, too."""
-    return sorted({name for split in split_folders or ("",) for name in _folders(root / split)})
-
-
 def _folders(root: Path) -> list[str]:
     try:
         with os.scandir(root) as entries:
             shown = [e for e in entries if not e.name.startswith(".") and e.name not in LEFT_BY_SYSTEMS]
-            return sorted(entry.name for entry in shown if _is_folder(entry) and not _is_output(entry))
+            return sorted(entry.name for entry in shown if _is_folder(entry) and not _is_output(entry.path))
     except OSError:
         return []
 
@@ -193,8 +175,8 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
         return False
 
 
-def _is_output(entry: "os.DirEntry[str]") -> bool:
-    return os.path.lexists(os.path.join(entry.path, OUTPUT_MARK))  # noqa: PTH118
+def _is_output(folder: str) -> bool:
+    return os.path.lexists(os.path.join(folder, OUTPUT_MARK))  # noqa: PTH118
 
 
 def _is_file(entry: "os.DirEntry[str]") -> bool:
@@ -205,9 +187,10 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
         return True
 
 
-def _stamp(entry: "os.DirEntry[str]") -> tuple[int, int]:
+def stamp_of(file: "os.DirEntry[str] | Path") -> tuple[int, int]:
+    """The size and the time of a file, zeros for one that is not there."""
     try:
-        status = entry.stat()
+        status = file.stat()
     except OSError:
         return 0, 0
     return status.st_size, status.st_mtime_ns

@@ -26,15 +26,12 @@ from common.store_writer import name_arrays, write_store
 from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
 from extract.batches import (
     THUMBNAIL,
-    AllImages,
     Connect,
     Extraction,
     Network,
     Unreadable,
     digests_of,
     local_network,
-    names_of,
-    without,
 )
 from extract.features import Request, require_identity
 from extract.preprocessing import parse_views
@@ -43,10 +40,10 @@ from extract.sources import ImageSource, left_out_line, load_source
 from extract.superclasses import superclasses_of
 
 
-def make_features(request: Request, target: Path, found: FeatureStore | None) -> tuple[FeatureStore, str]:
+def make_features(request: Request, target: Path, existing: FeatureStore | None) -> tuple[FeatureStore, str]:
     """Make the store of what is asked for at `target`; return it, and a line if it was there already.
 
-    found: the store that is there, made for another request: it is kept if its identity is the same.
+    existing: the store that is there, made for another request: it is kept if its identity is the same.
     """
     views, layers = parse_views(request.views), parse_layers(request.layers)
     device, connect = connection(request)
@@ -66,20 +63,20 @@ def make_features(request: Request, target: Path, found: FeatureStore | None) ->
         engine=request.engine,
         on_error=request.on_error,
     )
-    if found is None:
+    if existing is None:
         return extract(job, target, connect), ""
-    if found.identity["precision"] == "float32":  # as true as bfloat16 may be
+    if existing.identity["precision"] == "float32":  # as true as bfloat16 may be
         job = replace(job, precision="float32")
     job, image_sha256 = readable(job)
-    require_identity(found, identity(job, image_sha256), image_sha256)
+    require_identity(existing, identity(job, image_sha256), image_sha256)
     try:
-        found = renewed(job, found)
+        existing = renewed(job, existing)
         note = ""
     except DamagedStore:
         raise
     except UserError as error:  # such as a full disk: the store is what it was
         note = f"; this is not noted in it: {error.message}"
-    return found, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
+    return existing, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
 
 
 def connection(request: Request) -> tuple[torch.device, Connect]:
@@ -100,10 +97,10 @@ def connection(request: Request) -> tuple[torch.device, Connect]:
 
 
 def _tell(source: ImageSource, backbone: Backbone, list_left_out: bool) -> None:
-    """What was decided about images and weights, in a line each."""
+    """Say what was decided about images and weights, in a line each."""
     for name, reason in source.left_out if list_left_out else ():
         say(f"left out: {printable(name)}: {reason}")
-    for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.said]:
+    for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.note]:
         if line:
             say(line)
     if backbone.random_seed is not None:
@@ -123,11 +120,10 @@ def extract(job: Extraction, target: Path, connect: Connect = local_network) -> 
     with exclusive(partial_folder(target), busy(target), target), contextlib.ExitStack() as stack:
         network = stack.enter_context(connect(job, read_plan(target).get("environment", {})))
         job = replace(job, precision=network.precision)  # from here on what is executed, no longer what was asked for
-        images = AllImages(job.source)
         writer = _writer(job, target, network.environment)
-        _keep_what_is_sound(writer, images)
-        unreadable = Unreadable(names_of(job.source), say)
-        with keeping(lambda: f"{sum(b - a for a, b in writer.done.items()):,} of {len(images):,} images are saved"):
+        _keep_what_is_sound(writer, job.source)
+        unreadable = Unreadable(job.source.names(), say)
+        with keeping(lambda: f"{writer.rows_done:,} of {len(job.source):,} images are saved"):
             _fill(writer, network, unreadable)
             stack.close()
             if unreadable.reasons and job.on_error == "fail":
@@ -136,7 +132,7 @@ def extract(job: Extraction, target: Path, connect: Connect = local_network) -> 
 
 
 def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> StoreWriter:
-    n, views = sum(len(split.labels) for split in job.source.splits.values()), len(job.preprocessing.views)
+    n, views = len(job.source), len(job.preprocessing.views)
     layout = {
         "features": (STORED_AS[job.precision], (views, n, job.backbone.feature_dim)),
         "image_sha256": ("|u1", (n, 32)),
@@ -156,54 +152,51 @@ def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> Store
     return writer
 
 
-def _keep_what_is_sound(writer: StoreWriter, images: AllImages) -> None:
-    """Where files have changed since their batch was written, an image was repaired, say, the pixels decide."""
-    begun = len(writer.done)
+def _keep_what_is_sound(writer: StoreWriter, source: ImageSource) -> None:
+    """Keep the batches whose pixels are the same, if files have changed since: an image was repaired, say."""
+    before = len(writer.done)
     if writer.moved:
-        progress = Progress(sum(b - a for a, b in writer.done.items()), "comparing", "images")
+        progress = Progress(writer.rows_done, "comparing", "images")
 
         def same(start: int, digests: np.ndarray) -> bool:
-            progress.update(len(digests))
-            chosen = images[start : start + len(digests)]
-            return bool((as_rows(list(digests_of(chosen))) == digests).all())
+            rows = range(start, start + len(digests))
+            return bool((digests_of(source, rows, progress) == digests).all())
 
         with progress:
             writer.keep(same)
-    if begun:
-        done = sum(b - a for a, b in writer.done.items())
-        again = begun - len(writer.done)
+    if before:
+        again = before - len(writer.done)
         say(
-            f"resuming {writer.target}: {done:,} of {len(images):,} images done"
+            f"resuming {writer.target}: {writer.rows_done:,} of {len(source):,} images done"
             + (f"; {again} batch(es) are made again, since images in them have changed" if again else "")
         )
 
 
 def _fill(writer: StoreWriter, network: Network, unreadable: Unreadable) -> None:
-    watch, starts, n = Stopwatch(), writer.missing(), len(unreadable.names)
-    done = sum(stop - start for start, stop in writer.done.items())
+    watch, starts, n, done = Stopwatch(), writer.missing(), len(unreadable.names), writer.rows_done
     with Progress(n, "extracting", "images", done) as progress:
         for start, batch in network.batches(starts, unreadable, watch):
             with watch.time("writing"):
                 writer.write(start, batch)
             progress.update(len(batch["thumbnails"]))
     if starts:
-        say(watch.line(n - done) + network.closing())
+        say(watch.line(n - done) + network.summary())
 
 
 def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], unreadable: Unreadable) -> FeatureStore:
     digests = np.array(writer.array("image_sha256"))
-    images, skipped = AllImages(job.source), []
+    skipped = []
     for row in np.flatnonzero(~digests.any(1)).tolist():
         if row not in unreadable.reasons:  # an earlier process met it
             try:
-                images[row][0](images[row][1])
+                job.source.image(row)
             except UnreadableImage as error:
                 unreadable.reasons[row] = error.reason
         skipped.append([printable(unreadable.names[row]), unreadable.reasons.get(row, "could not be read")])
     kept = np.flatnonzero(digests.any(1)) if skipped else None
     job, digests = without_unreadable(job, digests)
-    provenance = {**environment, **_account(job.source), **({"skipped": skipped} if skipped else {})}
-    store = writer.finish(_header(job, digests, provenance), _whole(job.source), kept)
+    provenance = {**environment, **_facts_about_files(job.source), **({"skipped": skipped} if skipped else {})}
+    store = writer.finish(_header(job, digests, provenance), _small_arrays(job.source), kept)
     if skipped:
         say(f"{len(skipped):,} images were skipped, since they cannot be read; the store names them")
     same = len(digests) - len(np.unique(digests.view("V32")))
@@ -213,15 +206,15 @@ def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], u
 
 
 def without_unreadable(job: Extraction, digests: np.ndarray) -> tuple[Extraction, np.ndarray]:
-    """The same without the images that have no digest, and the digests of the others."""
+    """Return the job without the images that have no digest, and the digests of the others."""
     has_digest = digests.any(1)
     if has_digest.all():
         return job, digests
-    return replace(job, source=without(job.source, np.flatnonzero(~has_digest))), digests[has_digest]
+    return replace(job, source=job.source.without(np.flatnonzero(~has_digest))), digests[has_digest]
 
 
-def _account(source: ImageSource) -> dict[str, Any]:
-    """How a source's files were split, left out and decoded: part of the provenance, where there is anything."""
+def _facts_about_files(source: ImageSource) -> dict[str, Any]:
+    """For the provenance: how a source's files were split, left out and decoded, as far as there is anything."""
     reasons = dict(sorted(Counter(reason for _, reason in source.left_out).items()))
     least_side = source.files.least_side if source.files else None
     account = {"layout": source.notes, "left_out": reasons, "least_side": least_side}
@@ -245,14 +238,14 @@ def _header(job: Extraction, image_sha256: np.ndarray, environment: dict[str, An
     }
 
 
-def _whole(source: ImageSource) -> dict[str, np.ndarray]:
+def _small_arrays(source: ImageSource) -> dict[str, np.ndarray]:
     """The arrays that do not come in batches."""
     splits = [source.splits[name] for name in SPLITS]
     return {
         "labels": np.concatenate([split.labels for split in splits]),
         "image_index": np.concatenate([np.arange(len(split.labels)) for split in splits]),
         "split": np.repeat(np.arange(len(SPLITS), dtype=np.uint8), [len(split.labels) for split in splits]),
-        **name_arrays(names_of(source)),
+        **name_arrays(source.names()),
     }
 
 
@@ -280,37 +273,29 @@ def identity(job: Extraction, image_sha256: np.ndarray) -> dict[str, Any]:
 
 
 def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
-    """The same without the images that cannot be read, and the digests (N, 32) of the others.
+    """Return the job without the images that cannot be read, and the digests (N, 32) of the others.
 
     Raises UserError, which names them, where they must not be skipped.
     """
-    images, unreadable = AllImages(job.source), Unreadable(names_of(job.source), say)
-    digests = []
-    with Progress(len(images), "comparing", "images") as progress:
-        for digest in digests_of(images, unreadable):
-            digests.append(digest)
-            progress.update()
-    image_sha256 = as_rows(digests)
+    unreadable, n = Unreadable(job.source.names(), say), len(job.source)
+    with Progress(n, "comparing", "images") as progress:
+        image_sha256 = digests_of(job.source, range(n), progress, unreadable)
     if unreadable.reasons and job.on_error == "fail":
         raise unreadable.error()
     return without_unreadable(job, image_sha256)
 
 
 def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
-    """The same features, with the request and the file names of today: the next time nothing needs to be decoded.
+    """Write the same features with the request and the file names of today: next time nothing needs to be decoded.
 
     Raises DamagedStore, since what is damaged must not be sealed again, and UserError where it cannot be written.
     """
     with exclusive(partial_folder(store.path), busy(store.path), store.path):
-        said = {"request": job.request, "data_set": as_text(job.source.name)}
-        header = {**store.header, "provenance": {**store.header["provenance"], **said}}
+        today = {"request": job.request, "data_set": as_text(job.source.name)}
+        header = {**store.header, "provenance": {**store.header["provenance"], **today}}
         arrays = {name: store.array(name) for name in store.places}
-        write_store(store.path, header, {**arrays, **name_arrays(names_of(job.source))})
+        write_store(store.path, header, {**arrays, **name_arrays(job.source.names())})
     return FeatureStore.open(store.path)
-
-
-def as_rows(digests: list[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
 
 
 def as_text(name: str) -> str:

@@ -17,9 +17,9 @@ from common.errors import UserError, is_scarce
 from common.images import UnreadableImage, pixel_digest
 from common.machine import versions
 from common.progress import say
-from extract.batches import SAMPLE, AllImages, Extraction, Unreadable, names_of, read_sample
+from extract.batches import SAMPLE, Extraction, Unreadable, read_sample
 from extract.progress import Stopwatch
-from extract.ray_worker import Brought, Order, Worker, code_digest
+from extract.ray_worker import Order, Shipped, Worker, code_digest
 from extract.sources import ImageSource
 
 OPEN = 3  # batches that a worker has at a time: it reads some while it computes one
@@ -27,16 +27,16 @@ MAX_TRIES = 5  # of a batch whose workers end
 MAX_STARTS = 3  # of workers on a node that end before they are ready
 LOOK = 5.0  # seconds between two looks at which nodes there are
 PATIENCE = 60.0  # seconds without any worker until that is said, or is an error where none is on its way
-READERS = 4  # threads that read what is brought
+READERS = 4  # threads that read what is shipped
 CHECKED = 4  # images whose pixels every worker must see as this process does
 
 
 class Orders:
-    """The batches that are still to be handed out. brought: the images, too; the next are read meanwhile."""
+    """The batches that are still to be handed out. shipped: the images, too; the next are read meanwhile."""
 
-    def __init__(self, job: Extraction, names: Sequence[str], brought: bool, starts: Sequence[int]):
-        self._images, self._files, self._size = AllImages(job.source), job.source.files, job.batch_size
-        self._names, self._brought = names, brought
+    def __init__(self, job: Extraction, names: Sequence[str], shipped: bool, starts: Sequence[int]):
+        self._source, self._files, self._size = job.source, job.source.files, job.batch_size
+        self._names, self._shipped = names, shipped
         self._starts, self._coming = deque(starts), deque[Future[Order]]()
         self._pool = ThreadPoolExecutor(READERS)
 
@@ -60,17 +60,16 @@ class Orders:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _order(self, start: int) -> Order:
-        rows = range(start, min(start + self._size, len(self._images)))
-        return Order(start, [self._names[row] for row in rows], [self._bring(row) for row in rows])
+        rows = range(start, min(start + self._size, len(self._source)))
+        return Order(start, [self._names[row] for row in rows], [self._ship(row) for row in rows])
 
-    def _bring(self, row: int) -> Brought:
-        if not self._brought:
+    def _ship(self, row: int) -> Shipped:
+        if not self._shipped:
             return None
         try:
             if self._files is not None:
                 return (self._files.folder / self._names[row]).read_bytes()
-            image, index = self._images[row]
-            return image(index)
+            return self._source.image(row)
         except UnreadableImage as error:
             return error.reason
         except OSError as error:
@@ -81,11 +80,10 @@ class Orders:
 
 def digests_seen(source: ImageSource) -> dict[str, bytes]:
     """The pixel digests of a few images of a source, by their names."""
-    images, names, seen = AllImages(source), names_of(source), {}
-    for row in np.linspace(0, len(images) - 1, 4 * CHECKED).astype(int).tolist():
-        image, index = images[row]
+    names, seen = source.names(), {}
+    for row in np.linspace(0, len(source) - 1, 4 * CHECKED).astype(int).tolist():
         with contextlib.suppress(UnreadableImage):
-            seen[names[row]] = pixel_digest(image(index))
+            seen[names[row]] = pixel_digest(source.image(row))
         if len(seen) == CHECKED:
             break
     return seen
@@ -93,7 +91,7 @@ def digests_seen(source: ImageSource) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def on_cluster(job: Extraction, resumed: dict[str, Any], cluster: Cluster, ship_images: bool) -> Iterator["Pool"]:
-    """The network of a job on a cluster. resumed: the environment of what is gone on with, {} for none.
+    """The network of a job on a cluster. resumed: the environment of the extraction that is resumed, {} for none.
 
     ship_images: workers do not see the files. Raises UserError, naming the node, where one does not see them that
     should, or no node can do what is pinned.
@@ -130,14 +128,14 @@ class Pool:
         device = job.device if self._cluster.gpus else torch.device("cpu")
         self._job = replace(job, device=device, threads=cluster.cpus)
         self._files = job.source.files
-        self._brought = ship_images or self._files is None
+        self._shipped = ship_images or self._files is None
         self._members: list[Member] = []
         self._tasks: dict[Any, tuple[Member, int | None]] = {}  # what is computed: its first row, None for `prepare`
         self._refused: dict[str, str] = {}  # by the id of the node
         self._failed_starts: Counter[str] = Counter()
         self._made: Counter[str] = Counter()  # images, by the name of the node
         self.environment: dict[str, Any] = {}  # the pinned one, once `begin` has chosen it
-        self._terms: tuple = ()  # what every worker must fulfil, as `Worker.prepare` takes it; once that is known
+        self._required: tuple = ()  # of every worker, as `Worker.prepare` takes it; once that is known
         self._looked, self._begun = -LOOK, time.monotonic()
         self._served = self._begun  # when a worker was last there
         self._create_worker()
@@ -150,24 +148,24 @@ class Pool:
     def begin(self, resumed: dict[str, Any]) -> None:
         """Start the workers, and let one of them choose the engine for all, unless `resumed` pins it."""
         mine = {"device": self._job.device.type, "versions": versions()}
-        seen = {} if self._brought else digests_seen(self._job.source)
+        seen = {} if self._shipped else digests_seen(self._job.source)
         self._look()
         self.environment = resumed if resumed and {**resumed, **mine} == resumed else self._choose()
-        self._terms = self.environment, code_digest(), seen
+        self._required = self.environment, code_digest(), seen
         for member in self._members:
             self._prepare(member)
         while not any(member.ready for member in self._members):
             for task in self._wait(list(self._tasks)):
                 self._result(task)
         on = {member.node.id for member in self._members}
-        say(f"{len(self._members)} workers on {len(on)} node(s), {self._cluster.said}")
+        say(f"{len(self._members)} workers on {len(on)} node(s), {self._cluster.share}")
         self._begun = time.monotonic()
 
     def batches(
         self, starts: Sequence[int], unreadable: Unreadable, watch: Stopwatch
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         tries: Counter[int] = Counter()
-        with contextlib.closing(Orders(self._job, unreadable.names, self._brought, starts)) as orders:
+        with contextlib.closing(Orders(self._job, unreadable.names, self._shipped, starts)) as orders:
             while orders.left or any(start is not None for _, start in self._tasks.values()):
                 self._hand_out(orders)
                 with watch.time("waiting"):
@@ -189,7 +187,7 @@ class Pool:
                     elif (batch := self._take(member, result, unreadable)) is not None:
                         yield start, batch
 
-    def closing(self) -> str:
+    def summary(self) -> str:
         """The rate of each node."""
         seconds = time.monotonic() - self._begun
         return "".join(f"; {name}: {images / seconds:.0f}/s" for name, images in sorted(self._made.items()))
@@ -219,14 +217,14 @@ class Pool:
             for _ in range(0 if node.id in self._refused else missing):
                 actor = self._worker.options(scheduling_strategy=On(node.id, soft=False)).remote(*self._arguments)
                 self._members.append(Member(actor, node))
-                if self._terms:
+                if self._required:
                     self._prepare(self._members[-1])
         self._looked = time.monotonic()
 
     def _choose(self) -> dict[str, Any]:
         """The environment that the first worker to answer chooses, of those that are like this process."""
         sample = read_sample(self._job.source, self._job.preprocessing, SAMPLE)
-        n, shipped = len(AllImages(self._job.source)), self._ray.put(None if sample is None else sample.numpy())
+        n, shipped = len(self._job.source), self._ray.put(None if sample is None else sample.numpy())
         greetings: dict[Any, Member] = {}
         while True:
             for member in self._members:
@@ -249,10 +247,10 @@ class Pool:
                 return environment
 
     def _prepare(self, member: Member) -> None:
-        self._tasks[member.actor.prepare.remote(*self._terms)] = member, None
+        self._tasks[member.actor.prepare.remote(*self._required)] = member, None
 
-    def _take_in(self, member: Member, kind: str, reason: str) -> None:
-        """Make use of a worker that fulfils the terms. Raises UserError for one that does not see the images."""
+    def _accept(self, member: Member, kind: str, reason: str) -> None:
+        """Use a worker that is prepared, or its node no more. Raises UserError if it does not see the images."""
         if kind == "images":
             raise UserError(
                 f"node {member.node.name} does not see the images as this process does ({reason}): give --root a path "
@@ -272,7 +270,7 @@ class Pool:
             self._ray.kill(member.actor)
 
     def _lose(self, member: Member, error: Exception) -> None:
-        """A worker has ended; the first that knows of it says so."""
+        """Note that a worker has ended, and say so once."""
         if member not in self._members:
             return
         member.end = reason_of(error)
@@ -332,7 +330,7 @@ class Pool:
             return None
         if start is not None:
             return result
-        self._take_in(member, *result)
+        self._accept(member, *result)
         return None
 
     def _get(self, task: Any) -> Any:

@@ -16,16 +16,16 @@ from extract.batches import Extraction, LocalNetwork, Unreadable, choose_engine
 
 # What a worker gets of an image: None where it reads the file itself, the bytes of the file, the pixels (H, W, 3), or
 # why it cannot be read
-Brought = bytes | np.ndarray | str | None
+Shipped = bytes | np.ndarray | str | None
 
 
 @dataclass(frozen=True)
 class Order:
-    """A batch that is to be computed: rows from `start` on, the names of their files, and what is brought of each."""
+    """A batch that is to be computed: rows from `start` on, the names of their files, and what is shipped of each."""
 
     start: int
     names: list[str]
-    brought: list[Brought]
+    shipped: list[Shipped]
 
 
 class Worker:
@@ -51,27 +51,27 @@ class Worker:
         return choose_engine(self._job, {}, n, lambda: images, lines.append)[1], lines
 
     def prepare(self, environment: dict[str, Any], code: str, seen: dict[str, bytes]) -> tuple[str, str]:
-        """Make ready to compute as all workers must; returns ("", ""), or what it cannot fulfil, and why.
+        """Make ready to compute as all workers must; return ("", ""), or what is wrong here, and why.
 
         environment: the pinned one. code: the digest of the driver's code. seen: digests of some images, by their
-        names. What cannot be fulfilled is "images", or "terms" for all else.
+        names. The first is "images" if these are not seen here as they are there, else "node".
         """
         if difference := self.hello(code, environment["versions"]):
-            return "terms", difference
+            return "node", difference
         name = environment["engine"]
         try:
             choose_device(str(self._job.device))
             engine = self._job.choice.named(name)
         except UserError as error:
-            return "terms", error.message
+            return "node", error.message
         if engine is None:
-            return "terms", f'it cannot run the pinned engine, "{name}", with --engine {self._job.engine}'
+            return "node", f'it cannot run the pinned engine, "{name}", with --engine {self._job.engine}'
         for name, digest in seen.items():
             try:
-                found = pixel_digest(self._image(name, None))
+                digest_here = pixel_digest(self._image(name, None))
             except UnreadableImage as error:
                 return "images", f"{name}: {error.reason}"
-            if found != digest:
+            if digest_here != digest:
                 return "images", f"{name}: other pixels"
         self._network = LocalNetwork(self._job, engine, environment, self._job.threads or 1)
         return "", ""
@@ -80,17 +80,20 @@ class Worker:
         """The arrays of a batch, None where an image is missing; and {row: reason} of those that are."""
         assert self._network is not None, "prepare comes first"
         unreadable = Unreadable(order.names, lambda line: None)
-        images = [(lambda i: self._image(order.names[i], order.brought[i]), i) for i in range(len(order.names))]
-        batch = self._network.read(images, order.start, unreadable)
+
+        def image(row: int) -> np.ndarray:
+            return self._image(order.names[row - order.start], order.shipped[row - order.start])
+
+        batch = self._network.read(image, range(order.start, order.start + len(order.names)), unreadable)
         return self._network.compute(order.start, batch), unreadable.reasons
 
-    def _image(self, name: str, brought: Brought) -> np.ndarray:
-        if isinstance(brought, np.ndarray):
-            return brought
-        if isinstance(brought, str):
-            raise UnreadableImage(Path(name), brought)
-        assert self._files is not None, "images that are no files are brought"
-        return self._files.read(name, brought)
+    def _image(self, name: str, shipped: Shipped) -> np.ndarray:
+        if isinstance(shipped, np.ndarray):
+            return shipped
+        if isinstance(shipped, str):
+            raise UnreadableImage(Path(name), shipped)
+        assert self._files is not None, "images that are no files are shipped"
+        return self._files.read(name, shipped)
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import pkgutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,10 @@ UNLABELLED = "unlabelled"
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
 NAMED = 5  # classes that a note names at most
+
+
+# Those of a `Reading` that decide over the pixels and the rows
+SETTINGS = ("test_fraction", "on_error", "decode", "image_column", "label_column")
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,35 @@ class ImageSource:
     notes: list[str] = field(default_factory=list)
     files: Files | None = None
 
+    def __len__(self) -> int:
+        return sum(len(split.labels) for split in self.splits.values())
+
+    def image(self, row: int) -> np.ndarray:
+        """The image of a row, (H, W, 3) uint8: train comes before test. Raises UnreadableImage."""
+        train = len(self.splits["train"].labels)
+        return self.splits["train"].image(row) if row < train else self.splits["test"].image(row - train)
+
+    def names(self) -> list[str]:
+        """The file name of each row, relative to the root; split and number where the source has no files."""
+        return [
+            name
+            for key in SPLITS
+            for name in self.splits[key].names or [f"{key}/{i:05d}" for i in range(len(self.splits[key].labels))]
+        ]
+
+    def without(self, rows: np.ndarray) -> "ImageSource":
+        """The same without some rows. Raises UserError where nothing is left."""
+        splits, start = {}, 0
+        for name in SPLITS:
+            n = len(self.splits[name].labels)
+            splits[name] = self.splits[name].subset(np.setdiff1d(np.arange(n), rows - start))
+            start += n
+        left = replace(self, splits=splits)
+        if not len(left):
+            raise UserError(f"none of the {len(self)} images of {self.name} can be read")
+        left.check()
+        return left
+
     def check(self) -> None:
         """Raise UserError where there is no image at all; note the classes that cannot be trained on.
 
@@ -94,7 +127,7 @@ class ImageSource:
         counts = {
             split: np.bincount(part.labels, minlength=len(self.class_names)) for split, part in self.splits.items()
         }
-        if not sum(map(np.sum, counts.values())):
+        if not len(self):
             raise UserError(
                 f"{self.name} has no image in {len(self.class_names)} class folder(s)"
                 + (f" ({left_out_line(self.left_out)})" if self.left_out else "")
@@ -144,9 +177,7 @@ def reading_request(name: str, reading: Reading) -> dict[str, Any]:
 
     Raises UserError for a setting that does nothing for this source.
     """
-    columns = {"image_column": reading.image_column, "label_column": reading.label_column}
-    named = {key: column for key, column in columns.items() if column is not None}
-    if named and name != "hf":
+    if (reading.image_column or reading.label_column) and name != "hf":
         raise UserError(f"--image-column and --label-column do nothing for {name}: leave them out, or give hf:…")
     if not source_kind(name).own_files:
         if reading != Reading():
@@ -155,14 +186,8 @@ def reading_request(name: str, reading: Reading) -> dict[str, Any]:
                 "give your own images with --dataset imagefolder, folder or csv"
             )
         return {}
-    said: dict[str, Any] = {"decoding": RULE, **named}
-    if reading.test_fraction is not None:
-        said["test_fraction"] = reading.test_fraction
-    if reading.on_error != Reading.on_error:
-        said["on_error"] = reading.on_error
-    if reading.decode != Reading.decode:
-        said["decode"] = reading.decode
-    return said
+    settings = {each: getattr(reading, each) for each in SETTINGS}
+    return {"decoding": RULE, **{each: value for each, value in settings.items() if value != getattr(Reading, each)}}
 
 
 def left_out_line(left_out: list[tuple[str, str]]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import canonical_json, sha256_text
-from extract.folders import VALIDATION, unique_class_names
+from extract.folders import VALIDATION, stamp_of, unique_class_names
 from extract.sources import ImageSource, Reading, make_splits, split_by_class
 
 COLUMNS = "path,label or path,label,split"
@@ -38,33 +38,26 @@ class Csv:
         class_names = unique_class_names(sorted({row.label for row in rows}))
         number = {name: label for label, name in enumerate(class_names)}
         labels = np.array([number[row.label] for row in rows], np.int64)
-        splits = {row.split for row in rows}
-        notes = []
-        if splits <= {""}:
+        named_splits, notes = {row.split for row in rows}, []
+        if named_splits <= {""}:
             is_test, note = split_by_class(labels, class_names, reading.test_fraction)
             notes.append(note)
         else:
             if reading.test_fraction is not None:
                 raise UserError(f"{root} has a column split: leave --test-fraction out")
-            test = "test" if "test" in splits else "val"
-            if test == "test" and "val" in splits:
+            test = "test" if "test" in named_splits else "val"
+            if test == "test" and "val" in named_splits:
                 notes.append(f"{sum(row.split == 'val' for row in rows)} rows of {root} with split val left out")
             used = [i for i, row in enumerate(rows) if row.split in ("train", test)]
             rows, labels = [rows[i] for i in used], labels[used]
             is_test = np.array([row.split == test for row in rows], bool)
         names = [row.path for row in rows]
         files = reading.files(root.parent)
-        splits_ = make_splits(labels, is_test, lambda i: files.read(names[i]), names)
-        return ImageSource(str(root), class_names, splits_, left_out, notes, files)
+        splits = make_splits(labels, is_test, lambda i: files.read(names[i]), names)
+        return ImageSource(str(root), class_names, splits, left_out, notes, files)
 
     def fingerprint(self, root: Path) -> str:
-        stamps = []
-        for row in read_table(root):
-            try:
-                status = os.stat(root.parent / row.path)  # noqa: PTH116
-                stamps.append((row.path, status.st_size, status.st_mtime_ns))
-            except OSError:
-                stamps.append((row.path, 0, 0))
+        stamps = [(row.path, *stamp_of(root.parent / row.path)) for row in read_table(root)]
         return sha256_text(root.read_text("utf-8-sig") + canonical_json(stamps))
 
 

@@ -14,9 +14,8 @@ from common.files import sha256_file
 from extract.preprocessing import Preprocessing
 
 NUM_IMAGENET_CLASSES = 1000
-WHOLE_SQUARE = {
-    "resnet18"
-}  # the project's own protocol: resized to the size of the crop, so that small images keep all
+# The project's own protocol: resized to the size of the crop, so that small images keep all
+WHOLE_SQUARE = {"resnet18"}
 SIZE = 224
 
 

@@ -28,7 +28,7 @@ SAVE = "save it with torch.save(model.state_dict(), …) in the program that it 
 
 
 def load_weights(module: nn.Module, name: str, path: Path, classifier: str = "") -> str:
-    """Load the weights in a file into a network without classifier; returns what was decided, "" where nothing was.
+    """Load the weights in a file into a network without classifier; returns a note of what was decided, or "".
 
     classifier: where the network had it. Wrappers and prefixes are taken off where what is inside fits in exactly one
     way. Raises UserError, which names the file, for everything else.
@@ -40,19 +40,19 @@ def load_weights(module: nn.Module, name: str, path: Path, classifier: str = "")
     fitting, nearest = _fitting(content, wanted, classifier)
     if not fitting:
         raise UserError(_why_not(path, name, content, wanted, nearest))
-    way, state = next(iter(fitting.items()))
+    place, state = next(iter(fitting.items()))
     cast = {key: _checked(path, key, value, wanted[key]) for key, value in state.items()}
     if any(not _equal(other, state) for other in fitting.values()):
-        ways = ", ".join(f'"{way}"' if way else "at the top" for way in fitting)
+        places = ", ".join(f'"{place}"' if place else "at the top" for place in fitting)
         raise UserError(
-            f"{path} holds more than one set of weights that fits {name} ({ways}): save the one meant alone"
+            f"{path} holds more than one set of weights that fits {name} ({places}): save the one meant alone"
         )
     types = sorted({str(value.dtype).removeprefix("torch.") for value in state.values() if value.is_floating_point()})
     module.load_state_dict(cast, strict=False)  # the names are checked; only the counters may be absent
-    said = [f'its weights are below "{way}"'] if way else []
+    notes = [f'its weights are below "{place}"'] if place else []
     if types != ["float32"]:
-        said.append(f"{' and '.join(types)} is taken as float32")
-    return f"{path}: {', '.join(said)}" if said else ""
+        notes.append(f"{' and '.join(types)} is taken as float32")
+    return f"{path}: {', '.join(notes)}" if notes else ""
 
 
 def _read(path: Path) -> Any:

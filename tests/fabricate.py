@@ -1,6 +1,7 @@
 """What tests are made of: feature stores with a cluster a class, folders of noisy images, reports of runs, findings."""
 
 import contextlib
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -165,6 +166,20 @@ def make_findings(
         "root": None if root is None else str(root),
     }
     return Findings(mode, **(values | options))
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, over the largest absolute value that is expected."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def fails_with(number: int) -> Callable:
+    """A function that raises this error of the system, whatever it gets."""
+
+    def fails(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fails
 
 
 def flip_bit(path: Path, offset: int, bit: int = 0) -> None:

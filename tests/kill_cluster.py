@@ -3,7 +3,6 @@
 `python -m tests.kill_cluster --count 10` counts. Needs Ray.
 """
 
-import collections
 import contextlib
 import hashlib
 import os
@@ -22,7 +21,7 @@ import numpy as np
 from common.cluster import SETTINGS
 from common.store_partial import read_progress
 from common.synthetic import make_images
-from tests.victims import report
+from tests.victims import Counts, report
 
 OPTIONS = ["--weights", "random", "--image-size", "32", "--batch-size", "8", "--engine", "torch"]
 LIMIT = 600  # seconds
@@ -91,7 +90,7 @@ class Campaign:
         self.root = make_images(base / "images", classes=4, train=images * 3 // 16, test=images // 16, size=16)
         self.rows = sum(1 for _ in self.root.rglob("*.png"))
         self.base, self.generator = base, np.random.default_rng(seed)
-        self.counts: collections.Counter[str] = collections.Counter()
+        self.counts = Counts()
         self.seconds = time.monotonic()
         one = base / "one.h5"
         code = begin(command(self.root, one), base / "log").wait(LIMIT)

@@ -3,7 +3,6 @@
 `python -m tests.kill_extraction --count 300` counts.
 """
 
-import collections
 import shutil
 import signal
 import tempfile
@@ -31,7 +30,7 @@ def main(count: int, seed: int) -> None:
     """Kill extractions; count what was left, and what the next command made of it."""
     torch.set_num_threads(1)
     generator = np.random.default_rng(seed)
-    counts: Counts = collections.Counter()
+    counts = Counts()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         root, place, trace = make_images(base / "images", classes=2, train=12, test=10), base / "stores", base / "trace"

@@ -4,7 +4,6 @@
 tried is what happens to the page, its tables, the list and the copies. Needs strace.
 """
 
-import collections
 import shutil
 import signal
 import tempfile
@@ -96,7 +95,7 @@ def look(base: Path, code: int, log: str, expected: dict[str, bytes], images: di
 def main(count: int, seed: int) -> None:
     """Kill finds and let their writing fail; count what was left, and what the next command made of it."""
     generator = np.random.default_rng(seed)
-    counts: Counts = collections.Counter()
+    counts = Counts()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         prepare(base)

@@ -4,7 +4,6 @@
 command: its weights and metrics must be those of a run that nobody killed, and nothing else may be left in the folder.
 """
 
-import collections
 import json
 import random
 import shutil
@@ -32,7 +31,7 @@ class Campaign:
     def __init__(self, folder: Path, seed: int):
         self.folder, self.random = folder, random.Random(seed)
         self.store = make_store(folder / "s.h5").path
-        self.counts: Counts = collections.Counter()
+        self.counts = Counts()
         started = time.monotonic()
         self.complete(folder / "whole")
         self.seconds = time.monotonic() - started

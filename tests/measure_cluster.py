@@ -17,7 +17,7 @@ from common.images import Files
 from common.machine import versions
 from extract import pipeline, ray_pool
 from extract.backbones import Backbone
-from extract.batches import Extraction, Unreadable, names_of
+from extract.batches import Extraction, Unreadable
 from extract.preprocessing import Preprocessing
 from extract.sources import ImageSource, Split
 
@@ -39,7 +39,7 @@ def main(rows: int, batch_size: int, cpus_per_worker: int) -> None:
         pool = ray_pool.Pool(ray, job, Cluster("local", cpus_per_worker, 0.0), False)
         pool.begin({})
         writer = pipeline._writer(job, Path(folder) / "s.h5", pool.environment)
-        unreadable = Unreadable(names_of(source), lambda line: None)
+        unreadable = Unreadable(source.names(), lambda line: None)
         started = time.monotonic()
         pipeline._fill(writer, pool, unreadable)
         seconds = time.monotonic() - started

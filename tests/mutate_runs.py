@@ -5,14 +5,10 @@ checkpoint must be refused, or hold what it held; a damaged folder or store must
 audit of what nobody damaged.
 """
 
-import collections
 import contextlib
-import copy
 import io
 import shutil
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,14 +24,14 @@ from common.store import FeatureStore
 from common.synthetic import make_store
 from find.cli import main as find
 from tests.kill_training import result_of
-from tests.mutate import flipped, mutated
+from tests.mutate import edited, flipped, judge, mutated
+from tests.victims import Counts, report
 from train.checkpoint import load_checkpoint, load_state, require_fitting, seal
 from train.config import Config
 from train.fit import fit
 from train.log.runs import load_run
 from train.run_folder import RunFolder
 
-LIMIT = 10.0  # seconds of the processor: others may be at work on the machine
 CONFIG = Config.load(None, ["method=shared_mlp", "head.hidden=4", "training.epochs=3", "training.batch_size=64"])
 OTHER = Config.load(None, ["method=shared_mlp", "head.hidden=4", "training.epochs=3", "training.seed=1"])
 DECLARED = ("config.toml", "metrics.jsonl", "checkpoint.pt", "report.json", "DONE", "curves.png")
@@ -49,22 +45,14 @@ def quiet(_: str) -> None:
     """Say nothing."""
 
 
-def edited(value: Any, generator: np.random.Generator) -> Any:
-    """A checkpoint's content with one of its parts, at any depth, gone or another."""
-    odd = [None, 0, -1, 1.5, float("nan"), 2**70, "", "é", [], {}, torch.ones(1), torch.ones(2, 2).to_sparse(), b"x"]
-    if isinstance(value, dict | list) and value and generator.random() < 0.9:
-        changed = copy.copy(value)
-        keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-        key = keys[int(generator.integers(len(keys)))]
-        if generator.random() < 0.15:
-            del changed[key]
-        else:
-            changed[key] = edited(value[key], generator)
-        return changed
-    if isinstance(value, torch.Tensor):
-        ways = [value.double(), value.flatten()[:1], value.new_zeros(3, 3), value.to("meta"), value[None]]
-        return [*ways, *odd][int(generator.integers(len(ways) + len(odd)))]
-    return odd[int(generator.integers(len(odd)))]
+ODD = [None, 0, -1, 1.5, float("nan"), 2**70, "", "é", [], {}, torch.ones(1), torch.ones(2, 2).to_sparse(), b"x"]
+
+
+def near(value: Any) -> list[Any]:
+    """Tensors that are almost this one."""
+    if not isinstance(value, torch.Tensor):
+        return []
+    return [value.double(), value.flatten()[:1], value.new_zeros(3, 3), value.to("meta"), value[None]]
 
 
 class Campaign:
@@ -72,7 +60,7 @@ class Campaign:
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.generator = folder, np.random.default_rng(seed)
-        self.counts: collections.Counter[str] = collections.Counter()
+        self.counts = Counts()
         self.store = make_store(folder / "s.h5")
         self.finished, self.begun, self.other = folder / "finished", folder / "begun", folder / "other"
         fit(CONFIG, self.store, self.finished, quiet)
@@ -88,16 +76,8 @@ class Campaign:
 
     def judge(self, what: str, act: Callable[[], bool]) -> None:
         """Count what `act` came to: it says whether all is as it was."""
-        started = time.process_time()
-        try:
-            verdict = "as if undamaged" if act() else "ACCEPTED"
-        except UserError as error:
-            verdict = "refused" if "\n" not in error.message.strip() else "MORE THAN A SENTENCE"
-        except Exception as error:
-            click.echo(f"{what}: {repr(error)[:200]}", err=True)
-            verdict = "TRACEBACK"
+        verdict = judge(what, lambda: "as if undamaged" if act() else "ACCEPTED")
         self.counts[f"{verdict}: {what}"] += 1
-        self.counts["HANG"] += time.process_time() - started > LIMIT
 
     def checkpoint(self, number: int) -> None:
         """Damage the checkpoint of an unfinished run; or edit its content and seal it again."""
@@ -105,7 +85,7 @@ class Campaign:
         path.parent.mkdir(exist_ok=True)
         original = self.begun / "checkpoint.pt"
         if number % 4 == 3:
-            content = edited(load_checkpoint(self.begun / "checkpoint.pt"), self.generator)
+            content = edited(load_checkpoint(original), self.generator, ODD, near)
             buffer = io.BytesIO()
             torch.save(content, buffer)
             path.write_bytes(seal(buffer.getvalue()))
@@ -113,7 +93,6 @@ class Campaign:
             return
         kind, damaged = mutated(original.read_bytes(), self.generator)
         path.write_bytes(damaged)
-        kind = "unchanged" if damaged == original.read_bytes() else kind
         before = str(load_checkpoint(original))
         self.judge(f"checkpoint, {kind}", lambda: str(load_checkpoint(path)) == before)
 
@@ -211,12 +190,7 @@ def main(checkpoints: int, folders: int, stores: int, finds: int, seed: int) -> 
             campaign.damaged_store(number)
         for _ in range(finds):
             campaign.damaged_find()
-    totals: collections.Counter[str] = collections.Counter({"HANG": 0, "TRACEBACK": 0, "ACCEPTED": 0})
-    for what, count in sorted(campaign.counts.items()):
-        click.echo(f"{count:6}  {what}")
-        totals[what.partition(":")[0]] += count
-    click.echo(", ".join(f"{verdict} {count}" for verdict, count in totals.items()))
-    sys.exit(any(count for verdict, count in totals.items() if verdict.isupper()))
+    report(campaign.counts)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,6 @@ from extract.backbones import HookedLayers, PooledLayers, load_backbone, parse_l
 from extract.preprocessing import Preprocessing
 
 
-@pytest.fixture(scope="module")
-def resnet():
-    return load_backbone("resnet18", "random", 0, 32)
-
-
 def images(n=2, size=32):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(0))
 
@@ -117,7 +112,7 @@ def test_weights_of_a_file_are_loaded_and_digested(tmp_path):
     backbone = load_backbone("resnet18", str(path), 0, 32)
     assert torch.equal(backbone.module.state_dict()["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
     assert backbone.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert (backbone.random_seed, backbone.said) == (None, "")
+    assert (backbone.random_seed, backbone.note) == (None, "")
 
 
 def test_the_preprocessing_is_that_which_the_weights_name():

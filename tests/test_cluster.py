@@ -15,10 +15,9 @@ from click.testing import CliRunner
 from common.cluster import Cluster, Node, asked_for, connected
 from common.errors import UserError
 from common.machine import versions
-from common.synthetic import make_images, make_store
+from common.synthetic import make_store
 from extract import ray_pool
-from extract.backbones import load_backbone
-from extract.batches import AllImages, Extraction, Unreadable, local_network, names_of
+from extract.batches import Extraction, Unreadable, local_network
 from extract.cli import main as extract_main
 from extract.features import Request
 from extract.pipeline import connection, extract
@@ -33,20 +32,10 @@ CPU = torch.device("cpu")
 SMALL = ["--weights", "random", "--image-size", "32", "--engine", "torch"]
 
 
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("resnet18", "random", 0, 32)
-
-
 @pytest.fixture
-def root(tmp_path):
-    return make_images(tmp_path / "images")
-
-
-@pytest.fixture
-def job(root, backbone):
+def job(root, resnet):
     source = load_source("imagefolder", root)
-    return Extraction(source, backbone, Preprocessing(32), "float32", {"asked": 1}, 8, CPU, "torch", threads=1)
+    return Extraction(source, resnet, Preprocessing(32), "float32", {"asked": 1}, 8, CPU, "torch", threads=1)
 
 
 def nothing(line):
@@ -114,25 +103,24 @@ def test_without_a_cluster_ray_is_not_imported(root, tmp_path):
 
 def test_an_order_has_names_or_what_is_in_the_files(job, root):
     (root / "train/class0/003.png").unlink()
-    names = names_of(job.source)
-    seen, brought = (Orders(job, names, each, [0, 64]) for each in (False, True))
-    assert (seen.left, brought.left) == (2, 2)
+    names = job.source.names()
+    seen, shipped = (Orders(job, names, each, [0, 64]) for each in (False, True))
+    assert (seen.left, shipped.left) == (2, 2)
     first, last = seen.next(), seen.next()
-    assert (first.names, first.brought) == (names[:8], [None] * 8)
+    assert (first.names, first.shipped) == (names[:8], [None] * 8)
     assert (last.start, last.names) == (64, names[64:])
     assert seen.next() is None
     seen.again(0)
     assert seen.next() == first
-    bytes_of = brought.next().brought
+    bytes_of = shipped.next().shipped
     assert bytes_of[2] == (root / names[2]).read_bytes()
     assert bytes_of[3] == "No such file or directory"
 
 
-def test_images_that_are_no_files_are_brought_as_pixels(job):
+def test_images_that_are_no_files_are_shipped_as_pixels(job):
     digits = load_source("digits", Path())
-    orders = Orders(replace(job, source=digits), names_of(digits), True, [0])
-    image, index = AllImages(digits)[5]
-    assert (orders.next().brought[5] == image(index)).all()
+    orders = Orders(replace(job, source=digits), digits.names(), True, [0])
+    assert (orders.next().shipped[5] == digits.image(5)).all()
 
 
 # A worker
@@ -140,22 +128,22 @@ def test_images_that_are_no_files_are_brought_as_pixels(job):
 
 def alone(job, starts=range(0, 66, 8)):
     """The environment, the batches by their starts, and what cannot be read, of the network in this process."""
-    unreadable = Unreadable(names_of(job.source), nothing)
+    unreadable = Unreadable(job.source.names(), nothing)
     with local_network(job, {}) as network:
         return network.environment, dict(network.batches(starts, unreadable, Stopwatch())), unreadable.reasons
 
 
-def terms(job, **changes):
+def required(job, **changes):
     return {"environment": alone(job, [])[0], "code": code_digest(), "seen": {}, **changes}
 
 
-@pytest.mark.parametrize("brought", [False, True])
-def test_a_worker_makes_the_batches_of_one_process(job, root, brought):
+@pytest.mark.parametrize("shipped", [False, True])
+def test_a_worker_makes_the_batches_of_one_process(job, root, shipped):
     (root / "train/class1/004.png").write_bytes(b"junk")
     worker = Worker(job, job.source.files)
-    assert worker.prepare(**terms(job, seen=digests_seen(job.source))) == ("", "")
+    assert worker.prepare(**required(job, seen=digests_seen(job.source))) == ("", "")
     _, expected, missing = alone(job)
-    orders, unreadable = Orders(job, names_of(job.source), brought, range(0, 66, 8)), {}
+    orders, unreadable = Orders(job, job.source.names(), shipped, range(0, 66, 8)), {}
     while (order := orders.next()) is not None:
         batch, reasons = worker.compute(order)
         unreadable |= reasons
@@ -167,18 +155,18 @@ def test_a_worker_makes_the_batches_of_one_process(job, root, brought):
 
 
 def test_a_worker_says_what_of_the_terms_it_cannot_fulfil(job, root):
-    worker, environment, seen = Worker(job, job.source.files), terms(job)["environment"], digests_seen(job.source)
+    worker, environment, seen = Worker(job, job.source.files), required(job)["environment"], digests_seen(job.source)
     name = next(iter(seen))
     for changes, kind, reason in (
-        ({"code": "other"}, "terms", "another one"),
-        ({"environment": {**environment, "versions": {**versions(), "pillow": "1.0"}}}, "terms", "it has pillow"),
-        ({"environment": {**environment, "engine": "torch float8"}}, "terms", "torch float8"),
+        ({"code": "other"}, "node", "another one"),
+        ({"environment": {**environment, "versions": {**versions(), "pillow": "1.0"}}}, "node", "it has pillow"),
+        ({"environment": {**environment, "engine": "torch float8"}}, "node", "torch float8"),
         ({"seen": {**seen, name: bytes(32)}}, "images", f"{name}: other pixels"),
     ):
-        found = worker.prepare(**terms(job, **changes))
+        found = worker.prepare(**required(job, **changes))
         assert (found[0], reason in found[1]) == (kind, True)
     (root / name).unlink()
-    assert worker.prepare(**terms(job, seen=seen)) == ("images", f"{name}: No such file or directory")
+    assert worker.prepare(**required(job, seen=seen)) == ("images", f"{name}: No such file or directory")
 
 
 # The pool, on what stands in for Ray
@@ -263,7 +251,7 @@ def made(ray, job, resumed=None, ship_images=False):
     """The batches that a pool makes, by their starts."""
     pool = Pool(ray, job, Cluster("fake"), ship_images)
     pool.begin(resumed or {})
-    unreadable = Unreadable(names_of(job.source), nothing)
+    unreadable = Unreadable(job.source.names(), nothing)
     return pool, dict(pool.batches(range(0, 66, 8), unreadable, Stopwatch()))
 
 
@@ -279,7 +267,7 @@ def test_a_pool_makes_every_batch_once_in_any_order(job, capsys):
     assert list(batches) != sorted(batches)
     assert pool.environment == alone(job, [])[0]
     assert "engine: torch float32 (on node" in capsys.readouterr().err
-    assert pool.closing().count("/s") == 2
+    assert pool.summary().count("/s") == 2
 
 
 def test_a_worker_that_ends_costs_only_what_it_had(job, capsys):
@@ -317,14 +305,14 @@ def test_a_node_that_cannot_do_what_is_pinned_is_not_used(job, capsys):
     environment = alone(job, [])[0]
     real = Worker.prepare
 
-    def prepare(self, *terms):
-        return ("terms", "it has torch 1.0") if ray.actors[0].worker is self else real(self, *terms)
+    def prepare(self, *required):
+        return ("node", "it has torch 1.0") if ray.actors[0].worker is self else real(self, *required)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "prepare", prepare)
         require_equal(job, made(ray, job, environment)[1])
         assert "node old (old) is not used: it has torch 1.0" in capsys.readouterr().err
-        patch.setattr(Worker, "prepare", lambda self, *terms: ("terms", "it has torch 1.0"))
+        patch.setattr(Worker, "prepare", lambda self, *required: ("node", "it has torch 1.0"))
         with pytest.raises(UserError, match=r"new \(new\): it has torch 1\.0; old \(old\)"):
             made(FakeRay("old", "new"), job, environment)
 
@@ -343,7 +331,7 @@ def test_a_node_that_is_not_like_this_process_chooses_no_engine(job, capsys):
 
 
 def test_a_node_that_does_not_see_the_images_is_named(job, monkeypatch):
-    monkeypatch.setattr(Worker, "prepare", lambda self, *terms: ("images", "train/a.png: No such file or directory"))
+    monkeypatch.setattr(Worker, "prepare", lambda self, *required: ("images", "train/a.png: No such file or directory"))
     with pytest.raises(UserError, match=r"node a \(a\) does not see .*train/a\.png.*--ship-images"):
         made(FakeRay("a"), job)
 

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from fabricate import relative_error
 
 from common.errors import UserError
 from extract import engines
@@ -29,21 +30,12 @@ AFTER = "bfloat16 after {} layers in float32"
 
 
 @pytest.fixture(scope="module")
-def resnet():
-    return load_backbone("resnet18", "random", 0, 32)
-
-
-@pytest.fixture(scope="module")
 def images():
     return torch.randn(21, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def run(engine, images):
     return engine.features(engine.upload(images))
-
-
-def relative_error(found, expected):
-    return np.abs(found - expected).max() / np.abs(expected).max()
 
 
 def engine_of(kind, arithmetic):

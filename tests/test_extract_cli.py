@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
-from fabricate import flip_bit, wait_until
+from fabricate import fails_with, flip_bit, wait_until
 from mutate import resealed
 from PIL import Image
 
@@ -48,11 +48,6 @@ def features(root, store, *options, code=0, dataset="imagefolder"):
 def in_a_process(code, *arguments, **options):
     arguments = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(arguments, capture_output=True, text=True, **options)
-
-
-@pytest.fixture
-def root(tmp_path):
-    return make_images(tmp_path / "images")
 
 
 @pytest.fixture
@@ -176,10 +171,7 @@ def test_a_store_that_cannot_be_renewed_is_used(root, store, tmp_path, monkeypat
     before = store.path.read_bytes()
     touch(root)
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("common.store_writer.write_all", full)
+    monkeypatch.setattr("common.store_writer.write_all", fails_with(errno.ENOSPC))
     result = features(root, store.path)
     assert "their pixels are the same; this is not noted in it: no space left" in result.stderr
     assert store.path.read_bytes() == before

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from fabricate import fails_with
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -105,13 +106,6 @@ def test_the_holder_of_the_lock_removes_temporary_files_and_no_others(tmp_path):
         (tmp_path / name).write_text("")
     remove_leftovers(tmp_path)
     assert names(tmp_path) == sorted(others)
-
-
-def fails_with(number):
-    def fails(*_):
-        raise OSError(number, os.strerror(number))
-
-    return fails
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from fabricate import relative_error
 
 from common.errors import UserError
 from common.files import exclusive
@@ -11,8 +12,7 @@ from common.images import pixel_digest
 from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images
 from extract import batches, engines
-from extract.backbones import load_backbone
-from extract.batches import AllImages, Extraction
+from extract.batches import Extraction
 from extract.engines import EngineChoice
 from extract.pipeline import extract, identity, readable
 from extract.preprocessing import Preprocessing
@@ -23,34 +23,24 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return load_backbone("resnet18", "random", 0, 32)
-
-
-@pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return load_source("imagefolder", make_images(tmp_path_factory.mktemp("images")))
 
 
 @pytest.fixture
-def extraction(source, backbone):
-    return Extraction(source, backbone, Preprocessing(32), "float32", {"asked": 1}, 16, CPU, "torch")
-
-
-def relative_error(found, expected):
-    return np.abs(found - expected).max() / np.abs(expected).max()
+def extraction(source, resnet):
+    return Extraction(source, resnet, Preprocessing(32), "float32", {"asked": 1}, 16, CPU, "torch")
 
 
 def test_every_image_has_one_row_in_the_order_of_the_source(extraction, source, tmp_path, capsys):
     store = extract(extraction, tmp_path / "s.h5")
     assert re.search(r"66 images in .* s \(.*/s\); busy: reading .*%, .* set the pace", capsys.readouterr().err)
-    images = AllImages(source)
-    assert store.features.shape == (1, len(images), 512) == (1, 66, 512)
+    assert store.features.shape == (1, len(source), 512) == (1, 66, 512)
     for row in (0, 17, 35, 36, 65):
-        image, index = images[row]
-        expected = extraction.backbone.features(extraction.preprocessing([image(index)])[0]).numpy()
+        image = source.image(row)
+        expected = extraction.backbone.features(extraction.preprocessing([image])[0]).numpy()
         assert relative_error(store.features[:, row], expected) < 1e-5
-        assert store.image_sha256[row].tobytes() == pixel_digest(image(index))
+        assert store.image_sha256[row].tobytes() == pixel_digest(image)
     assert store.labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12 + [0] * 10 + [1] * 10 + [2] * 10
     assert store.class_names == ["class0", "class1", "class2"]
     assert store.image_index.tolist() == [*range(36), *range(30)]

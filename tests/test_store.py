@@ -12,7 +12,7 @@ import time
 import h5py
 import numpy as np
 import pytest
-from fabricate import flip_bit
+from fabricate import fails_with, flip_bit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutate import LIMIT, resealed
@@ -218,13 +218,6 @@ def test_what_takes_the_place_of_an_open_store_is_not_taken_for_it(store):
     for use in (lambda: store.labels, store.verify):
         with pytest.raises(UserError, match="replaced or changed while it was in use"):
             use()
-
-
-def fails_with(number):
-    def fails(*_):
-        raise OSError(number, os.strerror(number))
-
-    return fails
 
 
 def test_a_store_that_is_locked_or_open_elsewhere_is_read(store, monkeypatch):

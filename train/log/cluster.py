@@ -42,7 +42,7 @@ def fit_on_cluster(planned: Sequence[Planned], cluster: Cluster, say: Callable[[
             task.remote(run.config, run.store.path.absolute(), run.path.absolute(), share): (number, run)
             for number, run in enumerate(planned, 1)
         }
-        say(f"{len(planned)} runs on the cluster, {settled.said}")
+        say(f"{len(planned)} runs on the cluster, {settled.share}")
         try:
             while tasks:
                 for done in ray.wait(list(tasks), num_returns=1, timeout=1)[0]:

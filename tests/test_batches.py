@@ -45,11 +45,12 @@ def test_a_batch_of_files_of_any_sizes_is_the_same_with_any_number_of_threads(tm
         height, width = (32, 32) if number % 5 == 0 else generator.integers(40, 700, 2)
         photograph(tmp_path / name, height, width, number)
     files, preprocessing = Files(tmp_path, least_side=least_side), Preprocessing(64)
-    images = [(lambda i: files.read(names[i]), i) for i in range(len(names))]
     batches = []
     for threads in (1, 2, THREADS, THREADS):
         with ThreadPoolExecutor(threads) as pool:
-            batches.append(read_batch(pool, images, 0, preprocessing, Unreadable(names, print)))
+            batches.append(
+                read_batch(pool, lambda row: files.read(names[row]), range(40), preprocessing, Unreadable(names, print))
+            )
     for batch in batches[1:]:
         assert torch.equal(batch["images"], batches[0]["images"])
         assert (batch["image_sha256"] == batches[0]["image_sha256"]).all()
@@ -64,8 +65,8 @@ def test_what_cannot_be_read_is_black_without_a_digest_and_noted(tmp_path):
     files, names, said = Files(tmp_path), ["a.jpg", "b.jpg"], []
     unreadable = Unreadable(names, said.append)
     with ThreadPoolExecutor(2) as pool:
-        images = [(lambda i: files.read(names[i]), i) for i in range(2)]
-        batch = read_batch(pool, images, 10, Preprocessing(32), unreadable)
+        rows = range(10, 12)
+        batch = read_batch(pool, lambda row: files.read(names[row - 10]), rows, Preprocessing(32), unreadable)
     assert list(unreadable.reasons) == [11]
     assert len(said) == 1
     assert batch["image_sha256"].any(1).tolist() == [True, False]
