@@ -34,7 +34,7 @@ def measure_training(folder: Path, rounds: int) -> dict[str, Any]:
     model = build_method(Config(), task.feature_dim)
     one = torch.zeros(1, task.set_size, task.feature_dim)
     flops = 3 * count_flops(lambda: model.eval()(one))  # the backward pass does each product twice
-    features, labels = task.features[0][task.train.rows].clone(), np.repeat(task.train.classes, task.train.counts)
+    features, labels = task.features[0][0][task.train.rows].clone(), np.repeat(task.train.classes, task.train.counts)
     known, reason = find_precisions()
     roof, left_out = make_roofs(flops)
     if reason:
@@ -71,7 +71,7 @@ def measure_rows(folder: Path, rounds: int) -> dict[str, Any]:
     """Rows a second, 2,560 at a time, unsorted and repeated, of 60,000 × 512 float32."""
     task = make_task(folder / "rows.h5", 50_000, classes=100)
     store = FeatureStore.open(folder / "rows.h5")
-    memory = task.features[0].clone()
+    memory = task.features[0][0].clone()
     place = store.places["features"]
     mapped = np.memmap(store.path, place.dtype, "r", place.offset, place.shape)[0]
     file = h5py.File(store.path)

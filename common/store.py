@@ -123,6 +123,16 @@ class FeatureStore:
                 raise DamagedStore(f"{path} is damaged: {error}; extract it again") from error
 
     @property
+    def stores(self) -> "tuple[FeatureStore, ...]":
+        """Itself: `common.joined.JoinedStore` has several."""
+        return (self,)
+
+    @property
+    def stem(self) -> str:
+        """The name of the file, without its suffix."""
+        return self.path.stem
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What the features are: data set, backbone, weights, preprocessing, precision."""
         return self.header["identity"]
@@ -196,6 +206,14 @@ class FeatureStore:
         """
         offsets, data = self.array("name_offsets"), self.array("name_bytes")
         return [data[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8", "surrogateescape") for row in rows]
+
+    def rows_by_store(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Where each of `stores` has these rows."""
+        return [rows]
+
+    def mean_views(self, rows: np.ndarray | slice = slice(None), views: int | None = None) -> np.ndarray:
+        """The mean over the first views, default all, of the features of these rows, (n, D) float32."""
+        return self.features[:views, rows].mean(0, dtype="float32")
 
     def array(self, name: str) -> np.ndarray:
         """An array, mapped. It is verified before it is handed out for the first time; raises DamagedStore."""

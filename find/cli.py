@@ -1,17 +1,14 @@
 """The command line of stage 3. Heavy imports wait inside the commands, so that --help answers at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from common.command_line import CommandLine
 from common.errors import UserError
-from common.store import FeatureStore
-
-if TYPE_CHECKING:
-    import numpy as np
+from common.joined import AnyStore, open_stores
 
 
 class FindCommandLine(CommandLine):
@@ -27,6 +24,8 @@ def _shared(command: Callable) -> Callable:
     """The options of both commands."""
     path = click.Path(path_type=Path)
     for option in (
+        click.option("--beside", type=path, multiple=True,
+                     help="A store of the same images, whose features are put beside those of STORE."),
         click.option("--out", type=path, help="The folder of the page and its files.  [default: runs/find-<store>]"),
         click.option("--root", type=path, help="Where the images are, as --root of the extraction."),
         click.option("--rate", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
@@ -44,11 +43,17 @@ def _shared(command: Callable) -> Callable:
 @main.command()
 @click.argument("store_path", type=click.Path(path_type=Path), metavar="STORE")
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder of a trained head.")
-@click.option("--reference", type=click.Path(path_type=Path), help="A store of labelled images, same backbone.")
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A store of labelled images, same backbone; with --beside one for each store, in their order.",
+)
 @_shared
 def odd(
-    store_path: Path, run_path: Path | None, reference: Path | None, seed: int, rate: float, **options: Any
-) -> None:
+    store_path: Path, beside: tuple[Path, ...], run_path: Path | None, reference: tuple[Path, ...], seed: int,
+    rate: float, **options: Any,
+) -> None:  # fmt: skip
     """Which images of STORE do not belong to the others? Classes in it are ignored. Prints the page's path last.
 
     With the head of a run, with a reference store, with both, or with nothing but the images themselves.
@@ -56,13 +61,13 @@ def odd(
     from find.oddities import odd as find_odd
     from find.output import Output
 
-    store = _open(store_path)
+    store = _open([store_path, *beside])
     output = Output(store=store, **options)
     named = _names(store)
     head, held_out = _head(run_path, store, reference)
-    given = None if reference is None or head is not None else _labelled(_comparable(reference, store))
+    given = None if not reference or head is not None else _labelled(_comparable(reference, store))
     found = find_odd(
-        _features(store), head=head, reference=given, held_out=held_out, rate=rate, seed=seed,
+        store.mean_views(), head=head, reference=given, held_out=held_out, rate=rate, seed=seed,
         digests=store.image_sha256, settings=_settings(store, run_path, reference), **named,
     )  # fmt: skip
     output.write(found, **named)
@@ -71,33 +76,28 @@ def odd(
 @main.command()
 @click.argument("store_path", type=click.Path(path_type=Path), metavar="STORE")
 @_shared
-def audit(store_path: Path, seed: int, rate: float, **options: Any) -> None:
+def audit(store_path: Path, beside: tuple[Path, ...], seed: int, rate: float, **options: Any) -> None:
     """Which images of STORE are in the wrong class, in none, or there twice? Prints the page's path last."""
     from find.auditing import audit as find_wrong
     from find.output import Output
 
-    store = _open(store_path)
+    store = _open([store_path, *beside])
     output = Output(store=store, **options)
     named = _names(store)
     found = find_wrong(
-        _features(store), store.labels, class_names=store.class_names, rate=rate, seed=seed,
-        digests=store.image_sha256, settings=_settings(store, None, None), **named,
+        store.mean_views(), store.labels, class_names=store.class_names, rate=rate, seed=seed,
+        digests=store.image_sha256, settings=_settings(store, None, ()), **named,
     )  # fmt: skip
     output.write(found, own=[store.class_names[label] for label in store.labels], **named)
 
 
-def _open(path: Path) -> FeatureStore:
-    store = FeatureStore.open(path)
+def _open(paths: Sequence[Path]) -> AnyStore:
+    store = open_stores(paths)
     store.verify(("features", "labels", "split", "image_sha256"))
     return store
 
 
-def _features(store: FeatureStore) -> "np.ndarray":
-    """The mean over the views (N, D) float32."""
-    return store.features.mean(0, dtype="float32")
-
-
-def _names(store: FeatureStore) -> dict[str, Any]:
+def _names(store: AnyStore) -> dict[str, Any]:
     from common.store import SPLITS
 
     splits = [SPLITS[number] for number in store.split]
@@ -105,25 +105,33 @@ def _names(store: FeatureStore) -> dict[str, Any]:
     return {"paths": paths, "splits": splits}
 
 
-def _labelled(store: FeatureStore, rows: Any = slice(None)) -> Any:
-    return store.features[:, rows].mean(0, dtype="float32"), store.labels[rows]
+def _labelled(store: AnyStore, rows: Any = slice(None)) -> Any:
+    return store.mean_views(rows), store.labels[rows]
 
 
-def _comparable(path: Path, store: FeatureStore) -> FeatureStore:
-    """Open a reference store. Raises UserError where its features are of another kind than those of `store`."""
-    reference = _open(path)
-    for part, name in (("backbone", "backbone"), ("weights", "set of weights")):
-        if reference.identity[part] != store.identity[part]:
-            raise UserError(
-                f"{path} was made with another {name} than {store.path}: extract one of them again, both must agree"
-            )
-    size = [each.identity["preprocessing"].get("image_size") for each in (reference, store)]
-    if size[0] != size[1]:
-        raise UserError(f"{path} was made at {size[0]} pixels, {store.path} at {size[1]}: both must agree")
+def _comparable(paths: Sequence[Path], store: AnyStore) -> AnyStore:
+    """Open reference stores. Raises UserError where their features are of another kind than those of `store`."""
+    if len(paths) != len(store.stores):
+        given = ", ".join(str(each.path) for each in store.stores)
+        raise UserError(
+            f"{', '.join(map(str, paths))} cannot be compared with {given}: of each store with --beside, and of no "
+            "other, a reference is needed, made by the same backbone, in the same order"
+        )
+    reference = _open(paths)
+    for known, asked in zip(reference.stores, store.stores, strict=True):
+        for part, name in (("backbone", "backbone"), ("weights", "set of weights")):
+            if known.identity[part] != asked.identity[part]:
+                raise UserError(
+                    f"{known.path} was made with another {name} than {asked.path}: extract one of them again, both "
+                    "must agree"
+                )
+        size = [each.identity["preprocessing"].get("image_size") for each in (known, asked)]
+        if size[0] != size[1]:
+            raise UserError(f"{known.path} was made at {size[0]} pixels, {asked.path} at {size[1]}: both must agree")
     return reference
 
 
-def _head(run_path: Path | None, store: FeatureStore, reference: Path | None) -> tuple[Any, Any]:
+def _head(run_path: Path | None, store: AnyStore, reference: Sequence[Path]) -> tuple[Any, Any]:
     """The head of a run, and labelled images to learn from what its scores say: those of its store's test split."""
     if run_path is None:
         return None, None
@@ -134,38 +142,42 @@ def _head(run_path: Path | None, store: FeatureStore, reference: Path | None) ->
     if head.input_dim != store.feature_dim:
         raise UserError(
             f"the head of {run_path} is for features of {head.input_dim} dimensions, {store.path} has "
-            f"{store.feature_dim}: extract with the backbone and layers that the head was trained with"
+            f"{store.feature_dim}: extract with the backbone and layers that the head was trained with, and give "
+            "stores that it saw side by side by --beside"
         )
     trained_on = load_checkpoint(checkpoint)["store_identity"]
-    path = reference or _store_of(run_path)
-    if path is None or not path.is_file():
+    paths = reference or _stores_of(run_path)
+    missing = [path for path in paths if not path.is_file()]
+    if missing or not paths:
+        where = f"at {missing[0]}" if missing else "known"
         raise UserError(
-            f"the store that {run_path} was trained on is not at {path}: give it by --reference, "
+            f"the store that {run_path} was trained on is not {where}: give it by --reference, "
             "folders made of it tell what a score means"
         )
-    given = _comparable(path, store)
-    if reference is None and given.identity_sha256 != trained_on:
-        raise UserError(f"{path} is no longer the store that {run_path} was trained on: give one by --reference")
+    given = _comparable(paths, store)
+    if not reference and given.identity_sha256 != trained_on:
+        raise UserError(f"{given.path} is no longer the store that {run_path} was trained on: give one by --reference")
     tested = given.rows_of("test")
     return head, _labelled(given, tested if len(tested) else slice(None))
 
 
-def _store_of(run_path: Path) -> Path | None:
-    import json
+def _stores_of(run_path: Path) -> list[Path]:
+    """Where the stores of a run were; empty where its report does not say it."""
+    from train.report.schema import read_report
 
     try:
-        return Path(json.loads((run_path / "report.json").read_text(encoding="utf-8"))["store"]["path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return [Path(part.path) for part in read_report(run_path / "report.json").store.parts]
+    except (OSError, ValueError):
+        return []
 
 
-def _settings(store: FeatureStore, run: Path | None, reference: Path | None) -> dict[str, Any]:
+def _settings(store: AnyStore, run: Path | None, reference: Sequence[Path]) -> dict[str, Any]:
     from common.machine import versions
 
     return {
-        "store": str(store.path),
+        "store": " + ".join(str(each.path) for each in store.stores),
         "store_identity": store.identity_sha256,
         "run": None if run is None else str(run),
-        "reference": None if reference is None else str(reference),
+        "reference": " + ".join(map(str, reference)) or None,
         "versions": versions(),
     }

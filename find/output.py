@@ -19,7 +19,7 @@ from common.files import (
     write_bytes,
     writing_to,
 )
-from common.store import FeatureStore
+from common.joined import AnyStore
 from find import review
 from find.copying import copy_flagged, require_copy_target
 from find.findings import Findings
@@ -39,7 +39,7 @@ class Output:
     Raises UserError where something is missing, cannot be read, or is somebody else's. Nothing is written yet.
     """
 
-    store: FeatureStore
+    store: AnyStore
     out: Path | None
     root: Path | None
     reviewed: Path | None
@@ -48,7 +48,7 @@ class Output:
     null: bool
 
     def __post_init__(self) -> None:
-        self.folder = self.out or RUNS / f"find-{self.store.path.stem}"
+        self.folder = self.out or RUNS / f"find-{self.store.stem}"
         require_own_folder(self.folder)
         try:
             self._check_root()

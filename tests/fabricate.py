@@ -70,7 +70,16 @@ def make_report(
         seconds=90.0,
         finished="2026-01-01 00:00 UTC",
         train_sets_per_second=None,
-        store=Store("s.h5", store, "resnet18", 224, ["plain"], ["last"], "0" * 64, False),
+        store=Store(
+            path="s.h5",
+            identity_sha256=store,
+            backbone="resnet18",
+            image_size=224,
+            views=["plain"],
+            layers=["last"],
+            weights_sha256="0" * 64,
+            random_weights=False,
+        ),
         versions={"python": "3", "torch": "2", "torchvision": "0", "numpy": "2", "h5py": "3", "pillow": "10"},
         hardware=Hardware("a processor", 2, threads, "cpu"),
     )

@@ -334,7 +334,7 @@ def test_plda_needs_no_more_classes_than_there_are_dimensions(tmp_path):
 
 def training_images(task):
     rows = np.split(task.train.rows, task.train.starts[1:])
-    return [task.features[0, torch.from_numpy(each)].double().numpy() for each in rows]
+    return [task.features[0][0, torch.from_numpy(each)].double().numpy() for each in rows]
 
 
 def naive_covariances(task):

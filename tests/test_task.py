@@ -67,7 +67,7 @@ def test_gather_takes_each_item_from_its_view(tmp_path):
     gathered = task.gather(rows, views)
     assert gathered.dtype == torch.float32
     assert (gathered.numpy()[0] == store.features[[0, 1, 1], [3, 3, 50]]).all()
-    assert prepare(store, DataConfig(views="first")).features.shape[0] == 1
+    assert prepare(store, DataConfig(views="first")).views == 1
 
 
 def test_statistics_are_those_of_the_training_images(tmp_path):
@@ -184,7 +184,7 @@ def test_other_layers_are_used_only_where_they_are_wanted(tmp_path):
     assert torch.equal(plain.gather(rows, views), all_layers.gather(rows, views)[..., :10])
     assert (all_layers.gather(rows, views).numpy() == store.features[1][rows]).all()
     assert torch.equal(plain.statistics()[1], all_layers.statistics()[1][:10])
-    assert plain.features.flatten(0, 1).data_ptr() == plain.features.data_ptr(), "the features are copied"
+    assert plain.features[0].flatten(0, 1).data_ptr() == plain.features[0].data_ptr(), "the features are copied"
 
 
 def test_a_store_without_layers_has_the_last_one(tmp_path):

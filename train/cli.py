@@ -9,9 +9,9 @@ from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
 from common.errors import UserError
 from common.files import Busy, exclusive
+from common.joined import open_stores
 from common.markdown import report_stale
 from common.progress import say
-from common.store import FeatureStore
 from train.config import RECOMMENDED, Config
 
 
@@ -21,7 +21,14 @@ def main() -> None:
 
 
 @main.command("fit")
-@click.option("--store", "store_path", type=click.Path(path_type=Path), required=True, help="The feature store.")
+@click.option(
+    "--store",
+    "store_paths",
+    type=click.Path(path_type=Path),
+    required=True,
+    multiple=True,
+    help="The feature store; with several, of the same images, their features side by side.",
+)
 @click.option(
     "--config", "config_path", type=click.Path(path_type=Path), help="A TOML file.  [default: the recommended recipe]"
 )
@@ -34,7 +41,7 @@ def main() -> None:
 )
 @click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard into the run folder, too.")
 def fit_command(
-    store_path: Path,
+    store_paths: tuple[Path, ...],
     config_path: Path | None,
     overrides: tuple[str, ...],
     classes: str | None,
@@ -53,7 +60,7 @@ def fit_command(
     config = Config.load(config_path or RECOMMENDED, [*overrides, *extra])
     if classes is not None:  # not by an override, which is split at commas: a class may have one in its name
         config = replace(config, data=replace(config.data, classes=parse_classes(classes)))
-    store = FeatureStore.open(store_path)
+    store = open_stores(store_paths, say)
 
     from train.fit import choose_run_folder, fit
 
@@ -72,6 +79,12 @@ def fit_command(
     multiple=True,
     help="The feature store; with several, each run is made from each, and named after the store's file.",
 )
+@click.option(
+    "--beside",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A store of the same images, whose features are put beside those of each --store.",
+)
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key in all runs.")
 @click.option("--only", default="*", metavar="PATTERN", help="Only the runs whose name matches, such as 'knn*'.")
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), help="Holds a folder a phase.")
@@ -79,6 +92,7 @@ def fit_command(
 def phase(
     config_path: Path,
     store_paths: tuple[Path, ...],
+    beside: tuple[Path, ...],
     overrides: tuple[str, ...],
     only: str,
     root: Path,
@@ -95,7 +109,8 @@ def phase(
     from train.log.plan import plan_runs
 
     cluster = asked_for(ray, cpus_per_worker, gpus_per_worker)
-    planned = plan_runs(config_path, [FeatureStore.open(path) for path in store_paths], root, overrides, only)
+    stores = [open_stores([path, *beside], say) for path in store_paths]
+    planned = plan_runs(config_path, stores, root, overrides, only)
     if cluster is not None:
         from train.log.cluster import fit_on_cluster
 

@@ -111,7 +111,7 @@ def predict_rows(model: Method, task: Task, rows: np.ndarray, batch_size: int) -
     for start in range(0, len(rows), batch_size):
         images, items = np.unique(rows[start : start + batch_size], return_inverse=True)
         index = torch.from_numpy(items.reshape(-1, rows.shape[1])).to(device)
-        views = (task.gather(images, view).to(device) for view in range(task.features.shape[0]))
+        views = (task.gather(images, view).to(device) for view in range(task.views))
         logits.append(model.score_views(views, index).cpu())
     return torch.cat(logits)
 

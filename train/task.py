@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError, unknown_name
+from common.joined import AnyStore
 from common.store import FeatureStore
 from train.config import DataConfig
 from train.sets import ClassIndex, Sets, draw_evaluation_sets, pair_within, split_validation
@@ -42,15 +43,16 @@ class Task:
     """What a method is trained and measured on.
 
     store: what the features come from.
-    features: (V, N, D) float32 or float16, mapped from the store; `rows` of sets point into N.
+    features: (V, N, D) float32 or float16 of each of its stores, mapped. What is said to have D dimensions has those of
+    all; `rows` of sets are images of the store.
     train, val_images, test_images: images by class.
     val, test: the fixed evaluation sets, every image once the anomaly. hard: the same of test images, set and anomaly
     being of one super-class; None where no classes share one.
     class_names: the name of each label that the sets carry. superclass: (labels,) int64 of each, or None.
     """
 
-    store: FeatureStore
-    features: Tensor
+    store: AnyStore
+    features: tuple[Tensor, ...]
     train: ClassIndex
     val_images: ClassIndex
     test_images: ClassIndex
@@ -64,7 +66,12 @@ class Task:
     @property
     def feature_dim(self) -> int:
         """D."""
-        return self.features.shape[2]
+        return sum(features.shape[2] for features in self.features)
+
+    @property
+    def views(self) -> int:
+        """V."""
+        return len(self.features[0])
 
     @property
     def train_labels(self) -> np.ndarray:
@@ -77,9 +84,12 @@ class Task:
 
     def gather(self, rows: np.ndarray, views: np.ndarray | int = 0) -> Tensor:
         """Features of `rows` (B, S) in a view, or in a view per item (B, S) → (B, S, D) float32."""
-        flat = self.features.flatten(0, 1)
-        index = torch.from_numpy(rows + np.int64(self.features.shape[1]) * views)
-        return flat.index_select(0, index.reshape(-1)).reshape(*rows.shape, -1).float()
+        parts = []
+        for features, rows_in in zip(self.features, self.store.rows_by_store(rows), strict=True):
+            index = torch.from_numpy(rows_in + np.int64(features.shape[1]) * views)
+            part = features.flatten(0, 1).index_select(0, index.reshape(-1))
+            parts.append(part.reshape(*rows.shape, -1).float())
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def inputs(self, sets: Sets, generator: np.random.Generator) -> Inputs:
         """The images of training sets, each in a view drawn for it."""
@@ -87,7 +97,7 @@ class Task:
         is_anomaly = np.arange(sets.rows.shape[1]) == sets.target[:, None]
         labels = np.where(is_anomaly, sets.anomaly_label[:, None], sets.set_label[:, None]).ravel()[first]
         return Inputs(
-            features=self.gather(rows, generator.integers(self.features.shape[0], size=len(rows))),
+            features=self.gather(rows, generator.integers(self.views, size=len(rows))),
             labels=torch.from_numpy(np.searchsorted(self.train.classes, labels)),
             items=torch.from_numpy(items.reshape(sets.rows.shape)),
             target=torch.from_numpy(sets.target),
@@ -96,23 +106,18 @@ class Task:
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (D,) float32 of the training images over all views; 1 where nothing varies."""
-        count, total, squares = 0, torch.zeros(self.feature_dim).double(), torch.zeros(self.feature_dim).double()
-        for view in self.features:
-            for rows in torch.from_numpy(self.train.rows).split(ROWS_AT_A_TIME):
-                part = view[rows].double()
-                count, total, squares = count + len(part), total + part.sum(0), squares + part.square().sum(0)
-        mean = total / count
-        std = (squares / count - mean.square()).clamp(min=0).sqrt()
-        return mean.float(), std.where(std > 1e-6, 1.0).float()
+        mean, std = zip(*map(_measure, self.features, self.store.rows_by_store(self.train.rows)), strict=True)
+        return torch.cat(mean), torch.cat(std)
 
 
-def prepare(store: FeatureStore, config: DataConfig) -> Task:
+def prepare(store: AnyStore, config: DataConfig) -> Task:
     """The task that `config` asks for, from a store whose bytes are checked first.
 
     Raises UserError for an unknown class, too few classes or images for sets of this size, and a damaged or non-finite
     store.
     """
-    store.verify(("features", "split", "labels", "image_sha256"), partial(_require_finite, store))
+    for part in store.stores:
+        part.verify(("features", "split", "labels", "image_sha256"), partial(_require_finite, part))
     labels = np.array(store.labels)
     train_rows, test_rows = store.rows_of("train"), store.rows_of("test")
     if config.shuffle_labels:
@@ -137,10 +142,13 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
     superclass = np.array(store.header["class_superclass"]) if store.header["class_superclass"] else None
     pairs = None if superclass is None else pair_within(superclass[test.classes])
     hard = pairs is not None and pairs.any() and not config.shuffle_labels
-    columns = store.feature_dim if config.layers == "all" else store.layers["last"]
+    views = len(store.views) if config.views == "all" else 1
     return Task(
         store=store,
-        features=torch.from_numpy(store.features if config.views == "all" else store.features[:1])[:, :, :columns],
+        features=tuple(
+            torch.from_numpy(part.features[:views])[:, :, : None if config.layers == "all" else part.layers["last"]]
+            for part in store.stores
+        ),
         train=train,
         val_images=val,
         test_images=test,
@@ -153,7 +161,7 @@ def prepare(store: FeatureStore, config: DataConfig) -> Task:
     )
 
 
-def _class_labels(store: FeatureStore, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+def _class_labels(store: AnyStore, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """The labels of the classes to train on, and of those to test on."""
     if len(store.class_names) < 2:
         raise UserError(
@@ -174,6 +182,18 @@ def _class_labels(store: FeatureStore, config: DataConfig) -> tuple[np.ndarray, 
     drawn = np.random.default_rng(config.split_seed).permutation(labels)[: config.class_limit or None]
     unseen = config.unseen_classes
     return (drawn[unseen:], drawn[:unseen]) if unseen else (drawn, drawn)
+
+
+def _measure(features: Tensor, train_rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (D,) float32 of rows of features (V, N, D) over all views; 1 where nothing varies."""
+    count, total, squares = 0, torch.zeros(features.shape[2]).double(), torch.zeros(features.shape[2]).double()
+    for view in features:
+        for rows in torch.from_numpy(train_rows).split(ROWS_AT_A_TIME):
+            part = view[rows].double()
+            count, total, squares = count + len(part), total + part.sum(0), squares + part.square().sum(0)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0).sqrt()
+    return mean.float(), std.where(std > 1e-6, 1.0).float()
 
 
 def _require_finite(store: FeatureStore, name: str, block: bytes) -> None:

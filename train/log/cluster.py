@@ -11,7 +11,7 @@ import torch
 from common.cluster import AGAIN, Cluster, connected, nodes_of, reason_of
 from common.errors import UserError
 from common.files import Busy
-from common.store import FeatureStore
+from common.joined import open_stores
 from train.config import Config
 from train.fit import fit
 from train.log.plan import Planned
@@ -39,7 +39,9 @@ def fit_on_cluster(planned: Sequence[Planned], cluster: Cluster, say: Callable[[
         task = ray.remote(num_cpus=settled.cpus, num_gpus=settled.gpus, max_retries=TRIES - 1)(_fit)
         share = settled.cpus, bool(settled.gpus)
         tasks = {
-            task.remote(run.config, run.store.path.absolute(), run.path.absolute(), share): (number, run)
+            task.remote(
+                run.config, [store.path.absolute() for store in run.store.stores], run.path.absolute(), share
+            ): (number, run)
             for number, run in enumerate(planned, 1)
         }
         say(f"{len(planned)} runs on the cluster, {settled.share}")
@@ -69,7 +71,7 @@ def _outcome(ray, task, run: Planned) -> Outcome:
         raise UserError(f"{run.path} ended {TRIES} times on the cluster ({reason_of(error)}): {AGAIN}") from error
 
 
-def _fit(config: Config, store: Path, path: Path, share: tuple[int, bool]) -> Outcome:
+def _fit(config: Config, stores: list[Path], path: Path, share: tuple[int, bool]) -> Outcome:
     """One run, in a process on a node."""
     threads, has_gpu = share
     if not has_gpu:
@@ -78,7 +80,7 @@ def _fit(config: Config, store: Path, path: Path, share: tuple[int, bool]) -> Ou
     ray = resolve_name("ray")  # an extra: only a worker is sure to have it
     node, lines = ray.get_runtime_context().get_node_id(), list[str]()
     try:
-        fit(config, FeatureStore.open(store), path, lines.append)
+        fit(config, open_stores(stores, lines.append), path, lines.append)
     except Busy as busy:
         lines.append(busy.message)
     except UserError as error:

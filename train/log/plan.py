@@ -10,8 +10,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from common.errors import UserError
+from common.joined import AnyStore
 from common.schema import from_dict, override_keys, read_toml
-from common.store import FeatureStore
 from train.config import PLAN, Config, find_unused, require_effective
 from train.registry import depends_on_seed
 
@@ -88,11 +88,11 @@ class Planned:
 
     path: Path
     config: Config
-    store: FeatureStore
+    store: AnyStore
 
 
 def plan_runs(
-    config_path: Path, stores: Sequence[FeatureStore], root: Path, overrides: Sequence[str] = (), only: str = "*"
+    config_path: Path, stores: Sequence[AnyStore], root: Path, overrides: Sequence[str] = (), only: str = "*"
 ) -> list[Planned]:
     """The runs of the phase at `config_path` whose name matches `only`, all of a seed before the next.
 
@@ -100,7 +100,7 @@ def plan_runs(
     """
     folder = root / config_path.resolve().parent.name
     planned = [
-        Planned(folder / (f"{name}@{store.path.stem}-seed{seed}" if len(stores) > 1 else full), config, store)
+        Planned(folder / (f"{name}@{store.stem}-seed{seed}" if len(stores) > 1 else full), config, store)
         for full, config in plan_configs(config_path, overrides).items()
         for name, _, seed in [full.rpartition("-seed")]
         for store in stores

@@ -23,6 +23,7 @@ from train.log.columns import (
 )
 from train.log.runs import Group, join_values
 from train.log.significance import differences, rank, require_same_sets
+from train.report.schema import Store
 
 TESTED = (
     "Each row is compared with {} on the same sets by McNemar's exact test; of several seeds, the pair with the "
@@ -240,10 +241,12 @@ def provenance(groups: Groups) -> str:
     def version(name: str) -> str:
         return join_values(groups, lambda report: report.versions[name])
 
+    def joined(of: Callable[[Store], str]) -> str:
+        return join_values(groups, lambda report: " + ".join(map(of, report.store.parts)))
+
     return (
-        f"{join_values(groups, lambda report: report.store.backbone)} at "
-        f"{join_values(groups, lambda report: report.store.image_size)} pixels, weights of SHA-256 "
-        f"{join_values(groups, lambda report: report.store.weights_sha256[:8])}…; "
+        f"{joined(lambda store: store.backbone)} at {joined(lambda store: str(store.image_size))} pixels, weights of "
+        f"SHA-256 {joined(lambda store: store.weights_sha256[:8])}…; "
         f"{join_values(groups, lambda report: report.hardware.cpu)}, "
         f"{join_values(groups, lambda report: report.hardware.device)}, "
         f"{join_values(groups, lambda report: report.hardware.threads)} thread(s) a run; torch {version('torch')}, "

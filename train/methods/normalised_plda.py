@@ -38,7 +38,7 @@ class NormalisedPLDA(Method):
         index = task.train
         normaliser = Normaliser.fit(task.gather(index.rows[None])[0].numpy())
         self.mean, self.std = torch.from_numpy(normaliser.mean), torch.from_numpy(normaliser.std)
-        views = range(len(task.features))
+        views = range(task.views)
 
         def read(part: slice) -> np.ndarray:
             of_views = [self._normalise(task.gather(index.rows[None, part], view)[0]) for view in views]

@@ -133,8 +133,12 @@ class Epoch(Struct, frozen=True, omit_defaults=True, kw_only=True):
     arithmetic: str | None = None
 
 
-class Store(Struct, frozen=True):
-    """The feature store, and what was used of it."""
+class Store(Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The feature store, and what was used of it.
+
+    beside: the stores, where there are several side by side; the other fields then say what they have in common, or,
+    joined by " + ", what each has.
+    """
 
     path: str
     identity_sha256: str
@@ -144,6 +148,12 @@ class Store(Struct, frozen=True):
     layers: list[str]
     weights_sha256: str
     random_weights: bool
+    beside: list["Store"] = []
+
+    @property
+    def parts(self) -> list["Store"]:
+        """The stores: itself, if it is one."""
+        return self.beside or [self]
 
 
 class Hardware(Struct, frozen=True, omit_defaults=True):
@@ -212,6 +222,22 @@ class Report(Struct, frozen=True, omit_defaults=True, kw_only=True):
 def read_report(path: Path) -> Report:
     """The report in a file. Raises ValueError or msgspec.ValidationError for what is none."""
     return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), Report)
+
+
+def join_stores(stores: list[Store], identity_sha256: str) -> Store:
+    """Describe several stores side by side, whose joint identity is given."""
+    sizes = {store.image_size for store in stores}
+    return Store(
+        path=" + ".join(store.path for store in stores),
+        identity_sha256=identity_sha256,
+        backbone=" + ".join(store.backbone for store in stores),
+        image_size=sizes.pop() if len(sizes) == 1 else None,
+        views=stores[0].views,
+        layers=[f"{store.backbone}/{layer}" for store in stores for layer in store.layers],
+        weights_sha256=" + ".join(store.weights_sha256 for store in stores),
+        random_weights=any(store.random_weights for store in stores),
+        beside=stores,
+    )
 
 
 def pack_bits(solved: np.ndarray) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from common.files import write_text
+from common.joined import AnyStore
 from common.machine import hardware, versions
 from common.shapes import check_shape
 from common.store import FeatureStore
@@ -20,7 +21,7 @@ from train.report.attention import measure_attention
 from train.report.failures import measure_failures, measure_twins
 from train.report.other_sets import measure_other_sets
 from train.report.pictures import plot_attention, plot_curves, plot_mistakes
-from train.report.schema import Epoch, Hardware, Measured, Report, Store, pack_bits
+from train.report.schema import Epoch, Hardware, Measured, Report, Store, join_stores, pack_bits
 from train.run_folder import RunFolder
 from train.sets import Sets
 from train.task import Task
@@ -29,7 +30,7 @@ PICTURED_SETS = 6
 
 
 def write_report(
-    run: RunFolder, config: Config, store: FeatureStore, task: Task, model: Method, history: list[dict[str, Any]]
+    run: RunFolder, config: Config, store: AnyStore, task: Task, model: Method, history: list[dict[str, Any]]
 ) -> Report:
     """Evaluate the best head on validation and, once, on test; write report.json and the pictures."""
     started = time.perf_counter()
@@ -105,23 +106,27 @@ def _measured(logits: np.ndarray, sets: Sets) -> Measured:
     )
 
 
-def _store(store: FeatureStore, config: Config) -> Store:
+def _store(store: AnyStore, config: Config) -> Store:
+    views = store.views if config.data.views == "all" else store.views[:1]
+    parts = [_describe(part, views, config.data.layers == "all") for part in store.stores]
+    return parts[0] if len(parts) == 1 else join_stores(parts, store.identity_sha256)
+
+
+def _describe(store: FeatureStore, views: list[str], all_layers: bool) -> Store:
     identity = store.identity
     return Store(
         path=str(store.path),
         identity_sha256=store.identity_sha256,
         backbone=identity["backbone"]["name"],
         image_size=identity["preprocessing"].get("image_size"),
-        views=store.views if config.data.views == "all" else store.views[:1],
-        layers=list(store.layers) if config.data.layers == "all" else ["last"],
+        views=views,
+        layers=list(store.layers) if all_layers else ["last"],
         weights_sha256=identity["weights"]["sha256"],
         random_weights=identity["weights"]["random_seed"] is not None,
     )
 
 
-def _draw(
-    run: RunFolder, store: FeatureStore, task: Task, model: Method, logits: np.ndarray, history: list[Epoch]
-) -> None:
+def _draw(run: RunFolder, store: AnyStore, task: Task, model: Method, logits: np.ndarray, history: list[Epoch]) -> None:
     check_shape("logits", logits, "test", B=len(task.test), S=task.set_size)
     if history:
         plot_curves(history, run.path / "curves.png", task.set_size)
@@ -150,7 +155,7 @@ def _draw(
     )
 
 
-def _pictures(store: FeatureStore, sets: Sets, chosen: np.ndarray) -> np.ndarray | None:
+def _pictures(store: AnyStore, sets: Sets, chosen: np.ndarray) -> np.ndarray | None:
     return store.rows("thumbnails", sets.rows[chosen]) if "thumbnails" in store.places else None
 
 
