@@ -1,6 +1,16 @@
 """Other ways to find foreign pictures and wrong labels, each in the few lines that its users would write."""
 
+import contextlib
+import io
+
 import numpy as np
+from scipy.stats import norm
+from sklearn.ensemble import IsolationForest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
+from sklearn.neighbors import LocalOutlierFactor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 Scores = dict[str, np.ndarray]  # way → how suspicious each image is (n,)
 
@@ -35,9 +45,6 @@ def within_classes(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def outliers(x: np.ndarray) -> Scores:
     """Detectors that know no labels: features (n, D) → scores."""
-    from sklearn.ensemble import IsolationForest
-    from sklearn.neighbors import LocalOutlierFactor
-
     return {
         "kNN over all": nearest_others(x),
         "local outlier factor": -LocalOutlierFactor().fit(x).negative_outlier_factor_,
@@ -47,10 +54,6 @@ def outliers(x: np.ndarray) -> Scores:
 
 def predict(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Class probabilities (n, C) of a logistic regression, 5 folds."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
     return cross_val_predict(model, x, labels, cv=5, method="predict_proba")
@@ -58,8 +61,6 @@ def predict(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def datalab(x: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> tuple[Scores, dict[str, np.ndarray]]:
     """cleanlab's Datalab: scores and flags (n,) of its issues "label" and "outlier". Raises ImportError without it."""
-    import contextlib
-    import io
 
     from cleanlab import Datalab
 
@@ -78,7 +79,6 @@ def floor(x: np.ndarray, labels: np.ndarray, rate: float) -> tuple[np.ndarray, n
 
     Scores (n,), and which are flagged (n,) bool.
     """
-    from scipy.stats import norm
 
     d, nearest = distances(x, 10)
     p, levels = np.empty(len(x)), np.linspace(0.1, 0.7, 13)

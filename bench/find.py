@@ -6,13 +6,17 @@ cleanlab is an extra: `pip install '.[bench]'`.
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Collection, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import torch
 
 from bench.audits import foreign_pictures, wrong_labels
 from bench.find_tables import PEERS, tables
@@ -158,9 +162,6 @@ def strangers_of(store: FeatureStore) -> np.ndarray:
 
 def measure_growth(n: int) -> dict[str, Any]:
     """Time and memory of an audit of n made-up images of 100 classes, in a process of its own."""
-    import subprocess
-    import sys
-
     code = (
         "import resource, sys, time, numpy as np, find\n"
         f"n, c, d, g = {n}, {GROWTH_CLASSES}, {GROWTH_DIM}, np.random.default_rng(0)\n"
@@ -176,8 +177,6 @@ def measure_growth(n: int) -> dict[str, Any]:
 
 def _here() -> dict[str, Any]:
     """Where it was measured, with what."""
-    import torch
-
     return {
         "hardware": hardware(torch.device("cpu")),
         "versions": versions() | {name: _version(name) for name in PEERS},
@@ -185,8 +184,6 @@ def _here() -> dict[str, Any]:
 
 
 def _version(name: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
     try:
         return version(name)
     except PackageNotFoundError:

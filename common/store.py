@@ -1,7 +1,4 @@
-"""The feature store's reader; `docs/feature-store.md` is the specification.
-
-The HDF5 library has no part in it: one flipped bit can hang that.
-"""
+"""The feature store's reader, without the HDF5 library: one flipped bit can hang that. docs/feature-store.md specifies it."""
 
 import contextlib
 import errno

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import optimize
 from torch import Tensor
 from torch.nn import functional
 
@@ -172,7 +173,6 @@ def minimise(
     **options: Any,
 ) -> Tensor:
     """The values, float32 and shaped as `start`, at which a loss is least, by L-BFGS-B with these options."""
-    from scipy.optimize import minimize  # here: it is slow to start; optimisers of torch are slower
 
     def with_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
         given = torch.from_numpy(values.astype(np.float32)).view(start.shape).requires_grad_()
@@ -180,7 +180,8 @@ def minimise(
         (gradient,) = torch.autograd.grad(value, given)
         return value.item(), gradient.numpy().astype(np.float64).ravel()
 
-    found = minimize(with_gradient, start.ravel(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    # Optimisers of torch are slower
+    found = optimize.minimize(with_gradient, start.ravel(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return torch.from_numpy(found.x.astype(np.float32)).view(start.shape)
 
 

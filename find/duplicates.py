@@ -6,6 +6,8 @@ from hashlib import sha256
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from common.progress import Progress
 from train.gaussian import Normaliser
@@ -53,9 +55,6 @@ def _number(rows: np.ndarray) -> np.ndarray:
 
 def _connected(pairs: np.ndarray, n: int) -> np.ndarray:
     """The number (n,) of the part that each of n nodes is in, of a graph of pairs (2, m)."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     graph = coo_array((np.ones(pairs.shape[1], bool), (pairs[0], pairs[1])), shape=(n, n))
     return connected_components(graph, directed=False)[1]
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from common.files import claim_folder, sha256_text, write_text, writing_to
 from find.findings import QUESTIONS, Finding, Findings, Image
@@ -145,8 +147,6 @@ def _numbered(texts: Iterable[str]) -> dict[str, int]:
 
 def _for_script(data: dict[str, Any]) -> Any:
     """JSON that stays inside its `<script>` element, whatever the names in it are."""
-    from markupsafe import Markup
-
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c"))
 
@@ -161,8 +161,6 @@ def _policy(style: str, script: str) -> str:
 
 
 def _environment() -> Any:
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,

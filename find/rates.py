@@ -8,6 +8,8 @@ conformal p-values*, 2023).
 """
 
 import numpy as np
+from scipy.optimize import isotonic_regression
+from scipy.special import ndtri, stdtr
 
 BULK = 0.1, 0.75  # quantiles between which the null is fitted: a quarter of foreign images does not reach them
 MATCHED = 14  # quantiles
@@ -20,8 +22,6 @@ FEW, TAIL = 50, 0.01  # images and p-values of `find_caveat`
 
 def standardise(scores: np.ndarray) -> np.ndarray:
     """Scores (n,) minus the centre of their bulk, over its spread: N(0, 1) where all images belong."""
-    from scipy.special import ndtri  # here: it is slow to start
-
     levels = np.linspace(*BULK, MATCHED)
     normal, matched = ndtri(levels), np.quantile(scores, levels)
     slope = float(np.cov(normal, matched, bias=True)[0, 1] / normal.var())
@@ -35,8 +35,6 @@ def p_values(scores: np.ndarray) -> np.ndarray:
     Student's distribution accounts for a tail longer than the normal one, and for what is not known of the spread: the
     fewer images, the larger a score has to be.
     """
-    from scipy.special import stdtr
-
     of_spread = FREEDOM * len(scores)
     freedom = 1 / (1 / TAILED + 1 / of_spread)
     return stdtr(freedom, -standardise(scores) / np.sqrt(1 + 1 / of_spread))
@@ -76,8 +74,6 @@ def local_rates(p: np.ndarray) -> np.ndarray:
     The density of p-values under the null is 1; that of all is estimated as falling (Strimmer, *A unified approach to
     false discovery rate estimation*, 2008, after Grenander).
     """
-    from scipy.optimize import isotonic_regression
-
     order = np.argsort(p)
     spacings = len(p) * np.diff(p[order], prepend=0.0)
     local = np.empty(len(p))
