@@ -1,4 +1,4 @@
-"""The feature store's reader, without the HDF5 library: one flipped bit can hang that. docs/feature-store.md specifies it."""
+"""The feature store's reader, without the HDF5 library, which one flipped bit can hang; see docs/feature-store.md."""
 
 import contextlib
 import errno
