@@ -49,7 +49,9 @@ def _shared(command: Callable) -> Callable:
 def odd(
     store_path: Path, run_path: Path | None, reference: Path | None, seed: int, rate: float, **options: Any
 ) -> None:
-    """Which images of STORE do not belong to the others? Classes in it are ignored. Prints the page's path last.
+    """Find the images of STORE that do not belong to the others.
+
+    Classes in it are ignored. Prints the page's path last.
 
     With the head of a run, with a reference store, with both, or with nothing but the images themselves.
     """
@@ -72,7 +74,10 @@ def odd(
 @click.argument("store_path", type=click.Path(path_type=Path), metavar="STORE")
 @_shared
 def audit(store_path: Path, seed: int, rate: float, **options: Any) -> None:
-    """Which images of STORE are in the wrong class, in none, or there twice? Prints the page's path last."""
+    """Find wrong labels in STORE, images of no class, and copies.
+
+    Prints the page's path last.
+    """
     from find.auditing import audit as find_wrong
     from find.output import Output
 
