@@ -4,8 +4,6 @@ import sys
 import time
 from typing import Any
 
-from tqdm import tqdm
-
 FIRST, EVERY = 10.0, 30.0  # seconds until the first line where there is no terminal, and between two
 _quiet = False
 
@@ -23,6 +21,8 @@ def is_quiet() -> bool:
 
 def say(line: str) -> None:
     """Print a line on stderr, beside a bar that may be there."""
+    from tqdm import tqdm  # here, and below: `--help` must not wait for it
+
     tqdm.write(line, file=sys.stderr)
 
 
@@ -40,7 +40,11 @@ class Progress:
         self._next = self._started + FIRST
         on_terminal = sys.stderr.isatty() and not _quiet
         bar: dict[str, Any] = {"desc": what, "unit": f" {unit}", "smoothing": 0.05, "leave": False}
-        self._bar = tqdm(total=total, initial=done, **bar) if on_terminal else None
+        self._bar: Any = None
+        if on_terminal:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, **bar)
 
     def __enter__(self) -> "Progress":
         return self

@@ -102,7 +102,9 @@ def features(
 @main.command()
 @click.argument("store", type=STORE)
 def status(store: Path) -> None:
-    """Say what a file is: complete, partial, damaged, foreign, older, newer, unreadable or missing.
+    """Say in a word what a file is, such as complete or damaged.
+
+    It is one of complete, partial, damaged, foreign, older, newer, unreadable, missing.
 
     Exit code 0 for complete, 2 for a damaged or older file, 1 for the others.
 
@@ -126,7 +128,7 @@ def info(store: Path) -> None:
 @main.command()
 @click.argument("store", type=STORE)
 def verify(store: Path) -> None:
-    """Read every byte of a store and compare it with the digests in its header."""
+    """Compare every byte of a store with the digests in its header."""
     opened = FeatureStore.open(store)
     opened.verify()
     blocks = sum(map(len, opened.header["blocks"].values()))
@@ -147,9 +149,10 @@ def names(store: Path) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there.")
 def export(store: Path, out: Path, overwrite: bool) -> None:
-    """Write a store as a file for other programs: OUT ends in .npz, .parquet or .safetensors.
+    """Write a store as a file that other programs read.
 
-    It holds the features of all views, labels, splits, file names and class names.
+    OUT ends in .npz, .parquet or .safetensors. It holds the features of all views, labels, splits, file names and
+    class names.
     """
     from extract.export import export_store
 

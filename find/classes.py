@@ -262,8 +262,9 @@ def weigh(scores: Sequence[np.ndarray], labels: np.ndarray) -> Posterior:
     if (log.argmax(1) == labels).mean() <= chance:  # the scores know no more than how frequent classes are
         flat = np.broadcast_to(np.log(np.maximum(shares, 1e-12)).astype(np.float32), log.shape)
         return Posterior(flat, LEAST_NOISE, 0.0, any_other(classes))
-    q = np.exp(log)
-    similar = np.stack([q[labels == label].mean(0) for label in range(classes)]) * (1 - np.eye(classes)) + 1e-12
+    similar = (
+        np.stack([np.exp(log[labels == label]).mean(0) for label in range(classes)]) * (1 - np.eye(classes)) + 1e-12
+    )
     found = Posterior(log, noise, 0.0, similar / similar.sum(1, keepdims=True))
     for _ in range(2):
         sure = np.flatnonzero(found.wrong(labels) > 0.5)
@@ -300,4 +301,8 @@ def _most_likely(parts: Sequence[Tensor], labels: np.ndarray, given_wrong: np.nd
 
     start = np.array([0.0] * len(parts) + [NOISE_BOUNDS[0] / 2])
     best = minimise(loss, start, [WEIGHT_BOUNDS] * len(parts) + [NOISE_BOUNDS])
-    return log_posterior(parts, best[:-1]).numpy(), float(torch.sigmoid(best[-1]))
+    log = np.empty(parts[0].shape, np.float32)
+    for start in range(0, len(log), ROWS):
+        block = slice(start, start + ROWS)
+        log[block] = log_posterior([part[block] for part in parts], best[:-1]).numpy()
+    return log, float(torch.sigmoid(best[-1]))

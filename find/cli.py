@@ -54,7 +54,9 @@ def odd(
     store_path: Path, beside: tuple[Path, ...], run_path: Path | None, reference: tuple[Path, ...], seed: int,
     rate: float, **options: Any,
 ) -> None:  # fmt: skip
-    """Which images of STORE do not belong to the others? Classes in it are ignored. Prints the page's path last.
+    """Find the images of STORE that do not belong to the others.
+
+    Classes in it are ignored. Prints the page's path last.
 
     With the head of a run, with a reference store, with both, or with nothing but the images themselves.
     """
@@ -77,7 +79,10 @@ def odd(
 @click.argument("store_path", type=click.Path(path_type=Path), metavar="STORE")
 @_shared
 def audit(store_path: Path, beside: tuple[Path, ...], seed: int, rate: float, **options: Any) -> None:
-    """Which images of STORE are in the wrong class, in none, or there twice? Prints the page's path last."""
+    """Find wrong labels in STORE, images of no class, and copies.
+
+    Prints the page's path last.
+    """
     from find.auditing import audit as find_wrong
     from find.output import Output
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -19,6 +20,24 @@ def test_each_verb_answers(verb):
     result = call(verb, "--help")
     assert result.exit_code == 0
     assert f" {verb} " in result.stdout
+
+
+def test_no_line_of_the_help_is_cut_off():
+    _, text = call("--help").stdout.split("Commands:")
+    assert all(verb in text for verb in VERBS)
+    assert "..." not in text
+
+
+def test_the_shell_completes_a_verb_and_its_options_as_the_options_say():
+    assert "_SET_ANOMALY_COMPLETE=bash_source" in (Path(__file__).parents[1] / "docs/options.md").read_text()
+    for words, number, expected in (("set-anomaly exp", 1, "export"), ("set-anomaly fit --tens", 2, "--tensorboard")):
+        environment = {
+            "_SET_ANOMALY_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(number),
+        }
+        result = CliRunner().invoke(main, [], prog_name="set-anomaly", env=environment)
+        assert result.stdout == f"plain,{expected}\n"
 
 
 def test_an_unknown_verb_gets_one_sentence():

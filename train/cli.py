@@ -130,7 +130,7 @@ def phase(
 @click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN RUN …")
 @click.option("--hard", is_flag=True, help="On the hard sets, whose anomaly is of the set's super-class.")
 def compare(paths: tuple[Path, ...], hard: bool) -> None:
-    """Rank runs that were measured on the same sets, and say which differences are real.
+    """Rank runs on the same sets, and say which differences are real.
 
     A RUN is a run folder, or a report.json. Runs that differ in their seed only are taken together.
     """
@@ -149,9 +149,10 @@ def compare(paths: tuple[Path, ...], hard: bool) -> None:
 @click.option("--readme", type=click.Path(path_type=Path), default=Path("README.md"), help="Its tables are made, too.")
 @click.option("--check", is_flag=True, help="Change nothing; exit code 1 when a log is not what its runs say.")
 def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
-    """Rebuild the experiment log from the reports of finished runs: every table, chart and figure in it.
+    """Rebuild the experiment log from the reports of finished runs.
 
-    Reports of new runs in RUNS/<phase>/ are copied to EXPERIMENTS/<phase>/runs/ first; the log is made from these.
+    Every table, chart and figure in it is made again. Reports of new runs in RUNS/<phase>/ are copied to
+    EXPERIMENTS/<phase>/runs/ first; the log is made from these.
     """
     from train.log.rebuild import collect, rebuild
 
