@@ -185,11 +185,8 @@ class Network(Protocol):
     precision: what is executed.
     """
 
-    @property
-    def environment(self) -> dict[str, Any]: ...
-
-    @property
-    def precision(self) -> str: ...
+    environment: dict[str, Any]
+    precision: str
 
     def batches(
         self, starts: Sequence[int], unreadable: Unreadable, watch: Stopwatch

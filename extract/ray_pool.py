@@ -134,16 +134,12 @@ class Pool:
         self._refused: dict[str, str] = {}  # by the id of the node
         self._failed_starts: Counter[str] = Counter()
         self._made: Counter[str] = Counter()  # images, by the name of the node
-        self.environment: dict[str, Any] = {}  # the pinned one, once `begin` has chosen it
+        self.environment: dict[str, Any] = {}  # the pinned one, and the precision in it, once `begin` has chosen them
+        self.precision = ""
         self._required: tuple = ()  # of every worker, as `Worker.prepare` takes it; once that is known
         self._looked, self._begun = -LOOK, time.monotonic()
         self._served = self._begun  # when a worker was last there
         self._create_worker()
-
-    @property
-    def precision(self) -> str:
-        """What is executed."""
-        return "bfloat16" if "bfloat16" in self.environment["engine"] else "float32"
 
     def begin(self, resumed: dict[str, Any]) -> None:
         """Start the workers, and let one of them choose the engine for all, unless `resumed` pins it."""
@@ -151,6 +147,7 @@ class Pool:
         seen = {} if self._shipped else digests_seen(self._job.source)
         self._look()
         self.environment = resumed if resumed and {**resumed, **mine} == resumed else self._choose()
+        self.precision = "bfloat16" if "bfloat16" in self.environment["engine"] else "float32"
         self._required = self.environment, code_digest(), seen
         for member in self._members:
             self._prepare(member)

@@ -51,7 +51,10 @@ def is_loaded(state):
     return all(torch.equal(value, STATE[key]) for key, value in state.items())
 
 
+HOLDS_ITSELF: dict = {"model": STATE}
+HOLDS_ITSELF["again"] = HOLDS_ITSELF
 WRAPPED = {
+    "itself": (HOLDS_ITSELF, "model"),
     "plain": (STATE, ""),
     "without counters": ({k: v for k, v in STATE.items() if "num_batches" not in k}, ""),
     "another classifier": ({**STATE, **CLASSIFIER}, ""),
@@ -102,11 +105,6 @@ def test_other_float_types_are_taken_as_float32_and_said(tmp_path, old):
     assert said.endswith("float16 is taken as float32")
 
 
-def test_two_sets_of_weights_that_fit_are_told_apart_by_the_user(tmp_path):
-    with pytest.raises(UserError, match=r'more than one set of weights that fits net \("teacher", "student"\)'):
-        load(tmp_path / "w.pth", {"teacher": STATE, "student": weights(1)})
-
-
 class Dangerous:
     def __reduce__(self):
         return print, ("this must not run",)
@@ -145,6 +143,10 @@ ODD = {
     "a list": ([1, 2], "is not a state dict"),
     "no tensors": ({"a": 1}, "is not a state dict"),
     "keys": ({1: torch.ones(2), "conv1.weight": torch.ones(2)}, "its key 1 is no text"),
+    "two sets": (
+        {"teacher": STATE, "student": weights(1)},
+        r'more than one set of weights that fits net \("teacher", "student"\)',
+    ),
     "wider": (weights(width=8), r"another architecture than net .*expected \(4,.*found \(8,"),
     "deeper": (changed("layer.1.weight", torch.ones(2)), r'another architecture .*"layer\.1\.weight": expected none'),
     "shallower": ({k: v for k, v in STATE.items() if "layer" not in k}, r'"layer\.0\.weight".*found none'),
@@ -190,9 +192,3 @@ def test_an_archive_that_would_grow_is_refused_before_it_is_unpacked(tmp_path, m
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpacked"))
     with pytest.raises(UserError, match=r"bomb\.pth would grow from 0 to 0 MB when it is unpacked"):
         load(tmp_path / "bomb.pth")
-
-
-def test_a_dictionary_that_holds_itself_ends(tmp_path):
-    content = {"model": STATE}
-    content["again"] = content
-    assert is_loaded(load(tmp_path / "w.pth", content)[0])
