@@ -302,7 +302,7 @@ def _most_likely(parts: Sequence[Tensor], labels: np.ndarray, given_wrong: np.nd
     start = np.array([0.0] * len(parts) + [NOISE_BOUNDS[0] / 2])
     best = minimise(loss, start, [WEIGHT_BOUNDS] * len(parts) + [NOISE_BOUNDS])
     log = np.empty(parts[0].shape, np.float32)
-    for start in range(0, len(log), ROWS):
-        block = slice(start, start + ROWS)
+    for first in range(0, len(log), ROWS):
+        block = slice(first, first + ROWS)
         log[block] = log_posterior([part[block] for part in parts], best[:-1]).numpy()
     return log, float(torch.sigmoid(best[-1]))
