@@ -73,7 +73,7 @@ def _foreign_ways(x: np.ndarray, labels: np.ndarray, seed: int) -> Judged:
     started = time.perf_counter()
     yield "kNN within the class", within_classes(x, labels), None, time.perf_counter() - started
     scores, flagged = floor(x, labels, RATE)
-    yield "ten lines (see below)", scores, flagged, 0.0
+    yield "ten lines", scores, flagged, 0.0
     for name, scores in outliers(x).items():
         yield name, scores, None, 0.0
     predicted = predict(x, labels)
