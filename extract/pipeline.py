@@ -20,7 +20,7 @@ from common.images import UnreadableImage, printable
 from common.machine import choose_device
 from common.progress import Progress, say
 from common.store import DamagedStore, FeatureStore
-from common.store_header import SPLITS, STORED_AS, labels_digest
+from common.store_header import SPLITS, STORED_AS, identity_digest, labels_digest
 from common.store_partial import StoreWriter, partial_folder, read_plan
 from common.store_writer import name_arrays, write_store
 from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
@@ -33,9 +33,9 @@ from extract.batches import (
     digests_of,
     local_network,
 )
-from extract.features import Request, require_identity
 from extract.preprocessing import parse_views
 from extract.progress import Stopwatch
+from extract.request import Request
 from extract.sources import ImageSource, left_out_line, load_source
 from extract.superclasses import superclasses_of
 
@@ -305,3 +305,31 @@ def as_text(name: str) -> str:
 
 def busy(target: Path) -> str:
     return f"another extraction is writing {target}: wait for it, or choose another --store"
+
+
+def require_identity(store: FeatureStore, wanted: dict[str, Any], image_sha256: np.ndarray) -> None:
+    """Raise UserError, which says what differs, unless a store has this identity.
+
+    image_sha256: the digests (N, 32) of the images of `wanted`.
+    """
+    if store.identity_sha256 == identity_digest(wanted):
+        return
+    different = [key for key in wanted if store.identity.get(key) != wanted[key]]
+    if different == ["data_set"]:
+        raise UserError(
+            f"the images are not those of {store.path} ({_changes(store, image_sha256)}): give --overwrite to extract "
+            "them all again, or another --store to keep both"
+        )
+    raise UserError(
+        f"{store.path} holds features of something else (other {', '.join(different)}): "
+        "choose another --store (--overwrite would replace these)"
+    )
+
+
+def _changes(store: FeatureStore, image_sha256: np.ndarray) -> str:
+    """Say how many images are new, and how many are gone, by their pixels."""
+    then, now = (np.ascontiguousarray(digests).view("V32").ravel() for digests in (store.image_sha256, image_sha256))
+    new, gone = len(np.setdiff1d(now, then)), len(np.setdiff1d(then, now))
+    if len(then) == len(now) and not new and not gone:
+        return "other names, order, labels or split of the same images"
+    return f"{len(then):,} then, {len(now):,} now: {new:,} new, {gone:,} gone"
