@@ -246,13 +246,14 @@ def test_wrong_overrides():
         ),
     ],
 )
-def test_a_setting_that_does_nothing_for_the_method_is_refused_by_name(overrides, key):
+def test_a_setting_that_does_nothing_for_the_method_is_refused_by_name(overrides, key, tmp_path):
     method = next((each.partition("=")[2] for each in overrides if each.startswith("method=")), "transformer")
     with pytest.raises(UserError) as caught:
         Config.load(None, overrides)
     assert caught.value.message.startswith(f'{key} does nothing for the method "{method}"')
     assert "leave it out" in caught.value.message
-    schema.load(Config, None, overrides)  # reports and checkpoints that have it are read all the same
+    config = schema.load(Config, None, overrides)  # reports and checkpoints that have it are read all the same
+    assert Config.load(written(tmp_path, schema.to_toml(config))) == config  # what a run wrote has every setting
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -11,6 +11,7 @@ from fabricate import one_thread, wait_for_epochs
 from common.files import exclusive
 from common.synthetic import make_store
 from train.cli import main
+from train.config import Config
 from train.log.plan import plan_configs
 from train.log.runs import group_runs, load_run
 from train.run_folder import RunFolder
@@ -79,7 +80,7 @@ def test_all_runs_of_the_plan_are_made_by_their_configs(finished):
     planned = plan_configs(config)
     for name in RUNS:
         assert RunFolder(folder / name).is_done
-        assert load_run(folder / name).config == planned[name] == RunFolder(folder / name).read_config()
+        assert load_run(folder / name).config == planned[name] == Config.load(folder / name / "config.toml")
     groups = group_runs(map(load_run, sorted(folder.iterdir())))
     assert {group.name: len(group.runs) for group in groups} == {"chance": 2, "head": 2, "nearest": 1, "nearest-l2": 1}
 

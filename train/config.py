@@ -136,14 +136,15 @@ class Config(Struct, frozen=True):
         """Read the config of a TOML file (None: the defaults), changed by `section.key=value` overrides.
 
         The plan of a phase's file is not part of it. Raises UserError for a setting that the method does not use.
-        Exception: a setting of the file that was used by the file's method, when `--set method=` replaced it.
+        Exceptions: a setting of the file that was used by the file's method, when `--set method=` replaced it; and the
+        settings of a file that has all of them, as a run folder's config.toml.
         """
         content = {} if path is None else read_toml(path)
         is_phase = content.pop(PLAN, None) is not None
         config = from_dict(cls, content, str(path), overrides)
         written = override_keys(overrides)
-        if not is_phase:  # whose settings serve some of its runs
-            in_file = {f"{table}.{key}" for table, keys in content.items() if table != "method" for key in keys}
+        in_file = {f"{table}.{key}" for table, keys in content.items() if table != "method" for key in keys}
+        if not is_phase and in_file < flatten(config).keys() - {"method"}:  # a phase's settings serve some of its runs
             written |= in_file & set(find_unused(replace(config, method=content.get("method", "transformer"))))
         require_effective(config, written)
         return config
