@@ -8,7 +8,7 @@ import torch
 
 from common.errors import UserError
 from find.foreign import log_distance, unit
-from train.gaussian import ClassSpace
+from train.gaussian import ClassSpace, log_density_together
 from train.methods.base import Method
 from train.methods.deep_plda import DeepPLDA
 from train.methods.normalised_plda import NormalisedPLDA
@@ -84,20 +84,12 @@ def _alone(x: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     x = x.astype(np.float64)
     member = np.ones(len(x))
     for _ in range(2):
-        score = -_same_class(x, member, ratio)
+        others, counts = member @ x - member[:, None] * x, member.sum() - member
+        apart = log_density_together(x, np.ones(len(x)), ratio) + log_density_together(others, counts, ratio)
+        score = apart - log_density_together(others + x, counts + 1, ratio)
         limit = np.quantile(score, 1 - ODD_BEFORE)
         member = ((score <= 0) | (score <= limit)).astype(np.float64)
     return score
-
-
-def _same_class(x: np.ndarray, member: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    total = (member[:, None] * x).sum(0)
-    counts = member.sum() - member
-    posterior = ratio / (1 + counts[:, None] * ratio)
-    mean, variance = posterior * (total - member[:, None] * x), 1 + posterior
-    of_class = ((x - mean) ** 2 / variance + np.log(variance)).sum(1)
-    of_another = (x**2 / (1 + ratio) + np.log1p(ratio)).sum(1)
-    return 0.5 * (of_another - of_class)
 
 
 def another_class(logits: np.ndarray) -> np.ndarray:

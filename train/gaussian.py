@@ -180,6 +180,15 @@ def log_density_ratio(x: Tensor, ratio: Tensor) -> Tensor:
     return 0.5 * (of_each + (weighted * total).sum(-1))
 
 
+def log_density_together(sums: np.ndarray, counts: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """Return log p(images of one class), up to what does not depend on how images are grouped.
+
+    sums (n, K), counts (n,): of n groups → (n,).
+    """
+    spread = 1 + counts[:, None] * ratio
+    return 0.5 * (ratio * sums**2 / spread - np.log(spread)).sum(1)
+
+
 def log_likelihood_ratio(x: np.ndarray, sums: np.ndarray, counts: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     """Return log p(x | the class of these images) - log p(x | another class), of x (n, K) → (n, C).
 
