@@ -8,8 +8,7 @@ import torch
 from common.synthetic import make_store
 from train.config import Config, DataConfig
 from train.methods import build_method
-from train.report.attention import measure_attention
-from train.report.failures import measure_failures, measure_twins, proportion
+from train.report.failures import measure_attention, measure_failures, measure_twins, proportion
 from train.report.schema import Attention, Proportion, Twins
 from train.task import prepare
 
@@ -166,7 +165,7 @@ def test_attention_is_that_of_the_inliers_to_the_anomaly(task):
 
 
 def test_attention_that_looks_everywhere_is_uniform_and_some_sets_are_enough(task, monkeypatch):
-    monkeypatch.setattr("train.report.attention.ATTENTION_SETS", 20)
+    monkeypatch.setattr("train.report.failures.ATTENTION_SETS", 20)
     model = transformer(task.feature_dim)
     for layer in model.layers:
         layer.attention.query_key_value.weight.data[:16] = 0

@@ -17,8 +17,7 @@ from train.config import Config
 from train.loop import predict
 from train.methods.base import Method, device_of
 from train.metrics import evaluate_scores
-from train.report.attention import measure_attention
-from train.report.failures import measure_failures, measure_twins
+from train.report.failures import measure_attention, measure_failures, measure_twins
 from train.report.other_sets import measure_other_sets
 from train.report.pictures import plot_attention, plot_curves, plot_mistakes
 from train.report.schema import Epoch, Hardware, Measured, Report, Store, join_stores, pack_bits
