@@ -1,6 +1,8 @@
 """Several groups of images in one folder, such as three subjects that were thrown together."""
 
 import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
 
 from find.foreign import unit
 from train.gaussian import compress
@@ -19,9 +21,6 @@ def find_groups(features: np.ndarray) -> np.ndarray | None:
 
     Some of the images decide, at most `LOOKED_AT`; the cost grows with n alone.
     """
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import silhouette_score
-
     n = len(features)
     if n < 2 * FEWEST:
         return None
