@@ -101,9 +101,11 @@ def _repeat(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
 
 def make_onnx_runtime(model: nn.Module, images: Tensor, folder: Path) -> Callable[[], int]:
     """ONNX Runtime, an extra, in float32 on preprocessed images, as exported by PyTorch. Raises ImportError."""
+    open_session = resolve_name("onnxruntime:InferenceSession")
+    resolve_name("onnx")  # without it, the export fails in another way
     path = folder / "model.onnx"
     torch.onnx.export(model, (images[:16],), str(path), input_names=["x"], dynamo=False)
-    session = resolve_name("onnxruntime:InferenceSession")(str(path), providers=["CPUExecutionProvider"])
+    session = open_session(str(path), providers=["CPUExecutionProvider"])
     batches = [batch.numpy() for batch in images.split(16) if len(batch) == 16]
 
     def work() -> int:
