@@ -107,7 +107,7 @@ def test_a_store_is_a_dataset_of_torch_as_the_options_say(tmp_path, monkeypatch)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/options.md").read_text(encoding="utf-8"), re.S)
     names: dict = {}
     exec(code, names)
-    features, labels = next(iter(DataLoader(names["train"], batch_size=24, shuffle=True, num_workers=1)))
+    features, labels = next(iter(DataLoader(names["train"], batch_size=24, shuffle=True)))
     order = np.argsort(features[:, 0].numpy())
     expected = store.features[0, store.rows_of("train")]
     np.testing.assert_array_equal(features.numpy()[order], expected[np.argsort(expected[:, 0])])
