@@ -9,8 +9,7 @@ from typing import Any
 from common.cluster import Cluster
 from common.errors import UserError
 from common.files import sha256_file
-from common.images import MAX_PIXELS
-from extract.sources import Reading, reading_request, source_kind
+from extract.sources import SETTINGS, Reading, reading_request, source_kind
 
 IMAGE_SIZES = {"resnet18": 224}  # known without asking the model, so that "up to date" is said without torch
 
@@ -34,12 +33,12 @@ class Request:
     views: str = "plain"
     layers: str = "last"
     precision: str = "float32"
-    on_error: str = "fail"
-    test_fraction: float | None = None
-    max_pixels: int = MAX_PIXELS
-    decode: str = "scaled"
-    image_column: str | None = None
-    label_column: str | None = None
+    on_error: str = Reading.on_error
+    test_fraction: float | None = Reading.test_fraction
+    max_pixels: int = Reading.max_pixels
+    decode: str = Reading.decode
+    image_column: str | None = Reading.image_column
+    label_column: str | None = Reading.label_column
 
     engine: str = "auto"
     batch_size: int = 64
@@ -70,14 +69,7 @@ class Request:
     @property
     def reading(self) -> Reading:
         """How people's own files are read."""
-        return Reading(
-            self.on_error,
-            self.test_fraction,
-            self.max_pixels,
-            self.decode,
-            image_column=self.image_column,
-            label_column=self.label_column,
-        )
+        return Reading(**{each: getattr(self, each) for each in ("max_pixels", *SETTINGS)})
 
     def as_json(self) -> dict[str, Any]:
         """As recorded in the store, with a cheap fingerprint of the images and the digest of the weights file."""
