@@ -92,7 +92,9 @@ def stoppable(again: str = AGAIN) -> Iterator[None]:
     before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except KeyboardInterrupt as stop:
+    except (Exception, KeyboardInterrupt) as error:
+        if not (stop := _stop_behind(error)):
+            raise
         for number in before:
             signal.signal(number, signal.SIG_IGN)
         _end(stop, again)
@@ -107,9 +109,17 @@ def keeping(what: Callable[[], str]) -> Iterator[None]:
     """When the body is stopped, tell the user `what()` is kept."""
     try:
         yield
-    except KeyboardInterrupt as stop:
-        stop.add_note(f"{what()}; {AGAIN} to resume")
+    except (Exception, KeyboardInterrupt) as error:
+        if stop := _stop_behind(error):
+            stop.add_note(f"{what()}; {AGAIN} to resume")
         raise
+
+
+def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """What stopped the process, where `error` is that, or came while it unwound: a library's own clearing up failed."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:

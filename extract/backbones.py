@@ -136,13 +136,14 @@ def parse_layers(text: str) -> tuple[str, ...]:
 class PooledLayers(nn.Module):
     """A network's features, and behind them the mean of each of some layers: (B, 3, H, W) → (B, D).
 
-    The mean is over space, or over tokens. Raises UserError for an unknown layer.
+    A layer is a module of the network, such as "layer3" or "blocks.5". The mean is over space, or over tokens.
+    Raises UserError for an unknown layer.
     """
 
     def __init__(self, network: nn.Module, name: str, layers: tuple[str, ...]):
         super().__init__()
         self.layers = layers
-        known = [child for child, _ in network.named_children()]
+        known = {module for module, _ in network.named_modules() if module}
         for layer in layers:
             if layer not in known:
                 raise unknown_name(f"layer of {name}", layer, known)
@@ -160,7 +161,12 @@ class PooledLayers(nn.Module):
         """The features of each layer. Raises KeyError for a layer whose output is neither a map nor tokens."""
         outputs = self.network(images)
         maps = [outputs[layer] for layer in self.layers]
-        return [outputs[LAST].flatten(1), *(values.mean(POOLED[values.ndim]) for values in maps)]
+        return [outputs[LAST].flatten(1), *(_mean_over_space(values) for values in maps)]
+
+
+@fx.wrap  # what is traced has no axes to count
+def _mean_over_space(values: Tensor) -> Tensor:
+    return values.mean(POOLED[values.ndim])
 
 
 class HookedLayers(nn.Module):

@@ -73,7 +73,7 @@ def test_layers_are_named_once_last_first():
         ("tim:resnet18", 32, (), 'unknown kind of backbone "tim": did you mean "timm"'),
         ("vit_b_32", 64, (), "vit_b_32 does not take images of 64×64"),
         ("resnet18", 32, ("layr3",), 'unknown layer of resnet18 "layr3": did you mean "layer3"'),
-        ("resnet18", 32, ("layer3.0",), 'unknown layer of resnet18 "layer3.0": did you mean "layer3"'),
+        ("resnet18", 32, ("layer3.2",), 'unknown layer of resnet18 "layer3.2": did you mean "layer3.1"'),
         ("resnet18", 32, ("fc",), "not all of the layers last, fc of resnet18 are maps of pixels, or tokens: choose"),
     ],
 )

@@ -33,6 +33,15 @@ def threads():
     time.sleep(60)
 
 @main.command()
+def failing_clean_up():
+    with keeping(lambda: "3 epochs are kept"):
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        finally:
+            raise AttributeError("a lock is released that was not yet made")
+
+@main.command()
 def slow():
     try:
         print("ready", flush=True)
@@ -54,7 +63,7 @@ def start(command):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("command", ["plain", "keeps", "threads"])
+@pytest.mark.parametrize("command", ["plain", "keeps", "threads", "failing-clean-up"])
 def test_a_stopped_command_says_one_sentence_and_how_it_was_stopped(command, number, code):
     process, started = start(command), time.monotonic()
     process.send_signal(number)
@@ -62,7 +71,7 @@ def test_a_stopped_command_says_one_sentence_and_how_it_was_stopped(command, num
     assert process.returncode == code
     assert error.strip().count("\n") == 0
     assert "run the same command again" in error
-    assert ("3 epochs are kept" in error) == (command == "keeps")
+    assert ("3 epochs are kept" in error) == (command in ("keeps", "failing-clean-up"))
     assert time.monotonic() - started < 10
 
 

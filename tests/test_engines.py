@@ -115,6 +115,24 @@ def test_the_parts_of_any_network_make_up_the_whole(name):
         torch.testing.assert_close(rest(first(images)), module(images))
 
 
+@pytest.mark.parametrize("layers", [("last", "layer3"), ("last", "layer4.1", "layer1.0.bn2")])
+def test_a_network_with_inner_layers_is_cut_too(layers, images):
+    backbone = load_backbone("resnet18", "random", 0, 32, layers)
+    _, *cuts = bfloat16(backbone)
+    assert cuts
+    for cut in cuts[:3]:
+        (first, _), (rest, _) = cut.parts
+        with torch.inference_mode():
+            torch.testing.assert_close(rest(first(images)), backbone.module(images))
+
+
+def test_layers_caught_by_hooks_are_taken_as_a_whole(images):
+    pytest.importorskip("timm", reason="the extra `timm` is not installed")
+    backbone = load_backbone("timm:tf_efficientnet_lite0", "random", 0, 32, ("last", "blocks.4.2.bn2"))
+    assert [arithmetic.name for arithmetic in bfloat16(backbone)] == ["bfloat16"]
+    assert backbone.features(images).shape == (21, 1280 + 672)
+
+
 def test_a_network_that_cannot_be_traced_is_taken_as_a_whole():
     class Branching(torch.nn.Module):
         def forward(self, x):

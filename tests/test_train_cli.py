@@ -198,8 +198,9 @@ def test_a_killed_run_ends_equal_to_one_that_was_not(store, tmp_path):
         process = subprocess.Popen([*command, *run], env=environment, stderr=subprocess.PIPE, text=True)
         wait_for_epochs(tmp_path / "killed/metrics.jsonl", epochs, process)
         process.send_signal(number)
-        *_, last = process.communicate()[1].splitlines()
-        assert process.returncode == code
+        said = process.communicate()[1]
+        assert process.returncode == code, said
+        *_, last = said.splitlines()
         if code != -9:
             assert re.search(r"\d+ of 40 epochs are saved in .*killed; run the same command again to resume", last)
     with one_thread():
