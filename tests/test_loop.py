@@ -9,8 +9,9 @@ from common import machine
 from common.errors import UserError
 from common.synthetic import make_store
 from train.config import Config
-from train.loop import RunState, evaluate, learning_rate_factor, predict, train
+from train.loop import RunState, evaluate, predict, train
 from train.methods import build_method
+from train.schedule import learning_rate_factor
 from train.task import Task, prepare
 
 TINY = [

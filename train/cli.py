@@ -1,6 +1,8 @@
 """The command line of stage 2. Heavy imports wait inside the commands, so that --help answers at once."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from msgspec.structs import replace
@@ -41,25 +43,14 @@ def main() -> None:
 )
 @click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard into the run folder, too.")
 def fit_command(
-    store_paths: tuple[Path, ...],
-    config_path: Path | None,
-    overrides: tuple[str, ...],
-    classes: str | None,
-    seed: int | None,
-    device: str | None,
-    run_path: Path | None,
-    tensorboard: bool,
+    store_paths: tuple[Path, ...], config_path: Path | None, run_path: Path | None, tensorboard: bool, **changes: Any
 ) -> None:
     """Train the head from a feature store, and write a run folder. Prints the folder's path last.
 
     A run that was stopped goes on after its last epoch when the same command is given again; a complete one is only
     reported.
     """
-    extra = [] if seed is None else [f"training.seed={seed}"]
-    extra += [] if device is None else [f"training.device={device}"]
-    config = Config.load(config_path or RECOMMENDED, [*overrides, *extra])
-    if classes is not None:  # not by an override, which is split at commas: a class may have one in its name
-        config = replace(config, data=replace(config.data, classes=parse_classes(classes)))
+    config = load_config(config_path, **changes)
     store = open_stores(store_paths, say)
 
     from train.fit import choose_run_folder, fit
@@ -90,15 +81,12 @@ def fit_command(
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), help="Holds a folder a phase.")
 @cluster_options
 def phase(
-    config_path: Path,
     store_paths: tuple[Path, ...],
     beside: tuple[Path, ...],
-    overrides: tuple[str, ...],
-    only: str,
-    root: Path,
     ray: str | None,
     cpus_per_worker: int | None,
     gpus_per_worker: float | None,
+    **plan: Any,
 ) -> None:
     """Make all runs of a phase: the [plan] of CONFIG. Complete runs stay, an interrupted one goes on.
 
@@ -109,8 +97,7 @@ def phase(
     from train.log.plan import plan_runs
 
     cluster = asked_for(ray, cpus_per_worker, gpus_per_worker)
-    stores = [open_stores([path, *beside], say) for path in store_paths]
-    planned = plan_runs(config_path, stores, root, overrides, only)
+    planned = plan_runs(stores=[open_stores([path, *beside], say) for path in store_paths], **plan)
     if cluster is not None:
         from train.log.cluster import fit_on_cluster
 
@@ -164,6 +151,21 @@ def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
                 click.echo(line, err=True)
             stale = rebuild(experiments, readme, check)
     report_stale(stale, check)
+
+
+def load_config(
+    path: Path | None, overrides: Sequence[str], classes: str | None, seed: int | None, device: str | None
+) -> Config:
+    """Load the config of a file (None: the recommended recipe), changed by the options of `fit`."""
+    changes = {"training.seed": seed, "training.device": device}
+    config = Config.load(
+        path or RECOMMENDED,
+        [*overrides, *(f"{key}={value}" for key, value in changes.items() if value is not None)],
+    )
+    if classes is None:
+        return config
+    # Not by an override, which is split at commas: a class may have one in its name
+    return replace(config, data=replace(config.data, classes=parse_classes(classes)))
 
 
 def parse_classes(text: str) -> tuple[str, ...]:

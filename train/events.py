@@ -1,7 +1,7 @@
 """The metrics of a run as events that TensorBoard shows."""
 
 from pathlib import Path
-from types import TracebackType
+from pkgutil import resolve_name
 from typing import Any
 
 from common.errors import UserError
@@ -14,12 +14,10 @@ SHOWN |= {"learning_rate": "learning_rate"}
 def require_tensorboard() -> type:
     """The writer of events. Raises UserError where TensorBoard is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        return resolve_name("torch.utils.tensorboard:SummaryWriter")  # an extra
     except ImportError as error:
-        raise UserError(
-            "TensorBoard is not installed: `pip install tensorboard`, or leave --tensorboard out"
-        ) from error
-    return SummaryWriter
+        message = "TensorBoard is not installed: `pip install tensorboard`, or leave --tensorboard out"
+        raise UserError(message) from error
 
 
 class Events:
@@ -33,7 +31,7 @@ class Events:
     def __enter__(self) -> "Events":
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._writer.close()
 
     def write(self, history: list[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""From a config and a feature store to a finished run: the way of the data through training, top to bottom."""
+"""From a config and a feature store to a finished run: the path of the data through training, top to bottom."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -27,10 +27,10 @@ Say = Callable[[str], object]
 def fit(config: Config, store: AnyStore, run: Path | str, say: Say = print, tensorboard: bool = False) -> Report:
     """Train the method of `config` on the features of `store`, write the run folder `run`, and return its report.
 
-    A run that was stopped goes on after its last epoch; a complete one is only reported. `say` gets lines of progress.
-    tensorboard: write events for TensorBoard into the folder, too.
+    A run that was stopped resumes after its last epoch; of a complete one the report is read. `say` gets lines of
+    progress. tensorboard: write events for TensorBoard into the folder, too.
     Raises UserError for a run of another config or store, a damaged one, settings that do not suit the store, a folder
-    that cannot be written, and Busy while another process is at work on it. What is in the folder stays sound.
+    that cannot be written, and Busy while another process writes it. What is in the folder stays sound.
     """
     folder = RunFolder(Path(run))
     if tensorboard:
@@ -43,7 +43,7 @@ def fit(config: Config, store: AnyStore, run: Path | str, say: Say = print, tens
 
 
 def choose_run_folder(config: Config, config_path: Path | None, store: AnyStore) -> Path:
-    """A folder for each experiment: another config or another store never meets the run of this one."""
+    """Return the default folder: another one for another config or another store."""
     name = "recommended" if config_path is None else config_path.resolve().parent.name
     return Path("runs") / f"{name}-seed{config.training.seed}-{digest_config(config, store.identity_sha256)}"
 
@@ -60,18 +60,18 @@ def _train(run: RunFolder, config: Config, store: AnyStore, say: Say, tensorboar
     if state.history:
         say(f"going on with {run.path} after epoch {len(state.history)}")
         run.write_metrics(state.history)  # a kill may have come between the checkpoint and these
-    kept = len(state.history)
+    epochs_saved = len(state.history)
 
     def save(state: RunState) -> None:
-        nonlocal kept
+        nonlocal epochs_saved
         _save(run, config, store, task, state)
         if events:
             events.write(state.history)
-        kept = len(state.history)
+        epochs_saved = len(state.history)
         if not is_quiet():
             say(_format_epoch(state.history[-1]))
 
-    saved = keeping(lambda: f"{kept} of {config.training.epochs} epochs are saved in {run.path}")
+    saved = keeping(lambda: f"{epochs_saved} of {config.training.epochs} epochs are saved in {run.path}")
     with saved, Events(run.path) if tensorboard else nullcontext() as events:
         if events:
             events.write(state.history)
@@ -84,14 +84,14 @@ def _train(run: RunFolder, config: Config, store: AnyStore, say: Say, tensorboar
 
 
 def _load_state(run: RunFolder, config: Config, store: AnyStore) -> RunState:
-    """What the folder has of this run already. Raises UserError where it is of another run, of two, or of none."""
+    """Load how far the run is. Raises UserError where the folder is of another run, of two, or of something else."""
     state = load_state(run.checkpoint, config, store.identity_sha256)
-    there = [name for name in FILES if (run.path / name).is_file()]
+    names = [name for name in FILES if (run.path / name).is_file()]
     if run.config.is_file():
         require_same(run.path, run.read_config(), config)
-    elif there and not run.checkpoint.is_file():
+    elif names and not run.checkpoint.is_file():
         raise UserError(
-            f"{run.path} holds what is no run ({', '.join(there)} without config.toml): choose another --run"
+            f"{run.path} holds what is no run ({', '.join(names)} without config.toml): choose another --run"
         )
     return state
 

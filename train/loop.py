@@ -20,6 +20,7 @@ from train.methods import build_method
 from train.methods.base import Method, device_of
 from train.metrics import evaluate_scores
 from train.mixing import add_mixed_classes
+from train.schedule import learning_rate_factor
 from train.sets import Sampling, Sets, draw_batches, pair_mostly_within
 from train.task import NO_CLASS, Inputs, Task
 
@@ -78,17 +79,6 @@ def train(config: Config, task: Task, state: RunState, save: Callable[[RunState]
     assert state.best is not None, "at least one epoch was trained"
     best.load_state_dict(state.best)
     return best.to(device)
-
-
-def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
-    """The part of the highest learning rate at `step` = 1 … total: linear warm-up from 0, then a cosine down to 0.
-
-    >>> [round(learning_rate_factor(step, 2, 6), 2) for step in (1, 2, 4, 6)]
-    [0.5, 1.0, 0.5, 0.0]
-    """
-    if step <= warmup_steps:
-        return step / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
 
 
 def evaluate(model: Method, task: Task, sets: Sets, batch_size: int) -> dict[str, Any]:

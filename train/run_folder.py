@@ -1,7 +1,6 @@
 """A run is a folder: config, metrics, checkpoint, report, pictures, and DONE, written last."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,48 +16,28 @@ PICTURES = ("curves.png", "attention.png", "mistakes.png")
 FILES = ("config.toml", "metrics.jsonl", "report.json", "checkpoint.pt", *PICTURES)
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The files of one run; each of them is written atomically."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The config really used, TOML."""
-        return self.path / "config.toml"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON record an epoch."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The best head, and in an unfinished run what is needed to go on; readable with `weights_only=True`."""
-        return self.path / "checkpoint.pt"
-
-    @property
-    def report(self) -> Path:
-        """The result, JSON."""
-        return self.path / "report.json"
-
-    @property
-    def done(self) -> Path:
-        """{"sha256": {file: digest}} in JSON, written last."""
-        return self.path / "DONE"
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.toml"  # the config that was really used
+        self.metrics = path / "metrics.jsonl"  # one JSON record per epoch
+        # The best head; in an unfinished run also what is needed to resume. Readable with `weights_only=True`
+        self.checkpoint = path / "checkpoint.pt"
+        self.report = path / "report.json"
+        self.done = path / "DONE"  # {"sha256": {file: digest}} in JSON, written last
 
     @property
     def is_done(self) -> bool:
-        """Whether the run says that it is complete; `require_sound` says whether it is."""
+        """Whether the run declares that it is complete; `find_missing` says whether that is still true."""
         return self.done.is_file()
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
-        """Replace metrics.jsonl by the records of `history`."""
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
 
     def read_report(self) -> Report:
-        """Read report.json. Raises UserError where it is missing, or no report."""
+        """Read report.json. Raises UserError where it is missing or not a report."""
         try:
             return read_report(self.report)
         except OSError as error:
@@ -67,12 +46,12 @@ class RunFolder:
             raise self._changed_error("report.json") from error
 
     def mark_done(self) -> None:
-        """Say that everything else is in place, and what it is."""
-        there = [name for name in FILES if (self.path / name).is_file()]
-        write_text(self.done, readable_json({"sha256": {name: sha256_file(self.path / name) for name in there}}))
+        """Write DONE: all other files are in place, with these digests."""
+        paths = [path for name in FILES if (path := self.path / name).is_file()]
+        write_text(self.done, readable_json({"sha256": {path.name: sha256_file(path) for path in paths}}))
 
     def find_missing(self) -> list[str]:
-        """Return the files that DONE declares and that are not there. Raises UserError for one that has changed."""
+        """Return the files that DONE declares and that are missing. Raises UserError for one that has changed."""
         declared = self._read_done()
         missing = [name for name in declared if not (self.path / name).is_file()]
         for name, digest in declared.items():
@@ -86,13 +65,13 @@ class RunFolder:
         return missing
 
     def read_finished_report(self) -> Report:
-        """Read the report of a complete run. Raises UserError unless all files are there and are what DONE declares."""
+        """Read the report of a complete run. Raises UserError unless all files are as DONE declares."""
         for name in self.find_missing():
             raise self._missing_error(name)
         return self.read_report()
 
     def read_config(self) -> Config:
-        """Read config.toml; keys that it is too old to have get their defaults."""
+        """Read config.toml; keys that an older version did not write get their defaults."""
         try:
             return load(Config, self.config)
         except UserError as error:
@@ -115,13 +94,12 @@ class RunFolder:
         )
 
     def _changed_error(self, name: str) -> UserError:
-        what = f"{self.path / name} is not what DONE declares: it was damaged or changed after the run was complete"
+        advice = "put it back, or move this one file away, and the command that began the run makes it again from"
+        advice += " the checkpoint"
         if name == "checkpoint.pt":
-            return UserError(
-                f"{what}; the report beside it is sound; put the file back, or choose another --run to train the same "
-                "head again"
-            )
+            advice = "the report beside it is sound; put the file back, or choose another --run to train the same"
+            advice += " head again"
         return UserError(
-            f"{what}; put it back, or move this one file away, and the command that began the run makes it again from "
-            "the checkpoint"
+            f"{self.path / name} is not what DONE declares: it was damaged or changed after the run was complete; "
+            + advice
         )

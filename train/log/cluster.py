@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -16,23 +15,16 @@ from train.config import Config
 from train.fit import fit
 from train.log.plan import Planned
 
-TRIES = 3  # of a run whose node or process ends: each goes on after the last epoch that is kept
+TRIES = 3  # of a run whose node or process ends: each resumes after the last epoch that was saved
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a task has to say: the lines of its run, and an error where it ended with one."""
-
-    node: str
-    lines: list[str]
-    error: str = ""
+Outcome = tuple[str, list[str], str]  # of a task: the id of its node, its lines of progress, its error or ""
 
 
 def fit_on_cluster(planned: Sequence[Planned], cluster: Cluster, say: Callable[[str], object]) -> None:
     """Make the runs of a phase on the nodes of a cluster, as many at a time as fit.
 
     Stores and run folders must be on a path that all nodes see. Raises UserError, naming the node, for the first run
-    that ends with an error; those at work are ended then, and keep their epochs.
+    that ends with an error; the other runs are stopped then, and keep their epochs.
     """
     with connected(cluster) as ray:
         settled = cluster.settled(nodes_of(ray))
@@ -49,14 +41,13 @@ def fit_on_cluster(planned: Sequence[Planned], cluster: Cluster, say: Callable[[
             while tasks:
                 for done in ray.wait(list(tasks), num_returns=1, timeout=1)[0]:
                     number, run = tasks.pop(done)
-                    outcome = _outcome(ray, done, run)
-                    names = {node.id: node.name for node in nodes_of(ray)}
-                    name = names.get(outcome.node, outcome.node[:8])
+                    node, lines, error = _outcome(ray, done, run)
+                    name = {node.id: node.name for node in nodes_of(ray)}.get(node, node[:8])
                     say(f"run {number} of {len(planned)}, on node {name}: {run.path}")
-                    for line in outcome.lines:
+                    for line in lines:
                         say(line)
-                    if outcome.error:
-                        raise UserError(f"{run.path}, on node {name}: {outcome.error}")
+                    if error:
+                        raise UserError(f"{run.path}, on node {name}: {error}")
         finally:
             for left in tasks:
                 ray.cancel(left, force=True)
@@ -84,5 +75,5 @@ def _fit(config: Config, stores: list[Path], path: Path, share: tuple[int, bool]
     except Busy as busy:
         lines.append(busy.message)
     except UserError as error:
-        return Outcome(node, lines, error.message)
-    return Outcome(node, lines)
+        return node, lines, error.message
+    return node, lines, ""

@@ -2,10 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from msgspec import Meta, Struct
 
@@ -77,14 +76,16 @@ def plan_configs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Config]
     for key in shared:
         if all(key in find_unused(config) for config in configs.values()):
             raise UserError(f"{key} does nothing for any run of {path}: leave it out")
-    if not overrides:  # these may level what tells two rows apart
-        _require_distinct(path, configs)
+    names: dict[Config, str] = {}
+    for name, config in configs.items():
+        first = names.setdefault(config, name)
+        if first != name and not overrides:  # an override may remove what tells two rows apart
+            raise UserError(f"{path}: the runs {first} and {name} of its plan are the same experiment: drop one")
     return configs
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A run of a phase: where it goes, and what it is made from."""
+class Planned(NamedTuple):
+    """A run of a phase: its folder, and what it is made from."""
 
     path: Path
     config: Config
@@ -109,11 +110,3 @@ def plan_runs(
     if not planned:
         raise UserError(f"no run of {config_path} matches {only}: give --only a name of its [plan], or a pattern")
     return planned
-
-
-def _require_distinct(path: Path, configs: dict[str, Config]) -> None:
-    names: dict[Config, str] = {}
-    for name, config in configs.items():
-        first = names.setdefault(config, name)
-        if first != name:
-            raise UserError(f"{path}: the runs {first} and {name} of its plan are the same experiment: drop one")

@@ -11,16 +11,7 @@ from scipy.stats import chisquare
 from common.errors import UserError
 from common.markdown import markdown_table
 from train.log.charts import ANCHORS
-from train.log.columns import (
-    Column,
-    Groups,
-    format_duration,
-    format_mean,
-    format_range,
-    make_gap_columns,
-    make_rows,
-    table,
-)
+from train.log.columns import Column, Groups, format_duration, format_mean, format_range, make_gap_columns, table
 from train.log.runs import Group, join_values
 from train.log.significance import differences, rank, require_same_sets
 from train.report.schema import Store
@@ -91,9 +82,9 @@ def pace(groups: Groups) -> str:
             seconds = [run.report.seconds_to(level) for run in group.runs]
             return f"{np.mean(seconds):.1f}" if all(seconds) else "not reached"  # type: ignore[arg-type]
 
-        return Column(f"seconds to {100 * level:.0f} %", cell)
+        return f"seconds to {100 * level:.0f} %", cell
 
-    in_all = Column("seconds in all", lambda group: f"{group.mean(lambda report: report.train_seconds):.1f}")
+    in_all = "seconds in all", lambda group: f"{group.mean(lambda report: report.train_seconds):.1f}"
     text = table(groups, ["method", "seeds", "machine", *map(reached, (0.90, 0.92, 0.94, 0.95)), in_all])
     anchors = [
         f"{top1:.2f} % test top-1 in {format_duration(seconds)} ({name})" for name, (top1, seconds) in ANCHORS.items()
@@ -117,10 +108,10 @@ def sizes(groups: Groups) -> str:
                 return "–"
             return format_mean(group.values(lambda report: report.other_sets.set_size[size].top1))
 
-        return Column(f"S = {size}", cell)
+        return f"S = {size}", cell
 
-    head, *rows = make_rows(groups, ["method", *map(top1, known)])
-    text = markdown_table([head, ["chance", *(f"{100 / int(size):.1f}" for size in known)], *rows])
+    chance = ["chance", *(f"{100 / int(size):.1f}" for size in known)]
+    text = table(groups, ["method", *map(top1, known)], above=chance)
     n = max(result.n for _, result in measured)
     return f"{text}\n\nTop-1 % by set size S, n = {n:,} sets each; every head was trained at one size."
 
@@ -129,11 +120,8 @@ def anomalies(groups: Groups) -> str:
     """Sets with none, one, two and three anomalies."""
     ks = sorted(groups[0].first.other_sets.anomalies, key=int)
 
-    def within_sets(head: str, of: Callable) -> list[Column]:
-        def column(k: str) -> Column:
-            return Column(f"{head} {k}", lambda group: f"{group.mean(lambda r: of(r.other_sets.anomalies[k])):.4f}")
-
-        return [column(k) for k in ks]
+    def within_sets(head: str, of: Callable, k: str) -> Column:
+        return f"{head} {k}", lambda group: f"{group.mean(lambda report: of(report.other_sets.anomalies[k])):.4f}"
 
     def detection(head: str, of: Callable, scale: float = 100, digits: int = 1) -> Column:
         def cell(group: Group) -> str:
@@ -141,11 +129,11 @@ def anomalies(groups: Groups) -> str:
                 return "–"
             return f"{scale * group.mean(lambda report: of(report.other_sets.detection)):.{digits}f}"
 
-        return Column(head, cell)
+        return head, cell
 
     columns = [
-        *within_sets("AUROC,", lambda result: result.auroc_within_sets),
-        *within_sets("precision at", lambda result: result.precision_at_k),
+        *(within_sets("AUROC,", lambda result: result.auroc_within_sets, k) for k in ks),
+        *(within_sets("precision at", lambda result: result.precision_at_k, k) for k in ks),
         detection("false alarms %", lambda result: result.false_alarms),
         *(detection(f"noticed %, {k}", lambda result, k=k: result.detected[k]) for k in ks),
         detection("AUROC, 1 against 0", lambda result: result.auroc["1"], 1, 4),
@@ -215,10 +203,10 @@ def positions(groups: Groups) -> str:
 
 def twins(groups: Groups) -> str:
     """Results with and without the test images that are in the training split, too."""
-    columns = [
-        Column("top-1 %", lambda group: format_mean(group.top1())),
-        Column("without twins %", lambda group: format_mean(group.values(lambda report: report.without_twins.top1))),
-        Column("without n", lambda group: f"{group.first.without_twins.n:,}"),
+    columns: list[Column] = [
+        ("top-1 %", lambda group: format_mean(group.top1())),
+        ("without twins %", lambda group: format_mean(group.values(lambda report: report.without_twins.top1))),
+        ("without n", lambda group: f"{group.first.without_twins.n:,}"),
     ]
     images = groups[0].first.without_twins.images
     names = ", ".join(f"{label} {number}" for label, number in images)
