@@ -185,7 +185,7 @@ def test_another_feature_dim_is_refused(fitted, name):
 def test_images_that_sets_share_are_scored_as_if_each_set_had_its_own(fitted, name):
     features, places = some(batch=1, size=25)[0], torch.arange(40).remainder(25).view(4, 10)
     expected = fitted[name].score_sets(features[places])
-    torch.testing.assert_close(fitted[name].score_images(features, places), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fitted[name].score_views([features], places), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "random"])

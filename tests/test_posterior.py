@@ -74,7 +74,7 @@ def test_an_image_is_encoded_once_and_scored_as_in_a_set_of_its_own(name):
     head = method(name)
     images = torch.randn(7, 6, generator=torch.Generator().manual_seed(2))
     items = torch.tensor([[0, 1, 2, 3], [3, 6, 5, 0]])
-    torch.testing.assert_close(head.score_images(images, items), head.score_sets(images[items]))
+    torch.testing.assert_close(head.score_views([images], items), head.score_sets(images[items]))
 
 
 @pytest.mark.parametrize("name", ["posterior", "deep_plda"])

@@ -40,7 +40,7 @@ def test_it_starts_as_bayes_rule_on_the_mean_of_the_members():
     made, inputs = head().eval(), some_inputs()
     by_member = torch.stack([member(made.standardise(inputs.features)) for member in made.members])
     expected = log_odds(functional.log_softmax(by_member.mean(0), -1)[inputs.items])
-    torch.testing.assert_close(made.score_images(inputs.features, inputs.items), expected.detach())
+    torch.testing.assert_close(made.score_views([inputs.features], inputs.items), expected.detach())
 
 
 @pytest.mark.parametrize("bayes", ["true", "false"])
@@ -89,7 +89,7 @@ def test_views_are_averaged_before_the_sets_are_compared():
 def test_without_layers_there_is_no_attention():
     made, inputs = head("head.layers=0").eval(), some_inputs()
     assert made.attention_maps(inputs.features[inputs.items]) is None
-    assert made.score_images(inputs.features, inputs.items).shape == (5, 4)
+    assert made.score_views([inputs.features], inputs.items).shape == (5, 4)
     maps = head().eval().attention_maps(inputs.features[inputs.items])
     assert maps.shape == (1, 5, 2, 4, 4)
     torch.testing.assert_close(maps.sum(-1), torch.ones(1, 5, 2, 4))

@@ -15,9 +15,9 @@ from train.task import Inputs, Task
 class Method(nn.Module):
     """Features (B, S, D) float32 → scores (B, S) float32, larger = more anomalous.
 
-    In two steps: `encode`, what can be found out of each image alone, done once an image however many sets it is in;
-    and `compare`, what needs the set. `fit` learns what has a closed form; parameters, where it has some, are then
-    trained by `train.loop`. What `fit` finds lies in buffers: the state dict is all that there is to keep.
+    In two steps: `encode`, what needs each image alone, done once per image however many sets it is in; and `compare`,
+    what needs the set. `fit` learns what has a closed form, and keeps it in buffers; parameters, if any, are then
+    trained by `train.loop`. The state dict is all that has to be saved.
 
     The names of the constructor's parameters say what a method is made of: `input_dim`; `classes`, the number of
     training classes, where it knows classes; `set_size` and `seed`, of the config; each other one is a key of the
@@ -33,9 +33,10 @@ class Method(nn.Module):
     averages_views: ClassVar[bool] = False
     set_size: int | None = None
 
-    def __init__(self, input_dim: int):
+    def __init__(self, input_dim: int, standardise: bool = False):
         super().__init__()
         self.input_dim = input_dim
+        self.standardise = Standardise(input_dim) if standardise else nn.Identity()  # for `encode` or `compare`
 
     def encode(self, features: Tensor) -> Tensor:
         """Features (n, D) of images → (n, E), what `compare` needs of each; here: the features."""
@@ -85,14 +86,13 @@ class Method(nn.Module):
         """
         check_shape("set features", features, type(self).__name__, D=self.input_dim)
         items = torch.arange(features.shape[0] * features.shape[1], device=features.device)
-        return self.score_images(features.flatten(0, 1), items.view(features.shape[:2]))
-
-    def score_images(self, features: Tensor, items: Tensor) -> Tensor:
-        """As `score_sets`, of sets of the rows `items` (B, S) int64 of features (n, D): each is encoded once."""
-        return self.score_views([features], items)
+        return self.score_views([features.flatten(0, 1)], items.view(features.shape[:2]))
 
     def score_views(self, views: Iterable[Tensor], items: Tensor) -> Tensor:
-        """As `score_images`, of the same images' features (n, D) in several views."""
+        """As `score_sets`, of images' features (n, D) in some views, and sets of their rows `items` (B, S) int64.
+
+        Each image is encoded once. Scores are averaged over the views.
+        """
         sizes = {} if self.set_size is None else {"S": self.set_size}
         check_shape("rows", items, type(self).__name__, **sizes)
         self.eval()
@@ -129,11 +129,6 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
-
-
-def make_standardise(input_dim: int, wanted: bool) -> nn.Module:
-    """A `Standardise`, or the identity."""
-    return Standardise(input_dim) if wanted else nn.Identity()
 
 
 class Dropout(nn.Module):

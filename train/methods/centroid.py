@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from train.methods.base import Method, make_standardise
+from train.methods.base import Method
 
 
 class Centroid(Method):
@@ -17,9 +17,8 @@ class Centroid(Method):
     settings = "distance"
 
     def __init__(self, input_dim: int, metric: str, leave_one_out: bool, standardise: bool):
-        super().__init__(input_dim)
+        super().__init__(input_dim, standardise)
         self.metric, self.leave_one_out = metric, leave_one_out
-        self.standardise = make_standardise(input_dim, standardise)
 
     def compare(self, encoded: Tensor) -> Tensor:
         return measure_distance(self.standardise(encoded), self.metric, self.leave_one_out)

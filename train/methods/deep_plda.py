@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from train.gaussian import log_density_ratio
-from train.methods.base import Linear, Method, make_standardise, mlp
+from train.methods.base import Linear, Method, mlp
 
 
 class DeepPLDA(Method):
@@ -16,8 +16,7 @@ class DeepPLDA(Method):
     """
 
     def __init__(self, input_dim: int, classes: int, width: int, hidden: int, dropout: float, standardise: bool):
-        super().__init__(input_dim)
-        self.standardise = make_standardise(input_dim, standardise)
+        super().__init__(input_dim, standardise)
         self.layers = mlp(input_dim, hidden, width, dropout)
         self.log_ratio = nn.Parameter(torch.zeros(width))
         self.classifier = Linear(width, classes)

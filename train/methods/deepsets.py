@@ -3,15 +3,14 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.methods.base import Dropout, Linear, Method, make_standardise
+from train.methods.base import Dropout, Linear, Method
 
 
 class DeepSets(Method):
     """Linear(D → width), layers, LayerNorm, Linear(width → 1) at each position; context comes by mean-pooling only."""
 
     def __init__(self, input_dim: int, width: int, layers: int, feed_forward: int, dropout: float, standardise: bool):
-        super().__init__(input_dim)
-        self.standardise = make_standardise(input_dim, standardise)
+        super().__init__(input_dim, standardise)
         self.embed = Linear(input_dim, width)
         self.layers = nn.Sequential(*(EquivariantLayer(width, feed_forward, dropout) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)

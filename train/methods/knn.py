@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.methods.base import Method, make_standardise
+from train.methods.base import Method
 
 
 class NearestNeighbours(Method):
@@ -16,9 +16,8 @@ class NearestNeighbours(Method):
     settings = "distance"
 
     def __init__(self, input_dim: int, neighbours: int, metric: str, standardise: bool):
-        super().__init__(input_dim)
+        super().__init__(input_dim, standardise)
         self.neighbours, self.metric = neighbours, metric
-        self.standardise = make_standardise(input_dim, standardise)
 
     def compare(self, encoded: Tensor) -> Tensor:
         x = self.standardise(encoded)

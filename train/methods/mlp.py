@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from train.methods.base import Dropout, Linear, Method, make_standardise
+from train.methods.base import Dropout, Linear, Method
 
 
 class FlatMLP(Method):
@@ -10,9 +10,8 @@ class FlatMLP(Method):
     the others."""
 
     def __init__(self, input_dim: int, set_size: int, hidden: int, dropout: float, standardise: bool):
-        super().__init__(input_dim)
+        super().__init__(input_dim, standardise)
         self.set_size = set_size
-        self.standardise = make_standardise(input_dim, standardise)
         self.layers = nn.Sequential(
             Linear(set_size * input_dim, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, set_size)
         )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.methods.base import Method, make_standardise, mlp
+from train.methods.base import Method, mlp
 
 
 class ClassPosterior(Method):
@@ -17,8 +17,7 @@ class ClassPosterior(Method):
     """
 
     def __init__(self, input_dim: int, classes: int, hidden: int, dropout: float, standardise: bool):
-        super().__init__(input_dim)
-        self.standardise = make_standardise(input_dim, standardise)
+        super().__init__(input_dim, standardise)
         self.layers = mlp(input_dim, hidden, classes, dropout)
 
     def encode(self, features: Tensor) -> Tensor:

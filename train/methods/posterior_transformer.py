@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.methods.base import Linear, Method, make_standardise, mlp
+from train.methods.base import Linear, Method, mlp
 from train.methods.posterior import log_odds
 from train.methods.transformer import EncoderLayer, maps_of
 from train.task import NO_CLASS, Inputs
@@ -41,8 +41,7 @@ class PosteriorTransformer(Method):
         standardise: bool,
         bayes: bool,
     ):
-        super().__init__(input_dim)
-        self.standardise = make_standardise(input_dim, standardise)
+        super().__init__(input_dim, standardise)
         self.members = nn.ModuleList(mlp(input_dim, hidden, classes, dropout) for _ in range(members))
         self.embed = Linear(classes, width)
         self.layers = nn.Sequential(*(EncoderLayer(width, heads, feed_forward, 0.0) for _ in range(layers)))

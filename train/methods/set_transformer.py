@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from train.methods.base import Dropout, Linear, Method, compute_attention, make_feed_forward, make_standardise
+from train.methods.base import Dropout, Linear, Method, compute_attention, make_feed_forward
 
 
 class SetTransformer(Method):
@@ -24,8 +24,7 @@ class SetTransformer(Method):
         dropout: float,
         standardise: bool,
     ):
-        super().__init__(input_dim)
-        self.standardise = make_standardise(input_dim, standardise)
+        super().__init__(input_dim, standardise)
         self.embed = Linear(input_dim, width)
         blocks = [
             InducedSetAttention(width, heads, feed_forward, inducing, dropout) for _ in range(max(1, layers // 2))

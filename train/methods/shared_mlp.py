@@ -2,15 +2,14 @@
 
 from torch import Tensor, nn
 
-from train.methods.base import Dropout, Linear, Method, make_standardise
+from train.methods.base import Dropout, Linear, Method
 
 
 class SharedMLP(Method):
     """Linear(D → hidden), GELU, dropout, Linear(hidden → 1) on each item by itself."""
 
     def __init__(self, input_dim: int, hidden: int, dropout: float, standardise: bool):
-        super().__init__(input_dim)
-        self.standardise = make_standardise(input_dim, standardise)
+        super().__init__(input_dim, standardise)
         self.layers = nn.Sequential(Linear(input_dim, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, 1))
 
     def compare(self, encoded: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from common.shapes import check_shape
-from train.methods.base import Dropout, Linear, Method, compute_attention, make_feed_forward, make_standardise
+from train.methods.base import Dropout, Linear, Method, compute_attention, make_feed_forward
 
 
 class AnomalyTransformer(Method):
@@ -18,8 +18,7 @@ class AnomalyTransformer(Method):
     def __init__(
         self, input_dim: int, width: int, layers: int, heads: int, feed_forward: int, dropout: float, standardise: bool
     ):
-        super().__init__(input_dim)
-        self.standardise = make_standardise(input_dim, standardise)
+        super().__init__(input_dim, standardise)
         self.embed = Linear(input_dim, width)
         self.layers = nn.Sequential(*(EncoderLayer(width, heads, feed_forward, dropout) for _ in range(layers)))
         self.norm = nn.LayerNorm(width)
