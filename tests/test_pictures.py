@@ -3,7 +3,7 @@ import pytest
 from fabricate import has_margin, make_epoch
 from PIL import Image
 
-from train.report.pictures import plot_attention, plot_curves, plot_mistakes
+from train.report.pictures import ShownSets, plot_attention, plot_curves, plot_mistakes
 
 SET_SIZE = 6
 
@@ -12,67 +12,31 @@ def history(epochs):
     return [make_epoch(n, 0.8 - 0.7 / n) for n in range(1, epochs + 1)]
 
 
-def some_sets(count):
-    """Pictures, probabilities, targets, attention and names of fabricated sets."""
+def some_sets(count, pictures=True):
+    """Fabricated sets, and their attention."""
     random = np.random.default_rng(0)
-    pictures = random.integers(0, 256, (count, SET_SIZE, 8, 8, 3), dtype=np.uint8)
-    probabilities = random.dirichlet(np.ones(SET_SIZE), count)
-    attention = random.dirichlet(np.ones(SET_SIZE), (count, SET_SIZE))
-    names = [("maple_tree", "$x$ & co")] * count  # a name that is no formula
-    return pictures, probabilities, random.integers(0, SET_SIZE, count), attention, names
+    shown = ShownSets(
+        pictures=random.integers(0, 256, (count, SET_SIZE, 8, 8, 3), dtype=np.uint8) if pictures else None,
+        probabilities=random.dirichlet(np.ones(SET_SIZE), count),
+        target=random.integers(0, SET_SIZE, count),
+        names=[("maple_tree", "$x$ & co")] * count,  # a name that is no formula
+    )
+    return shown, random.dirichlet(np.ones(SET_SIZE), (count, SET_SIZE))
 
 
-def curves(path):
-    plot_curves(history(5), path, SET_SIZE)
+PLOTS = {
+    "curves": lambda path: plot_curves(history(5), path, SET_SIZE),
+    "one epoch": lambda path: plot_curves(history(1), path, SET_SIZE),
+    "attention": lambda path: plot_attention(*some_sets(3), path),
+    "attention of one without pictures": lambda path: plot_attention(*some_sets(1, pictures=False), path),
+    "mistakes": lambda path: plot_mistakes(some_sets(3)[0], 1234, path),
+    "mistakes without pictures": lambda path: plot_mistakes(some_sets(2, pictures=False)[0], 2, path),
+    "no mistakes": lambda path: plot_mistakes(some_sets(0)[0], 0, path),
+    "no attention": lambda path: plot_attention(*some_sets(0), path),
+}
 
 
-def one_epoch(path):
-    plot_curves(history(1), path, SET_SIZE)
-
-
-def attention(path):
-    pictures, probabilities, target, weights, names = some_sets(3)
-    plot_attention(pictures, probabilities, target, weights, names, path)
-
-
-def attention_of_one_without_pictures(path):
-    _, probabilities, target, weights, names = some_sets(1)
-    plot_attention(None, probabilities, target, weights, names, path)
-
-
-def mistakes(path):
-    pictures, probabilities, target, _, names = some_sets(3)
-    plot_mistakes(pictures, probabilities, target, names, path, total=1234)
-
-
-def mistakes_without_pictures(path):
-    _, probabilities, target, _, names = some_sets(2)
-    plot_mistakes(None, probabilities, target, names, path, total=2)
-
-
-def no_mistakes(path):
-    _, probabilities, target, _, names = some_sets(0)
-    plot_mistakes(None, probabilities, target, names, path, total=0)
-
-
-def no_attention(path):
-    pictures, probabilities, target, weights, names = some_sets(0)
-    plot_attention(pictures, probabilities, target, weights, names, path)
-
-
-PLOTS = [
-    curves,
-    one_epoch,
-    attention,
-    attention_of_one_without_pictures,
-    mistakes,
-    mistakes_without_pictures,
-    no_mistakes,
-    no_attention,
-]
-
-
-@pytest.mark.parametrize("plot", PLOTS)
+@pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS)
 @pytest.mark.filterwarnings("error")
 def test_plot_is_a_png_the_same_each_time_and_leaves_nothing_else(tmp_path, plot):
     path, again = tmp_path / "run" / "plot.png", tmp_path / "run" / "again.png"
@@ -99,7 +63,8 @@ def test_a_wrong_pick_is_framed_and_a_right_one_is_not(tmp_path):
     probabilities = np.full((1, SET_SIZE), 0.1)
     probabilities[0, 2] = 0.5
     for name, target in (("right", 2), ("wrong", 4)):
-        plot_mistakes(None, probabilities, np.array([target]), [("a", "b")], tmp_path / f"{name}.png", total=1)
+        shown = ShownSets(None, probabilities, np.array([target]), [("a", "b")])
+        plot_mistakes(shown, 1, tmp_path / f"{name}.png")
     assert count_of(tmp_path / "right.png", red) == 0
     assert count_of(tmp_path / "right.png", green) > 1000
     assert count_of(tmp_path / "wrong.png", red) > 1000
@@ -108,7 +73,7 @@ def test_a_wrong_pick_is_framed_and_a_right_one_is_not(tmp_path):
 
 def test_an_old_plot_survives_a_failed_one(tmp_path):
     path = tmp_path / "plot.png"
-    curves(path)
+    PLOTS["curves"](path)
     before = path.read_bytes()
     with pytest.raises(AttributeError):
         plot_curves([None], path, SET_SIZE)

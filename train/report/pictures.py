@@ -5,7 +5,7 @@ K sets drawn · S set_size · H, W height and width of an image
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -22,6 +22,19 @@ LEGEND = "green frame: anomaly  ·  red dashed frame: wrong pick  ·  ▲ the mo
 ATTENTION = "\ngreen ticks: the anomaly as query and as key"
 
 Array = NDArray[Any]
+
+
+class ShownSets(NamedTuple):
+    """The sets of a picture, one in a row.
+
+    pictures (K, S, H, W, 3) uint8, or None: position numbers instead; probabilities (K, S); target (K,); names (set
+    class, anomaly class) of each set.
+    """
+
+    pictures: Array | None
+    probabilities: Array
+    target: Array
+    names: Sequence[tuple[str, str]]
 
 
 def plot_curves(history: Sequence[Epoch], path: Path, set_size: int) -> None:
@@ -54,20 +67,9 @@ def plot_curves(history: Sequence[Epoch], path: Path, set_size: int) -> None:
     save_figure(figure, path)
 
 
-def plot_attention(
-    pictures: Array | None,
-    probabilities: Array,
-    target: Array,
-    attention: Array,
-    names: Sequence[tuple[str, str]],
-    path: Path,
-) -> None:
-    """Sets beside the attention among their positions, one set per row.
-
-    pictures (K, S, H, W, 3) uint8, or None: position numbers instead; probabilities (K, S); target (K,);
-    attention (K, S, S) with a row for each query; names (set class, anomaly class) of each set.
-    """
-    rows, set_size = probabilities.shape
+def plot_attention(sets: ShownSets, attention: Array, path: Path) -> None:
+    """Sets beside the attention among their positions, (K, S, S) with a row for each query."""
+    rows, set_size = sets.probabilities.shape
     if rows == 0:
         save_figure(_message("no sets to show"), path)
         return
@@ -75,14 +77,13 @@ def plot_attention(
     grid = figure.subplots(rows, 2, squeeze=False, width_ratios=[TILE * set_size, HEIGHT])
     highest = float(attention.max())  # one scale for all sets, so that colours compare
     for row, (strip, heat) in enumerate(grid):
-        picked = int(probabilities[row].argmax())
-        verdict = "found" if picked == target[row] else "missed"
-        _draw_strip(strip, None if pictures is None else pictures[row], probabilities[row], int(target[row]))
+        target = int(sets.target[row])
+        verdict = "found" if sets.probabilities[row].argmax() == target else "missed"
+        _draw_strip(strip, sets, row, f": {verdict}")
         strip.set_anchor("W")
-        _title(strip, f"{_names(set_size, names[row])}: {verdict}")
         image = heat.imshow(attention[row], cmap="cividis", vmin=0, vmax=highest)
-        heat.set_xticks([int(target[row])], [""])
-        heat.set_yticks([int(target[row])], [""])
+        heat.set_xticks([target], [""])
+        heat.set_yticks([target], [""])
         heat.tick_params(colors=GREEN, width=2.5, length=6)
         heat.set_ylabel("query", fontsize=9)
     heat.set_xlabel("key", fontsize=9)  # of the last; the others have the same axes
@@ -92,40 +93,30 @@ def plot_attention(
     save_figure(figure, path)
 
 
-def plot_mistakes(
-    pictures: Array | None,
-    probabilities: Array,
-    target: Array,
-    names: Sequence[tuple[str, str]],
-    path: Path,
-    total: int,
-) -> None:
-    """The most confident mistakes, one set per row, in the order given.
-
-    Shapes as in `plot_attention`; `total` is the number of all mistakes, of which K are shown.
-    """
-    rows, set_size = probabilities.shape
+def plot_mistakes(sets: ShownSets, total: int, path: Path) -> None:
+    """The most confident of all `total` mistakes."""
+    rows, set_size = sets.probabilities.shape
     if rows == 0:
         save_figure(_message("no mistakes"), path)
         return
     figure = figure_of(TILE * set_size + 0.4, HEIGHT * rows + 0.7)
     for row, axes in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
-        _draw_strip(axes, None if pictures is None else pictures[row], probabilities[row], int(target[row]))
-        _title(axes, _names(set_size, names[row]))
+        _draw_strip(axes, sets, row)
     _heading(figure, f"The most confident mistakes: {rows:,} of {total:,}")
     save_figure(figure, path)
 
 
-def _draw_strip(axes: Axes, pictures: Array | None, probabilities: Array, target: int) -> None:
-    """One set in a line: S images (or their numbers), frames, and the probabilities beneath."""
+def _draw_strip(axes: Axes, sets: ShownSets, row: int, verdict: str = "") -> None:
+    """One set in a line: its title, S images (or their numbers), frames, and the probabilities beneath."""
+    probabilities, target = sets.probabilities[row], int(sets.target[row])
     picked = int(probabilities.argmax())
     for position, probability in enumerate(probabilities):
-        if pictures is None:
+        if sets.pictures is None:
             axes.add_patch(Rectangle((position + 0.06, 0.06), 0.88, 0.88, color="#eeeeee"))
             axes.text(position + 0.5, 0.5, str(position + 1), fontsize=15, color=GREY, ha="center", va="center")
         else:
             extent = (position + 0.06, position + 0.94, 0.06, 0.94)
-            axes.imshow(pictures[position], extent=extent, interpolation="nearest")
+            axes.imshow(sets.pictures[row, position], extent=extent, interpolation="nearest")
         chosen = position == picked
         colour = "black" if not chosen else GREEN if picked == target else RED
         text = f"{'▲ ' if chosen else ''}{100 * probability:.0f} %"
@@ -138,16 +129,9 @@ def _draw_strip(axes: Axes, pictures: Array | None, probabilities: Array, target
         )
     axes.set(xlim=(0, len(probabilities)), ylim=(-0.3, 1), aspect="equal")
     axes.axis("off")
-
-
-def _names(set_size: int, names: tuple[str, str]) -> str:
-    inlier, anomaly = (name.replace("_", " ") for name in names)
-    return f"{set_size - 1} × {inlier}, 1 × {anomaly}"
-
-
-def _title(axes: Axes, text: str) -> None:
-    # A class may be called "$": its name is no formula.
-    axes.set_title(text, fontsize=11, loc="left", pad=3, parse_math=False)
+    inlier, anomaly = (name.replace("_", " ") for name in sets.names[row])
+    title = f"{len(probabilities) - 1} × {inlier}, 1 × {anomaly}{verdict}"
+    axes.set_title(title, fontsize=11, loc="left", pad=3, parse_math=False)  # a class may be called "$": no formula
 
 
 def _heading(figure: Figure, text: str, more: str = "") -> None:

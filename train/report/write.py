@@ -19,7 +19,7 @@ from train.methods.base import Method, device_of
 from train.metrics import evaluate_scores
 from train.report.failures import measure_attention, measure_failures, measure_twins
 from train.report.other_sets import measure_other_sets
-from train.report.pictures import plot_attention, plot_curves, plot_mistakes
+from train.report.pictures import ShownSets, plot_attention, plot_curves, plot_mistakes
 from train.report.schema import Epoch, Hardware, Measured, Report, Store, join_stores, pack_bits
 from train.run_folder import RunFolder
 from train.sets import Sets
@@ -67,7 +67,7 @@ def write_report(
         hardware=Hardware(**hardware(device_of(model))),
     )
     write_text(run.report, report.to_json())
-    _draw(run, store, task, model, logits["test"], epochs)
+    _draw(run, task, model, logits["test"], epochs)
     return report
 
 
@@ -125,7 +125,7 @@ def _describe(store: FeatureStore, views: list[str], all_layers: bool) -> Store:
     )
 
 
-def _draw(run: RunFolder, store: AnyStore, task: Task, model: Method, logits: np.ndarray, history: list[Epoch]) -> None:
+def _draw(run: RunFolder, task: Task, model: Method, logits: np.ndarray, history: list[Epoch]) -> None:
     check_shape("logits", logits, "test", B=len(task.test), S=task.set_size)
     if history:
         plot_curves(history, run.path / "curves.png", task.set_size)
@@ -134,30 +134,18 @@ def _draw(run: RunFolder, store: AnyStore, task: Task, model: Method, logits: np
     with torch.inference_mode():
         maps = model.attention_maps(task.gather(task.test.rows[some]).to(device_of(model)))
     if maps is not None:
-        plot_attention(
-            _pictures(store, task.test, some),
-            probabilities[some],
-            task.test.target[some],
-            maps[-1].mean(1).cpu().numpy(),
-            _names(task, some),
-            run.path / "attention.png",
-        )
+        shown = _show(task, some, probabilities)
+        plot_attention(shown, maps[-1].mean(1).cpu().numpy(), run.path / "attention.png")
     wrong = np.flatnonzero(logits.argmax(1) != task.test.target)
     confident = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:PICTURED_SETS]
-    plot_mistakes(
-        _pictures(store, task.test, confident),
-        probabilities[confident],
-        task.test.target[confident],
-        _names(task, confident),
-        run.path / "mistakes.png",
-        len(wrong),
+    plot_mistakes(_show(task, confident, probabilities), len(wrong), run.path / "mistakes.png")
+
+
+def _show(task: Task, chosen: np.ndarray, probabilities: np.ndarray) -> ShownSets:
+    sets, names, store = task.test[chosen], task.class_names, task.store
+    return ShownSets(
+        pictures=store.rows("thumbnails", sets.rows) if "thumbnails" in store.places else None,
+        probabilities=probabilities[chosen],
+        target=sets.target,
+        names=[(names[own], names[other]) for own, other in zip(sets.set_label, sets.anomaly_label, strict=True)],
     )
-
-
-def _pictures(store: AnyStore, sets: Sets, chosen: np.ndarray) -> np.ndarray | None:
-    return store.rows("thumbnails", sets.rows[chosen]) if "thumbnails" in store.places else None
-
-
-def _names(task: Task, chosen: np.ndarray) -> list[tuple[str, str]]:
-    names = task.class_names
-    return [(names[task.test.set_label[i]], names[task.test.anomaly_label[i]]) for i in chosen]
