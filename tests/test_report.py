@@ -29,7 +29,7 @@ def reported(folder, store, config, history):
     task = prepare(store, config.data)
     model = build_method(config, task.feature_dim)
     model.fit(task)
-    return write_report(RunFolder(folder), config, store, task, model, history), task, model
+    return write_report(RunFolder(folder), config, task, model, history), task, model
 
 
 def test_a_report_says_what_was_measured_on_which_sets(tmp_path):

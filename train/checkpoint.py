@@ -131,10 +131,7 @@ def require_fitting(path: Path, state: RunState, config: Config, input_dim: int,
     states = [state.best] if state.model is None else [state.best, state.model]
     built = _layout(method.state_dict())
     fits = all(_layout(weights) == built for weights in states)
-    if fits and state.optimizer:
-        wanted = build_optimizer(method, config).state_dict()["param_groups"][0]
-        fits = _optimizer_fits(state.optimizer, wanted, [parameter.shape for parameter in method.parameters()])
-    if not fits:
+    if not fits or (state.optimizer and not _optimizer_fits(state.optimizer, method, config)):
         raise _foreign(path)
 
 
@@ -180,15 +177,16 @@ def _kind(value: Tensor) -> tuple[Any, ...]:
     return value.shape, value.dtype, value.layout, value.device.type
 
 
-def _optimizer_fits(optimizer: dict[str, Any], wanted: dict[str, Any], shapes: list[torch.Size]) -> bool:
+def _optimizer_fits(optimizer: dict[str, Any], method: Method, config: Config) -> bool:
     """Whether AdamW's state has the moments and steps of each parameter, and the settings of the config."""
+    built = build_optimizer(method, config).state_dict()["param_groups"][0]
+    expected = [[_kind(torch.empty(shape)) for shape in (p.shape, p.shape, ())] for p in method.parameters()]
     try:
         state, (group,) = optimizer["state"], optimizer["param_groups"]
-        moments = [[_kind(state[i][name]) for name in ("exp_avg", "exp_avg_sq", "step")] for i in range(len(shapes))]
-        same = all(wanted.get(name, value) == value for name, value in group.items() if name != "lr")
-        whole = type(group["lr"]) is float and group["params"] == wanted["params"] and len(state) == len(shapes)
-        expected = [[_kind(torch.empty(shape)) for shape in (shape, shape, ())] for shape in shapes]
-        return bool(same and whole) and moments == expected
+        moments = [[_kind(state[i][name]) for name in ("exp_avg", "exp_avg_sq", "step")] for i in range(len(expected))]
+        same = all(built.get(name, value) == value for name, value in group.items() if name != "lr")
+        complete = type(group["lr"]) is float and group["params"] == built["params"] and len(state) == len(expected)
+        return bool(same and complete) and moments == expected
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError):
         return False
 

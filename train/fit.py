@@ -64,7 +64,7 @@ def _train(run: RunFolder, config: Config, store: AnyStore, say: Say, tensorboar
 
     def save(state: RunState) -> None:
         nonlocal epochs_saved
-        _save(run, config, store, task, state)
+        _save(run, config, task, state)
         if events:
             events.write(state.history)
         epochs_saved = len(state.history)
@@ -76,8 +76,8 @@ def _train(run: RunFolder, config: Config, store: AnyStore, say: Say, tensorboar
         if events:
             events.write(state.history)
         model = train(config, task, state, save)
-        report = write_report(run, config, store, task, model, state.history)
-        _save(run, config, store, task, RunState(state.history, state.best))
+        report = write_report(run, config, task, model, state.history)
+        _save(run, config, task, RunState(state.history, state.best))
         run.mark_done()
     say(summary(report))
     return report
@@ -96,8 +96,8 @@ def _load_state(run: RunFolder, config: Config, store: AnyStore) -> RunState:
     return state
 
 
-def _save(run: RunFolder, config: Config, store: AnyStore, task: Task, state: RunState) -> None:
-    save_checkpoint(run.checkpoint, config, task.feature_dim, store.identity_sha256, state)
+def _save(run: RunFolder, config: Config, task: Task, state: RunState) -> None:
+    save_checkpoint(run.checkpoint, config, task.feature_dim, task.store.identity_sha256, state)
     run.write_metrics(state.history)
 
 

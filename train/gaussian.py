@@ -117,10 +117,10 @@ def fit_two_covariances(read: Read, labels: np.ndarray) -> tuple[np.ndarray, np.
         raise UserError("reference statistics need at least 2 classes of at least 2 images: give a larger store")
     within, means = estimate_within(read, labels, SHRINKAGE)
     projection, ratio = diagonalise(within, means[used], counts[used])
-    kept = ratio > SMALLEST
-    if not kept.any():
+    differs = ratio > SMALLEST
+    if not differs.any():
         raise UserError("the classes of the reference do not differ in these features: give another store")
-    return means[used].mean(0), projection[:, kept], ratio[kept], means
+    return means[used].mean(0), projection[:, differs], ratio[differs], means
 
 
 def estimate_within(read: Read, labels: np.ndarray, shrinkage: float | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -176,8 +176,8 @@ def log_density_ratio(x: Tensor, ratio: Tensor) -> Tensor:
     # Σ alone x² + together (s - x)², multiplied out: products of matrices instead of passes over all of x
     total = x.sum(1, keepdim=True)
     weighted = total * together
-    of_each = x.square() @ (alone + together) - 2 * (weighted @ x.transpose(1, 2)).squeeze(1)
-    return 0.5 * (of_each + (weighted * total).sum(-1))
+    of_items = x.square() @ (alone + together) - 2 * (weighted @ x.transpose(1, 2)).squeeze(1)
+    return 0.5 * (of_items + (weighted * total).sum(-1))
 
 
 def log_density_together(sums: np.ndarray, counts: np.ndarray, ratio: np.ndarray) -> np.ndarray:
@@ -204,5 +204,5 @@ def log_likelihood_ratio(x: np.ndarray, sums: np.ndarray, counts: np.ndarray, ra
 
 def _sum_by_class(x: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """Sums (C, D) float64 of the rows of x (m, D), by their labels (m,)."""
-    ones, each = np.ones(len(x)), np.arange(len(x) + 1)
-    return csc_array((ones, labels, each), (classes, len(x))) @ x
+    one_per_column = np.arange(len(x) + 1)
+    return csc_array((np.ones(len(x)), labels, one_per_column), (classes, len(x))) @ x

@@ -16,8 +16,8 @@ def build_method(config: Config, input_dim: int, classes: int = 0) -> Method:
     The state of torch's generators is left as it was.
     """
     cls, seed = load_method_class(config.method), config.training.seed
-    known = asdict(getattr(config, cls.settings)) | {"input_dim": input_dim, "classes": classes, "seed": seed}
-    known["set_size"] = config.data.set_size
+    arguments = asdict(getattr(config, cls.settings)) | {"input_dim": input_dim, "classes": classes, "seed": seed}
+    arguments["set_size"] = config.data.set_size
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return cls(**{name: known[name] for name in list_parameters(config.method)})
+        return cls(**{name: arguments[name] for name in list_parameters(config.method)})

@@ -100,7 +100,7 @@ class Method(nn.Module):
             encoded = [self.encode(features) for features in views]
             if self.averages_views:
                 encoded = [torch.stack(encoded).mean(0)]
-            scores = torch.stack([self.compare(each[items]) for each in encoded]).mean(0)
+            scores = torch.stack([self.compare(of_view[items]) for of_view in encoded]).mean(0)
         check_shape("scores", scores, type(self).__name__, B=items.shape[0], S=items.shape[1])
         return scores
 
@@ -152,8 +152,8 @@ class Dropout(nn.Module):
         words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
         words.random_(-(2**63), None, generator=self.generator)
         # In place: to compare into new bytes takes six times as long
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape).ge_(self.dropped)
-        return x * kept.to(x.dtype).mul_(256 / (256 - self.dropped))
+        mask = words.view(torch.uint8)[: x.numel()].view(x.shape).ge_(self.dropped)
+        return x * mask.to(x.dtype).mul_(256 / (256 - self.dropped))
 
 
 class Linear(nn.Linear):

@@ -69,6 +69,6 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         query = self.query(self.query_norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = self.key_value(self.key_norm(y)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        found = compute_attention(query, key) @ value
-        x = x + self.dropout(self.output(found.transpose(1, 2).flatten(2)))
+        context = compute_attention(query, key) @ value
+        x = x + self.dropout(self.output(context.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))

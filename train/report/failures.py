@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from msgspec.structs import asdict
 
 from common.intervals import wilson_interval
 from train.methods.base import Method, device_of
@@ -53,9 +54,8 @@ def measure_twins(solved: np.ndarray, task: Task) -> Twins:
     rows = task.test_images.rows
     twins = rows[np.isin(digests[rows], digests[store.rows_of("train")])]
     clean = ~np.isin(task.test.rows, twins).any(1)
-    named = [(store.class_names[store.labels[row]], int(store.image_index[row])) for row in twins]
-    found = proportion(solved[clean])
-    return Twins(named, found.n, found.top1, found.top1_interval)
+    names = [(store.class_names[store.labels[row]], int(store.image_index[row])) for row in twins]
+    return Twins(names, **asdict(proportion(solved[clean])))
 
 
 def measure_attention(model: Method, task: Task) -> Attention | None:
@@ -63,8 +63,7 @@ def measure_attention(model: Method, task: Task) -> Attention | None:
 
     Over at most 1,000 of the test sets, evenly spaced, in view 0. None of a method without attention.
     """
-    some = np.linspace(0, len(task.test) - 1, min(ATTENTION_SETS, len(task.test))).astype(int)
-    sets = task.test[some]
+    sets = task.test[np.linspace(0, len(task.test) - 1, min(ATTENTION_SETS, len(task.test))).astype(int)]
     with torch.inference_mode():
         maps = model.attention_maps(task.gather(sets.rows).to(device_of(model)))  # (layers, B, heads, query, key)
     if maps is None:
@@ -91,11 +90,11 @@ def _by_class(labels: np.ndarray, solved: np.ndarray, names: list[str]) -> dict[
 
 
 def _worst_pairs(task: Task, solved: np.ndarray, solved_hard: np.ndarray | None) -> list[tuple[str, str, int, int]]:
-    both: list[tuple[Sets, np.ndarray]] = [(task.test, solved)]
+    evaluated: list[tuple[Sets, np.ndarray]] = [(task.test, solved)]
     if task.hard is not None and solved_hard is not None:
-        both.append((task.hard, solved_hard))
-    classes = np.concatenate([np.stack([sets.set_label, sets.anomaly_label], 1) for sets, _ in both])
-    missed = ~np.concatenate([hits for _, hits in both])
+        evaluated.append((task.hard, solved_hard))
+    classes = np.concatenate([np.stack([sets.set_label, sets.anomaly_label], 1) for sets, _ in evaluated])
+    missed = ~np.concatenate([hits for _, hits in evaluated])
     pairs, which, counts = np.unique(np.sort(classes, 1), axis=0, return_inverse=True, return_counts=True)
     misses = np.bincount(which.ravel(), missed, len(pairs)).astype(int)
     worst = np.argsort(-misses, kind="stable")[:WORST_PAIRS]

@@ -51,8 +51,8 @@ def measure_detection(val: dict[int, np.ndarray], test: dict[int, np.ndarray]) -
 
     >>> rng = np.random.default_rng(0)
     >>> sets = {0: rng.normal(size=(400, 10)), 1: rng.normal(size=(400, 10)) + 9 * np.eye(10)[0]}
-    >>> found = measure_detection(sets, sets)
-    >>> found.detected["1"], round(found.false_alarms, 2), round(found.auroc["1"], 1)
+    >>> detection = measure_detection(sets, sets)
+    >>> detection.detected["1"], round(detection.false_alarms, 2), round(detection.auroc["1"], 1)
     (1.0, 0.05, 1.0)
     """
     name = max(STATISTICS, key=lambda name: _auroc(*(STATISTICS[name](val[k]) for k in (0, 1))))
@@ -65,8 +65,8 @@ def measure_detection(val: dict[int, np.ndarray], test: dict[int, np.ndarray]) -
         statistic=name,
         threshold=threshold,
         false_alarms=float((without > threshold).mean()),
-        detected={str(k): float((found > threshold).mean()) for k, found in with_anomalies.items()},
-        auroc={str(k): _auroc(without, found) for k, found in with_anomalies.items()},
+        detected={str(k): float((values > threshold).mean()) for k, values in with_anomalies.items()},
+        auroc={str(k): _auroc(without, values) for k, values in with_anomalies.items()},
         best_accuracy=_best_accuracy(statistic(val[0]), statistic(val[1]), without, with_anomalies[1]),
     )
 
@@ -97,16 +97,16 @@ def _best_accuracy(
     return BestThreshold(threshold, float(((without < threshold).mean() + (with_one >= threshold).mean()) / 2))
 
 
-def _auroc(without: np.ndarray, found: np.ndarray) -> float:
-    truth = np.repeat([0, 1], [len(without), len(found)])
-    return float(roc_auc_score(truth, np.concatenate([without, found])))
+def _auroc(without: np.ndarray, with_anomalies: np.ndarray) -> float:
+    truth = np.repeat([0, 1], [len(without), len(with_anomalies)])
+    return float(roc_auc_score(truth, np.concatenate([without, with_anomalies])))
 
 
 def _measure_size(model: Method, task: Task, size: int, batch_size: int) -> Proportion:
     index = task.test_images
     n = len(index.rows)
-    some = np.linspace(0, n - 1, min(MOST_SETS, n)).astype(int)
-    sets = sample_sets(index, some, size, np.random.default_rng([SEED, size]))
+    anomalies = np.linspace(0, n - 1, min(MOST_SETS, n)).astype(int)
+    sets = sample_sets(index, anomalies, size, np.random.default_rng([SEED, size]))
     scores = predict_rows(model, task, sets.rows, batch_size).numpy()
     return proportion(top_k(scores, sets.target, 1))
 

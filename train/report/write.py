@@ -28,16 +28,14 @@ from train.task import Task
 PICTURED_SETS = 6
 
 
-def write_report(
-    run: RunFolder, config: Config, store: AnyStore, task: Task, model: Method, history: list[dict[str, Any]]
-) -> Report:
+def write_report(run: RunFolder, config: Config, task: Task, model: Method, history: list[dict[str, Any]]) -> Report:
     """Evaluate the best head on validation and, once, on test; write report.json and the pictures."""
     started = time.perf_counter()
     batch_size = config.training.evaluation_batch_size
     evaluated = {"test": task.test, "val": task.val} | ({"hard": task.hard} if task.hard else {})
     logits = {name: predict(model, task, sets, batch_size).numpy() for name, sets in evaluated.items()}
     solved = {name: scores.argmax(1) == evaluated[name].target for name, scores in logits.items()}
-    measured = {name: _measured(logits[name], sets) for name, sets in evaluated.items()}
+    measured = {name: _measure(logits[name], sets) for name, sets in evaluated.items()}
     epochs = msgspec.convert(history, list[Epoch])
     best = max(epochs, key=lambda epoch: epoch.val_top1, default=None)
     train_seconds = sum(epoch.train_seconds for epoch in epochs)
@@ -62,7 +60,7 @@ def write_report(
         seconds=round(sum(epoch.seconds for epoch in epochs) + time.perf_counter() - started, 1),
         finished=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         train_sets_per_second=round(n_train * len(epochs) / train_seconds) if epochs else None,
-        store=_store(store, config),
+        store=_describe_stores(task.store, config),
         versions=versions(),
         hardware=Hardware(**hardware(device_of(model))),
     )
@@ -96,7 +94,7 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _measured(logits: np.ndarray, sets: Sets) -> Measured:
+def _measure(logits: np.ndarray, sets: Sets) -> Measured:
     return Measured(
         **evaluate_scores(logits, sets.target),
         positions=np.bincount(sets.target, minlength=sets.rows.shape[1]).tolist(),
@@ -105,13 +103,13 @@ def _measured(logits: np.ndarray, sets: Sets) -> Measured:
     )
 
 
-def _store(store: AnyStore, config: Config) -> Store:
+def _describe_stores(store: AnyStore, config: Config) -> Store:
     views = store.views if config.data.views == "all" else store.views[:1]
-    parts = [_describe(part, views, config.data.layers == "all") for part in store.stores]
+    parts = [_describe_store(part, views, config.data.layers == "all") for part in store.stores]
     return parts[0] if len(parts) == 1 else join_stores(parts, store.identity_sha256)
 
 
-def _describe(store: FeatureStore, views: list[str], all_layers: bool) -> Store:
+def _describe_store(store: FeatureStore, views: list[str], all_layers: bool) -> Store:
     identity = store.identity
     return Store(
         path=str(store.path),
@@ -130,11 +128,11 @@ def _draw(run: RunFolder, task: Task, model: Method, logits: np.ndarray, history
     if history:
         plot_curves(history, run.path / "curves.png", task.set_size)
     probabilities = torch.from_numpy(logits).softmax(1).numpy()
-    some = np.linspace(0, len(task.test) - 1, PICTURED_SETS).astype(int)
+    spaced = np.linspace(0, len(task.test) - 1, PICTURED_SETS).astype(int)
     with torch.inference_mode():
-        maps = model.attention_maps(task.gather(task.test.rows[some]).to(device_of(model)))
+        maps = model.attention_maps(task.gather(task.test.rows[spaced]).to(device_of(model)))
     if maps is not None:
-        shown = _show(task, some, probabilities)
+        shown = _show(task, spaced, probabilities)
         plot_attention(shown, maps[-1].mean(1).cpu().numpy(), run.path / "attention.png")
     wrong = np.flatnonzero(logits.argmax(1) != task.test.target)
     confident = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:PICTURED_SETS]
