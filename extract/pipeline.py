@@ -32,9 +32,9 @@ from extract.batches import (
     digests_of,
     local_network,
 )
+from extract.features import Request
 from extract.preprocessing import parse_views
 from extract.progress import Stopwatch
-from extract.request import Request
 from extract.sources import ImageSource, left_out_line, load_source
 from extract.superclasses import superclasses_of
 
@@ -48,8 +48,8 @@ def make_features(request: Request, target: Path, existing: FeatureStore | None)
     device, connect = connection(request)
     backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size, layers)
     preprocessing = preprocessing_of(request.backbone, request.image_size, views)
-    reading = replace(request.reading, least_side=preprocessing.least_side())
-    source = load_source(request.dataset, request.folder, reading)
+    request = replace(request, least_side=preprocessing.least_side())
+    source = load_source(request.dataset, request.folder, request)
     _tell(source, backbone, request.list_left_out)
     job = Extraction(
         source=source,

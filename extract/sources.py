@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from common.errors import UserError, unknown_name
-from common.images import MAX_PIXELS, RULE, Files
+from common.images import MAX_PIXELS, Files
 from common.store import SPLITS
 
 # name: where its kind lives; nothing is imported before it is asked for
@@ -27,10 +27,6 @@ UNLABELLED = "unlabelled"
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
 NAMED = 5  # classes that a note names at most
-
-
-# Those of a `Reading` that decide over the pixels and the rows
-SETTINGS = ("test_fraction", "on_error", "decode", "image_column", "label_column")
 
 
 @dataclass(frozen=True)
@@ -147,24 +143,6 @@ def load_source(name: str, root: Path, reading: Reading | None = None) -> ImageS
     source.check()
     numbered = zip(source.split, source.image_index, strict=True)
     return replace(source, names=source.names or [f"{SPLITS[split]}/{i:05d}" for split, i in numbered])
-
-
-def reading_request(name: str, reading: Reading) -> dict[str, Any]:
-    """The part of a store's request that says how files are read: what decides over the pixels and the rows.
-
-    Raises UserError for a setting that does nothing for this source.
-    """
-    if (reading.image_column or reading.label_column) and name != "hf":
-        raise UserError(f"--image-column and --label-column do nothing for {name}: leave them out, or give hf:…")
-    if not source_kind(name).own_files:
-        if reading != Reading():
-            raise UserError(
-                f"--on-error, --test-fraction, --max-pixels and --decode do nothing for {name}: leave them out, or "
-                "give your own images with --dataset imagefolder, folder or csv"
-            )
-        return {}
-    settings = {each: getattr(reading, each) for each in SETTINGS}
-    return {"decoding": RULE, **{each: value for each, value in settings.items() if value != getattr(Reading, each)}}
 
 
 def left_out_line(left_out: list[tuple[str, str]]) -> str:

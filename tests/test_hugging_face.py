@@ -14,8 +14,8 @@ from common.images import UnreadableImage, pixel_digest, read_image
 from common.store import FeatureStore
 from common.synthetic import make_images
 from extract.cli import main
-from extract.request import Request
-from extract.sources import Reading, load_source, reading_request, source_kind
+from extract.features import Request
+from extract.sources import Reading, load_source, source_kind
 
 
 @pytest.fixture
@@ -265,10 +265,11 @@ def test_a_folder_is_recognised_and_its_change_seen(datasets, tmp_path, monkeypa
 
 
 def test_the_request_names_the_columns():
-    assert reading_request("hf", Reading(label_column="fine")) == {"decoding": 3, "label_column": "fine"}
-    for name in ("csv", "digits"):
+    request = Request(dataset="hf:.", weights="random", label_column="fine").as_json()
+    assert (request["decoding"], request["label_column"]) == (3, "fine")
+    for name in ("imagefolder", "digits"):
         with pytest.raises(UserError, match=f"--label-column do nothing for {name}"):
-            reading_request(name, Reading(label_column="fine"))
+            Request(dataset=name, root=Path(), weights="random", label_column="fine").as_json()
     with pytest.raises(UserError, match="leave --root"):
         Request(dataset="hf:beans", root=Path("x"))
     with pytest.raises(UserError, match="--dataset hf needs"):

@@ -12,7 +12,8 @@ from fabricate import of_split
 
 from common.errors import UserError
 from common.images import pixel_digest
-from extract.sources import Reading, load_source, reading_request, source_kind, split_by_class
+from extract.features import Request
+from extract.sources import load_source, source_kind, split_by_class
 from extract.superclasses import CIFAR100_SUPERCLASSES, superclasses_of
 
 
@@ -24,13 +25,18 @@ def test_digits_are_whole_and_in_two_disjoint_splits():
     assert of_split(source, "test").labels[:10].tolist() == list(range(10))
 
 
-def test_a_request_names_the_rule_only_where_files_are_decoded_by_it():
-    assert reading_request("digits", Reading()) == reading_request("cifar100", Reading()) == {}
-    assert reading_request("imagefolder", Reading()) == {"decoding": 3}
-    said = reading_request("csv", Reading(on_error="skip", test_fraction=0.5, max_pixels=10))
-    assert said == {"decoding": 3, "on_error": "skip", "test_fraction": 0.5}
-    with pytest.raises(UserError, match="do nothing for digits"):
-        reading_request("digits", Reading(test_fraction=0.5))
+def test_a_request_names_the_rule_only_where_files_are_decoded_by_it(tmp_path):
+    def reading(dataset, **options):
+        request = Request(dataset=dataset, root=tmp_path, weights="random", **options).as_json()
+        return {name: value for name, value in request.items() if name == "decoding" or name in options}
+
+    assert reading("digits") == reading("cifar100") == {}
+    assert reading("imagefolder") == {"decoding": 3}
+    recorded = reading("imagefolder", on_error="skip", test_fraction=0.5, max_pixels=10)
+    assert recorded == {"decoding": 3, "on_error": "skip", "test_fraction": 0.5}
+    for options in ({"test_fraction": 0.5}, {"max_pixels": 10}):
+        with pytest.raises(UserError, match="do nothing for digits"):
+            reading("digits", **options)
 
 
 def test_a_split_takes_its_part_of_each_class_and_leaves_one_on_each_side():
