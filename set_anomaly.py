@@ -111,8 +111,7 @@ def _store(pictures: Path, dataset: str, cache: Path, read: dict[str, Any]) -> P
     Its name is of the folder and of the options, so that each folder has its own.
     """
     from common.store import identity_digest
-    from extract.features import find_or_make
-    from extract.request import Request
+    from extract.features import Request, find_or_make
 
     wanted = Request(dataset=dataset, root=pictures, overwrite=True, **read)
     asked = wanted.as_json()

@@ -25,7 +25,7 @@ def extraction(job: Extraction, engine: Engine, n: int) -> Work:
     """The first `n` images of a job through an engine, in this process."""
 
     def work() -> int:
-        unreadable = Unreadable(job.source.names(), say)
+        unreadable = Unreadable(job.source.names, say)
         with contextlib.closing(LocalNetwork(job, engine, {})) as network:
             batches = network.batches(range(0, n, job.batch_size), unreadable, Stopwatch())
             return sum(len(batch["thumbnails"]) for _, batch in batches)

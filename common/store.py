@@ -47,28 +47,46 @@ ROOMY = 1 << 30
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
-class DamagedStore(UserError):
+class StoreError(UserError):
+    """There is no store to read at a path. `word` says in a word what is there."""
+
+    word = ""
+
+
+class DamagedStore(StoreError):
     """The file is a feature store, but its content is not what was written, or not what the schema wants."""
 
+    word = "damaged"
 
-class ForeignStore(UserError):
+
+class ForeignStore(StoreError):
     """The file is not a feature store."""
 
+    word = "foreign"
 
-class OlderStore(UserError):
+
+class OlderStore(StoreError):
     """The file was made before version 2 of the format, which this code does not read."""
 
+    word = "older"
 
-class NewerStore(UserError):
+
+class NewerStore(StoreError):
     """The file is a feature store of a version that this code does not know yet."""
 
+    word = "newer"
 
-class MissingStore(UserError):
+
+class MissingStore(StoreError):
     """There is no file."""
 
+    word = "missing"
 
-class UnreadableStore(UserError):
+
+class UnreadableStore(StoreError):
     """The system does not give the file's bytes: nothing is known about them."""
+
+    word = "unreadable"
 
 
 @dataclass(frozen=True)

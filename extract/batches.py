@@ -119,10 +119,10 @@ def read_sample(source: ImageSource, preprocessing: Preprocessing, size: int) ->
 
     What cannot be read is left out; None where nothing can.
     """
-    split, seen = source.splits["train"], []
-    for row in np.unique(np.linspace(0, len(split.labels) - 1, size).astype(int)).tolist():
+    rows, seen = source.rows_of("train"), []
+    for number in np.unique(np.linspace(0, len(rows) - 1, size).astype(int)):
         with contextlib.suppress(UnreadableImage):
-            seen.append(preprocessing([split.image(row)])[0])
+            seen.append(preprocessing([source.image(rows[number])])[0])
     return torch.cat(seen) if seen else None
 
 

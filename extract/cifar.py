@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from extract.folders import stamps_digest
-from extract.sources import ImageSource, Reading, Split
+from extract.sources import ImageSource, Reading
 
 
 class CIFAR100:
@@ -19,12 +19,11 @@ class CIFAR100:
     data_set, folder = "CIFAR100", "cifar-100-python"
 
     def open(self, root: Path, reading: Reading) -> ImageSource:
-        train, test = _open(self.data_set, root)
-
-        def split(data_set: Any) -> Split:
-            return Split(np.asarray(data_set.targets, np.int64), lambda i: data_set.data[i])
-
-        return ImageSource(self.data_set.lower(), list(train.classes), {"train": split(train), "test": split(test)})
+        parts = _open(self.data_set, root)
+        images = np.concatenate([part.data for part in parts])
+        labels = np.concatenate([part.targets for part in parts])
+        is_test = np.repeat([False, True], [len(part.data) for part in parts])
+        return ImageSource(self.data_set.lower(), list(parts[0].classes), labels, is_test, images.__getitem__)
 
     def fingerprint(self, root: Path) -> str:
         return stamps_digest(root / self.folder)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extract.sources import ImageSource, Reading, make_splits
+from extract.sources import ImageSource, Reading
 
 TEST_EVERY = 5
 
@@ -23,8 +23,10 @@ class Digits:
         rank = np.empty(len(labels), np.int64)  # index of the image within its class
         for label in range(10):
             rank[labels == label] = np.arange(np.sum(labels == label))
-        splits = make_splits(labels, rank % TEST_EVERY == 0, lambda i: np.repeat(pixels[i][:, :, None], 3, axis=2))
-        return ImageSource("digits", [str(digit) for digit in range(10)], splits)
+        names = [str(digit) for digit in range(10)]
+        return ImageSource(
+            "digits", names, labels, rank % TEST_EVERY == 0, lambda row: np.repeat(pixels[row][:, :, None], 3, axis=2)
+        )
 
     def fingerprint(self, root: Path) -> str:
         return "scikit-learn " + importlib.metadata.version("scikit-learn")

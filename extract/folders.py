@@ -9,7 +9,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import OUTPUT_MARK, canonical_json, sha256_text
 from common.images import printable, why_no_image
-from extract.sources import UNLABELLED, ImageSource, Reading, make_splits, split_by_class
+from extract.sources import UNLABELLED, ImageSource, Reading, split_by_class
 
 VALIDATION = ("val", "valid", "validation")
 LEFT_BY_SYSTEMS = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}
@@ -56,8 +56,9 @@ class ImageFolder:
             is_test, note = split_by_class(labels, class_names, reading.test_fraction)
             notes.append(note)
         files = reading.files(root)
-        splits = make_splits(labels, is_test, lambda i: files.read(names[i]), names)
-        return ImageSource(str(root), class_names, splits, left_out, notes, files)
+        return ImageSource(
+            str(root), class_names, labels, is_test, lambda i: files.read(names[i]), names, left_out, notes, files
+        )
 
     def fingerprint(self, root: Path) -> str:
         return stamps_digest(root)
@@ -74,10 +75,11 @@ class Folder(ImageFolder):
         names = sorted((name for name, reason, _ in listing if not reason), key=os.path.split)
         if not names:
             raise UserError(f"there is no image at or below {root}: give --root a folder with images")
-        files = reading.files(root)
-        splits = make_splits([0] * len(names), np.zeros(len(names), bool), lambda i: files.read(names[i]), names)
         left_out = [(name, reason) for name, reason, _ in listing if reason]
-        return ImageSource(str(root), [UNLABELLED], splits, left_out, files=files)
+        files, zeros = reading.files(root), np.zeros(len(names), np.int64)
+        return ImageSource(
+            str(root), [UNLABELLED], zeros, zeros, lambda i: files.read(names[i]), names, left_out, files=files
+        )
 
 
 def walk(folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[Listed]:

@@ -16,7 +16,7 @@ from common.files import sha256_text
 from common.images import UnreadableImage, read_image
 from common.progress import is_quiet
 from extract.folders import VALIDATION, stamps_digest, unique_class_names
-from extract.sources import UNLABELLED, ImageSource, Reading, make_splits, split_by_class
+from extract.sources import UNLABELLED, ImageSource, Reading, split_by_class
 
 ON_THE_HUB = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")  # NAME, OWNER/NAME, either with :CONFIG
 VALUES = re.compile(r"u?int\d+|bool|(large_)?string")  # types of a column that may hold labels
@@ -69,8 +69,8 @@ class HuggingFace:
                 raise UnreadableImage(root / names[i], "there is none in this row")
             return read_image(Path(encoded["path"]), files.max_pixels, files.least_side)
 
-        splits = make_splits(every, is_test, image, names)
-        return ImageSource(str(root), class_names, splits, left_out, notes, files if all(files_of) else None)
+        files_or_none = files if all(files_of) else None
+        return ImageSource(str(root), class_names, every, is_test, image, names, left_out, notes, files_or_none)
 
     def fingerprint(self, root: Path) -> str:
         if root.exists():

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import itertools
 import pkgutil
 from collections import Counter
 from dataclasses import replace
@@ -33,9 +32,9 @@ from extract.batches import (
     digests_of,
     local_network,
 )
+from extract.features import Request
 from extract.preprocessing import parse_views
 from extract.progress import Stopwatch
-from extract.request import Request
 from extract.sources import ImageSource, left_out_line, load_source
 from extract.superclasses import superclasses_of
 
@@ -49,8 +48,8 @@ def make_features(request: Request, target: Path, existing: FeatureStore | None)
     device, connect = connection(request)
     backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size, layers)
     preprocessing = preprocessing_of(request.backbone, request.image_size, views)
-    reading = replace(request.reading, least_side=preprocessing.least_side())
-    source = load_source(request.dataset, request.folder, reading)
+    request = replace(request, least_side=preprocessing.least_side())
+    source = load_source(request.dataset, request.folder, request)
     _tell(source, backbone, request.list_left_out)
     job = Extraction(
         source=source,
@@ -122,7 +121,7 @@ def extract(job: Extraction, target: Path, connect: Connect = local_network) -> 
         job = replace(job, precision=network.precision)  # from here on what is executed, no longer what was asked for
         writer = _writer(job, target, network.environment)
         _keep_what_is_sound(writer, job.source)
-        unreadable = Unreadable(job.source.names(), say)
+        unreadable = Unreadable(job.source.names, say)
         with keeping(lambda: f"{writer.rows_done:,} of {len(job.source):,} images are saved"):
             _fill(writer, network, unreadable)
             stack.close()
@@ -196,7 +195,9 @@ def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], u
     kept = np.flatnonzero(digests.any(1)) if skipped else None
     job, digests = without_unreadable(job, digests)
     provenance = {**environment, **_facts_about_files(job.source), **({"skipped": skipped} if skipped else {})}
-    store = writer.finish(_header(job, digests, provenance), _small_arrays(job.source), kept)
+    source = job.source
+    whole = {"labels": source.labels, "image_index": source.image_index, "split": source.split}
+    store = writer.finish(_header(job, digests, provenance), {**whole, **name_arrays(source.names)}, kept)
     if skipped:
         say(f"{len(skipped):,} images were skipped, since they cannot be read; the store names them")
     same = len(digests) - len(np.unique(digests.view("V32")))
@@ -210,7 +211,11 @@ def without_unreadable(job: Extraction, digests: np.ndarray) -> tuple[Extraction
     has_digest = digests.any(1)
     if has_digest.all():
         return job, digests
-    return replace(job, source=job.source.without(np.flatnonzero(~has_digest))), digests[has_digest]
+    if not has_digest.any():
+        raise UserError(f"none of the {len(digests)} images of {job.source.name} can be read")
+    source = job.source.subset(np.flatnonzero(has_digest))
+    source.check()
+    return replace(job, source=source), digests[has_digest]
 
 
 def _facts_about_files(source: ImageSource) -> dict[str, Any]:
@@ -238,17 +243,6 @@ def _header(job: Extraction, image_sha256: np.ndarray, environment: dict[str, An
     }
 
 
-def _small_arrays(source: ImageSource) -> dict[str, np.ndarray]:
-    """The arrays that do not come in batches."""
-    splits = [source.splits[name] for name in SPLITS]
-    return {
-        "labels": np.concatenate([split.labels for split in splits]),
-        "image_index": np.concatenate([np.arange(len(split.labels)) for split in splits]),
-        "split": np.repeat(np.arange(len(SPLITS), dtype=np.uint8), [len(split.labels) for split in splits]),
-        **name_arrays(source.names()),
-    }
-
-
 def identity(job: Extraction, image_sha256: np.ndarray) -> dict[str, Any]:
     """What features are: two stores of one identity are interchangeable, whatever their paths and times.
 
@@ -256,12 +250,11 @@ def identity(job: Extraction, image_sha256: np.ndarray) -> dict[str, Any]:
     """
     source, backbone = job.source, job.backbone
     layers = {} if len(backbone.layers) == 1 else {"layers": list(backbone.layers.items())}
-    stops = list(itertools.accumulate(len(source.splits[name].labels) for name in SPLITS))
-    ranges = zip(SPLITS, [0, *stops[:-1]], stops, strict=True)
+    rows = {name: source.rows_of(name) for name in SPLITS}
     return {
         "data_set": {
-            "pixels": {name: hashlib.sha256(image_sha256[a:b].tobytes()).hexdigest() for name, a, b in ranges},
-            "labels": {name: labels_digest(source.splits[name].labels) for name in SPLITS},
+            "pixels": {name: hashlib.sha256(image_sha256[rows[name]].tobytes()).hexdigest() for name in SPLITS},
+            "labels": {name: labels_digest(source.labels[rows[name]]) for name in SPLITS},
             "class_names": source.class_names,
         },
         # Left out where it is the default, so that the digest of older stores does not change
@@ -277,7 +270,7 @@ def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
 
     Raises UserError, which names them, where they must not be skipped.
     """
-    unreadable, n = Unreadable(job.source.names(), say), len(job.source)
+    unreadable, n = Unreadable(job.source.names, say), len(job.source)
     with Progress(n, "comparing", "images") as progress:
         image_sha256 = digests_of(job.source, range(n), progress, unreadable)
     if unreadable.reasons and job.on_error == "fail":
@@ -294,7 +287,7 @@ def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
         today = {"request": job.request, "data_set": as_text(job.source.name)}
         header = {**store.header, "provenance": {**store.header["provenance"], **today}}
         arrays = {name: store.array(name) for name in store.places}
-        write_store(store.path, header, {**arrays, **name_arrays(job.source.names())})
+        write_store(store.path, header, {**arrays, **name_arrays(job.source.names)})
     return FeatureStore.open(store.path)
 
 

@@ -80,7 +80,7 @@ class Orders:
 
 def digests_seen(source: ImageSource) -> dict[str, bytes]:
     """The pixel digests of a few images of a source, by their names."""
-    names, seen = source.names(), {}
+    names, seen = source.names, {}
     for row in np.linspace(0, len(source) - 1, 4 * CHECKED).astype(int).tolist():
         with contextlib.suppress(UnreadableImage):
             seen[names[row]] = pixel_digest(source.image(row))
@@ -197,7 +197,9 @@ class Pool:
         self._members.clear()
 
     def _create_worker(self) -> None:
-        job = replace(self._job, source=ImageSource("", [], {}), request={})  # workers need neither
+        job = replace(
+            self._job, source=ImageSource("", [], np.zeros(0), np.zeros(0), np.zeros), request={}
+        )  # workers need neither
         files = None if self._files is None else replace(self._files, folder=self._files.folder.absolute())
         options = {"num_cpus": self._cluster.cpus, "num_gpus": self._cluster.gpus, "max_concurrency": OPEN}
         self._worker = self._ray.remote(**options)(Worker)

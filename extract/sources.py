@@ -2,15 +2,15 @@
 
 import pkgutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from common.errors import UserError, unknown_name
-from common.images import MAX_PIXELS, RULE, Files
+from common.images import MAX_PIXELS, Files
 from common.store import SPLITS
 
 # name: where its kind lives; nothing is imported before it is asked for
@@ -27,10 +27,6 @@ UNLABELLED = "unlabelled"
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
 NAMED = 5  # classes that a note names at most
-
-
-# Those of a `Reading` that decide over the pixels and the rows
-SETTINGS = ("test_fraction", "on_error", "decode", "image_column", "label_column")
 
 
 @dataclass(frozen=True)
@@ -59,74 +55,49 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Split:
-    """One split: labels (n,) int64, `image(i)` → (H, W, 3) uint8, 0 ≤ i < n, and its file's name, if it has one.
-
-    `image` raises UnreadableImage. `names` are relative to the root.
-    """
-
-    labels: np.ndarray
-    image: Callable[[int], np.ndarray]
-    names: Sequence[str] = ()
-
-    def subset(self, rows: np.ndarray) -> "Split":
-        """These rows (n,) alone, in this order."""
-        names = [self.names[row] for row in rows] if self.names else ()
-        return Split(self.labels[rows], lambda i: self.image(int(rows[i])), names)
-
-
-@dataclass(frozen=True)
 class ImageSource:
-    """A data set of images: a `Split` for each of `SPLITS`, the class names.
+    """A data set of N images. `load_source` puts those of the train split first.
 
+    labels: (N,) int64. split: (N,) uint8, an index into `SPLITS`; a source may give whether an image is for the test.
+    image: a row → its image (H, W, 3) uint8. Raises UnreadableImage.
+    names: the file of each row, relative to the root; by default split and number.
     left_out: the files that are no images of it, as (name, reason). notes: what was decided about its layout.
-    files: where its images are files, what reads them by the names of the splits: another machine may do that, too.
+    files: where its images are files, what reads them by their names: another machine may do that, too.
     """
 
     name: str
     class_names: list[str]
-    splits: dict[str, Split]
+    labels: np.ndarray
+    split: np.ndarray
+    image: Callable[[int], np.ndarray]
+    names: list[str] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     files: Files | None = None
 
     def __len__(self) -> int:
-        return sum(len(split.labels) for split in self.splits.values())
+        return len(self.labels)
 
-    def image(self, row: int) -> np.ndarray:
-        """The image of a row, (H, W, 3) uint8: train comes before test. Raises UnreadableImage."""
-        train = len(self.splits["train"].labels)
-        return self.splits["train"].image(row) if row < train else self.splits["test"].image(row - train)
+    def rows_of(self, split: str) -> np.ndarray:
+        """The rows (n,) int64 of a split, ascending."""
+        return np.flatnonzero(self.split == SPLITS.index(split))
 
-    def names(self) -> list[str]:
-        """The file name of each row, relative to the root; split and number where the source has no files."""
-        return [
-            name
-            for key in SPLITS
-            for name in self.splits[key].names or [f"{key}/{i:05d}" for i in range(len(self.splits[key].labels))]
-        ]
+    @property
+    def image_index(self) -> np.ndarray:
+        """The number (N,) int64 of each image in its split."""
+        return np.concatenate([np.arange(len(self.rows_of(split))) for split in SPLITS])
 
-    def without(self, rows: np.ndarray) -> "ImageSource":
-        """The same without some rows. Raises UserError where nothing is left."""
-        splits, start = {}, 0
-        for name in SPLITS:
-            n = len(self.splits[name].labels)
-            splits[name] = self.splits[name].subset(np.setdiff1d(np.arange(n), rows - start))
-            start += n
-        left = replace(self, splits=splits)
-        if not len(left):
-            raise UserError(f"none of the {len(self)} images of {self.name} can be read")
-        left.check()
-        return left
+    def subset(self, rows: np.ndarray) -> "ImageSource":
+        """The same data set with these rows (n,) alone, in this order."""
+        image, names = self.image, [self.names[row] for row in rows] if self.names else []
+        labels, split = np.asarray(self.labels, np.int64)[rows], np.asarray(self.split, np.uint8)[rows]
+        return replace(self, labels=labels, split=split, image=lambda row: image(int(rows[row])), names=names)
 
     def check(self) -> None:
         """Raise UserError where there is no image at all; note the classes that cannot be trained on.
 
         `find` judges what there is of a class. Training says itself what it needs.
         """
-        counts = {
-            split: np.bincount(part.labels, minlength=len(self.class_names)) for split, part in self.splits.items()
-        }
         if not len(self):
             raise UserError(
                 f"{self.name} has no image in {len(self.class_names)} class folder(s)"
@@ -136,11 +107,11 @@ class ImageSource:
             )
         if self.class_names == [UNLABELLED]:
             return
-        lacking = [
-            f"{split} has none of {', '.join(few[:NAMED])}{' …' if len(few) > NAMED else ''}"
-            for split, number in counts.items()
-            if (few := [name for name, n in zip(self.class_names, number, strict=True) if not n])
-        ]
+        lacking = []
+        for split in SPLITS:
+            present = set(self.labels[self.rows_of(split)].tolist())
+            if few := [name for label, name in enumerate(self.class_names) if label not in present]:
+                lacking.append(f"{split} has none of {', '.join(few[:NAMED])}{' …' if len(few) > NAMED else ''}")
         if lacking or len(self.class_names) < 2:
             why = "; ".join(lacking) or f"there is one class, {self.class_names[0]}"
             self.notes[:] = dict.fromkeys([*self.notes, f"this can be audited by find, but not trained on: {why}"])
@@ -168,26 +139,10 @@ def source_kind(name: str) -> SourceKind:
 def load_source(name: str, root: Path, reading: Reading | None = None) -> ImageSource:
     """Open a source of `SOURCES`. Raises UserError where its data are missing, or there is no image."""
     source = source_kind(name).open(root, reading or Reading())
+    source = source.subset(np.argsort(source.split, kind="stable"))
     source.check()
-    return source
-
-
-def reading_request(name: str, reading: Reading) -> dict[str, Any]:
-    """The part of a store's request that says how files are read: what decides over the pixels and the rows.
-
-    Raises UserError for a setting that does nothing for this source.
-    """
-    if (reading.image_column or reading.label_column) and name != "hf":
-        raise UserError(f"--image-column and --label-column do nothing for {name}: leave them out, or give hf:…")
-    if not source_kind(name).own_files:
-        if reading != Reading():
-            raise UserError(
-                f"--on-error, --test-fraction, --max-pixels and --decode do nothing for {name}: leave them out, or "
-                "give your own images with --dataset imagefolder, folder or csv"
-            )
-        return {}
-    settings = {each: getattr(reading, each) for each in SETTINGS}
-    return {"decoding": RULE, **{each: value for each, value in settings.items() if value != getattr(Reading, each)}}
+    numbered = zip(source.split, source.image_index, strict=True)
+    return replace(source, names=source.names or [f"{SPLITS[split]}/{i:05d}" for split, i in numbered])
 
 
 def left_out_line(left_out: list[tuple[str, str]]) -> str:
@@ -213,14 +168,3 @@ def split_by_class(labels: np.ndarray, class_names: list[str], fraction: float |
         number = min(max(round(fraction * len(rows)), 1), max(len(rows) - 1, 0))
         is_test[generator.permutation(rows)[:number]] = True
     return is_test, f"no test split: {fraction:.0%} of each class are drawn for it, seed {SPLIT_SEED}"
-
-
-def make_splits(
-    labels: Sequence[int] | np.ndarray,
-    is_test: np.ndarray,
-    image: Callable[[int], np.ndarray],
-    names: Sequence[str] = (),
-) -> dict[str, Split]:
-    """The splits of images that stand in one list, `image(i)` being the i-th."""
-    whole = Split(np.asarray(labels, np.int64), image, names)
-    return {name: whole.subset(np.flatnonzero(is_test == (name == "test"))) for name in SPLITS}

@@ -11,7 +11,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import canonical_json, sha256_text
 from extract.folders import VALIDATION, stamp_of, unique_class_names
-from extract.sources import ImageSource, Reading, make_splits, split_by_class
+from extract.sources import ImageSource, Reading, split_by_class
 
 COLUMNS = "path,label or path,label,split"
 DELIMITERS = ",;\t"
@@ -53,8 +53,9 @@ class Csv:
             is_test = np.array([row.split == test for row in rows], bool)
         names = [row.path for row in rows]
         files = reading.files(root.parent)
-        splits = make_splits(labels, is_test, lambda i: files.read(names[i]), names)
-        return ImageSource(str(root), class_names, splits, left_out, notes, files)
+        return ImageSource(
+            str(root), class_names, labels, is_test, lambda i: files.read(names[i]), names, left_out, notes, files
+        )
 
     def fingerprint(self, root: Path) -> str:
         stamps = [(row.path, *stamp_of(root.parent / row.path)) for row in read_table(root)]

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from common.schema import load
+from extract.sources import ImageSource
 from find.findings import Finding, Findings, Threshold
 from find.findings import Image as ImageOfStore
 from train.config import Config
@@ -175,6 +176,11 @@ def make_findings(
         "root": None if root is None else str(root),
     }
     return Findings(mode, **(values | options))
+
+
+def of_split(source: ImageSource, split: str) -> ImageSource:
+    """The images of one split alone."""
+    return source.subset(source.rows_of(split))
 
 
 def relative_error(found: np.ndarray, expected: np.ndarray) -> float:

@@ -19,7 +19,7 @@ from extract import pipeline, ray_pool
 from extract.backbones import Backbone
 from extract.batches import Extraction, Unreadable
 from extract.preprocessing import Preprocessing
-from extract.sources import ImageSource, Split
+from extract.sources import ImageSource
 
 
 @click.command()
@@ -30,16 +30,17 @@ def main(rows: int, batch_size: int, cpus_per_worker: int) -> None:
     """Measure the pace of a driver, and its memory."""
     ray_pool.Worker = Zeros
     ray_pool.digests_seen = lambda source: {}
-    none = Split(np.zeros(0, np.int64), lambda i: np.zeros((32, 32, 3), np.uint8))
-    all_ = Split(np.zeros(rows, np.int64), none.image)
-    source = ImageSource("zeros", ["zero"], {"train": all_, "test": none}, files=Files(Path("/")))
+    zeros, names = np.zeros(rows, np.int64), [f"train/{row:05d}" for row in range(rows)]
+    source = ImageSource(
+        "zeros", ["zero"], zeros, zeros, lambda row: np.zeros((32, 32, 3), np.uint8), names, files=Files(Path("/"))
+    )
     network = Backbone("zeros", torch.nn.Identity(), {"last": 512}, "none", "0" * 64)
     job = Extraction(source, network, Preprocessing(), "float32", {}, batch_size, torch.device("cpu"), "torch")
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, connected(Cluster("local")) as ray:
         pool = ray_pool.Pool(ray, job, Cluster("local", cpus_per_worker, 0.0), False)
         pool.begin({})
         writer = pipeline._writer(job, Path(folder) / "s.h5", pool.environment)
-        unreadable = Unreadable(source.names(), lambda line: None)
+        unreadable = Unreadable(source.names, lambda line: None)
         started = time.monotonic()
         pipeline._fill(writer, pool, unreadable)
         seconds = time.monotonic() - started

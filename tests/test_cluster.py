@@ -19,12 +19,12 @@ from common.synthetic import make_store
 from extract import ray_pool
 from extract.batches import Extraction, Unreadable, local_network
 from extract.cli import main as extract_main
+from extract.features import Request
 from extract.pipeline import connection, extract
 from extract.preprocessing import Preprocessing
 from extract.progress import Stopwatch
 from extract.ray_pool import Orders, Pool, digests_seen
 from extract.ray_worker import Worker, code_digest
-from extract.request import Request
 from extract.sources import load_source
 from train.cli import main as train_main
 
@@ -103,7 +103,7 @@ def test_without_a_cluster_ray_is_not_imported(root, tmp_path):
 
 def test_an_order_has_names_or_what_is_in_the_files(job, root):
     (root / "train/class0/003.png").unlink()
-    names = job.source.names()
+    names = job.source.names
     seen, shipped = (Orders(job, names, each, [0, 64]) for each in (False, True))
     assert (seen.left, shipped.left) == (2, 2)
     first, last = seen.next(), seen.next()
@@ -119,7 +119,7 @@ def test_an_order_has_names_or_what_is_in_the_files(job, root):
 
 def test_images_that_are_no_files_are_shipped_as_pixels(job):
     digits = load_source("digits", Path())
-    orders = Orders(replace(job, source=digits), digits.names(), True, [0])
+    orders = Orders(replace(job, source=digits), digits.names, True, [0])
     assert (orders.next().shipped[5] == digits.image(5)).all()
 
 
@@ -128,7 +128,7 @@ def test_images_that_are_no_files_are_shipped_as_pixels(job):
 
 def alone(job, starts=range(0, 66, 8)):
     """The environment, the batches by their starts, and what cannot be read, of the network in this process."""
-    unreadable = Unreadable(job.source.names(), nothing)
+    unreadable = Unreadable(job.source.names, nothing)
     with local_network(job, {}) as network:
         return network.environment, dict(network.batches(starts, unreadable, Stopwatch())), unreadable.reasons
 
@@ -143,7 +143,7 @@ def test_a_worker_makes_the_batches_of_one_process(job, root, shipped):
     worker = Worker(job, job.source.files)
     assert worker.prepare(**required(job, seen=digests_seen(job.source))) == ("", "")
     _, expected, missing = alone(job)
-    orders, unreadable = Orders(job, job.source.names(), shipped, range(0, 66, 8)), {}
+    orders, unreadable = Orders(job, job.source.names, shipped, range(0, 66, 8)), {}
     while (order := orders.next()) is not None:
         batch, reasons = worker.compute(order)
         unreadable |= reasons
@@ -251,7 +251,7 @@ def made(ray, job, resumed=None, ship_images=False):
     """The batches that a pool makes, by their starts."""
     pool = Pool(ray, job, Cluster("fake"), ship_images)
     pool.begin(resumed or {})
-    unreadable = Unreadable(job.source.names(), nothing)
+    unreadable = Unreadable(job.source.names, nothing)
     return pool, dict(pool.batches(range(0, 66, 8), unreadable, Stopwatch()))
 
 

@@ -5,6 +5,7 @@ import socket
 import numpy as np
 import pytest
 import torchvision
+from fabricate import of_split
 from PIL import Image
 
 from common.errors import UserError
@@ -22,10 +23,10 @@ def noise(path, seed=0):
 def test_a_folder_is_read_in_alphabetical_order(tmp_path):
     source = load_source("imagefolder", make_images(tmp_path))
     assert source.class_names == ["class0", "class1", "class2"]
-    assert source.splits["train"].labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
-    assert source.splits["test"].names[13] == "test/class1/003.png"
+    assert of_split(source, "train").labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
+    assert of_split(source, "test").names[13] == "test/class1/003.png"
     with Image.open(tmp_path / "test/class1/003.png") as image:
-        assert (source.splits["test"].image(13) == np.asarray(image)).all()
+        assert (of_split(source, "test").image(13) == np.asarray(image)).all()
     assert (source.left_out, source.notes) == ([], [])
 
 
@@ -33,7 +34,7 @@ def test_nested_folders_belong_to_their_class_as_in_torchvision(tmp_path):
     for name in ("b/x.png", "b/sub/a.png", "b/sub-2/c.png", "b/sub/deep/d.jpg", "a/z.png", "a/0/y.JPEG"):
         for split in ("train", "test"):
             noise(tmp_path / split / name)
-    found = load_source("imagefolder", tmp_path).splits["train"]
+    found = of_split(load_source("imagefolder", tmp_path), "train")
     expected = torchvision.datasets.ImageFolder(tmp_path / "train").samples
     assert [(str(tmp_path / name), label) for name, label in zip(found.names, found.labels, strict=True)] == expected
 
@@ -54,12 +55,11 @@ def test_every_file_is_read_or_left_out_with_a_reason(tmp_path):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "train/class1/s.png"))
     source = load_source("imagefolder", tmp_path)
-    assert {"train/class0/x.jfif", "train/class0/y.tga"} <= set(source.splits["train"].names)
-    images = sum(len(split.names) for split in source.splits.values())
+    assert {"train/class0/x.jfif", "train/class0/y.tga"} <= set(of_split(source, "train").names)
     hidden_inside = 2  # below the hidden folders, which are named themselves
     files = sum(len(names) for _, _, names in os.walk(tmp_path))
     folders = 2
-    assert images + len(source.left_out) == files - hidden_inside + folders
+    assert len(source) + len(source.left_out) == files - hidden_inside + folders
     line = left_out_line(source.left_out)
     assert "hidden" in line
     for part in (".txt (no image format)", "1 without a suffix", "in no folder of a class", "2 no regular file"):
@@ -73,7 +73,7 @@ def test_val_stands_in_for_a_missing_test_folder(tmp_path):
     make_images(tmp_path)
     (tmp_path / "test").rename(tmp_path / "val")
     source = load_source("imagefolder", tmp_path)
-    assert source.splits["test"].names[0] == "val/class0/000.png"
+    assert of_split(source, "test").names[0] == "val/class0/000.png"
     assert "val/ is the test split" in source.notes[0]
 
 
@@ -81,13 +81,13 @@ def test_class_folders_without_a_split_are_split_by_class(tmp_path):
     make_images(tmp_path / "all", train=20, test=1)
     root = tmp_path / "all/train"
     source = load_source("imagefolder", root)
-    assert np.bincount(source.splits["test"].labels).tolist() == [4, 4, 4]
-    assert not set(source.splits["test"].names) & set(source.splits["train"].names)
-    assert source.splits["train"].names == sorted(source.splits["train"].names)
+    assert np.bincount(of_split(source, "test").labels).tolist() == [4, 4, 4]
+    assert not set(of_split(source, "test").names) & set(of_split(source, "train").names)
+    assert of_split(source, "train").names == sorted(of_split(source, "train").names)
     again = load_source("imagefolder", root, Reading(test_fraction=0.2))
-    assert again.splits["test"].names == source.splits["test"].names
+    assert of_split(again, "test").names == of_split(source, "test").names
     half = load_source("imagefolder", root, Reading(test_fraction=0.5))
-    assert np.bincount(half.splits["test"].labels).tolist() == [10, 10, 10]
+    assert np.bincount(of_split(half, "test").labels).tolist() == [10, 10, 10]
     with pytest.raises(UserError, match="has a test split, test/: leave --test-fraction out"):
         load_source("imagefolder", tmp_path / "all", Reading(test_fraction=0.2))
 
@@ -105,8 +105,8 @@ def test_a_tree_without_labels_is_one_class_in_one_split(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     source = load_source("folder", tmp_path)
     assert source.class_names == [UNLABELLED]
-    assert source.splits["train"].names == ["b.png", "c.txt.png", "a/x.jpg", "a/0/y.png"]
-    assert (len(source.splits["test"].labels), len(source.left_out)) == (0, 1)
+    assert of_split(source, "train").names == ["b.png", "c.txt.png", "a/x.jpg", "a/0/y.png"]
+    assert (len(of_split(source, "test").labels), len(source.left_out)) == (0, 1)
     shutil.rmtree(tmp_path)
     tmp_path.mkdir()
     with pytest.raises(UserError, match="there is no image at or below"):
@@ -163,7 +163,7 @@ UNTIDY = "this can be audited by find, but not trained on: "
 def test_an_untidy_folder_is_taken_with_a_note(tmp_path, make, images, note):
     make(tmp_path)
     source = load_source("imagefolder", tmp_path)
-    assert sum(len(split.labels) for split in source.splits.values()) == images
+    assert len(source) == images
     assert source.notes[-1].startswith(UNTIDY + note)
 
 
@@ -178,7 +178,7 @@ def test_results_below_the_images_are_left_out(tmp_path):
     (root / "runs" / OUTPUT_MARK).touch()
     source = load_source("imagefolder", root)
     assert source.class_names == before.class_names
-    assert source.splits["train"].names == before.splits["train"].names
+    assert of_split(source, "train").names == of_split(before, "train").names
     assert left_out_line(source.left_out) == "2 files left out: 2 a folder of results"
     assert source_kind("imagefolder").fingerprint(root) == digest
     claim_folder(tmp_path / "empty")
@@ -201,12 +201,12 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path):
     (folder / "self.png").symlink_to(folder / "self.png")
     (folder / "gone.png").symlink_to(tmp_path / "gone.png")
     source = load_source("imagefolder", tmp_path / "images")
-    names = source.splits["train"].names
+    names = of_split(source, "train").names
     assert "train/class0/linked/e.png" in names
     assert left_out_line(source.left_out) == "1 files left out: 1 a link to a folder above it"
     for name in ("self.png", "gone.png"):
         with pytest.raises(UserError, match=name):
-            source.splits["train"].image(names.index(f"train/class0/{name}"))
+            of_split(source, "train").image(names.index(f"train/class0/{name}"))
     assert source_kind("imagefolder").fingerprint(tmp_path / "images")
 
 
@@ -235,8 +235,8 @@ def test_names_that_are_no_utf8_are_used_and_printed(tmp_path):
             noise(tmp_path / split / folder / f"{odd}.png")
     source = load_source("imagefolder", tmp_path)
     assert source.class_names == ["caf\\xe9", "class0"]
-    assert os.fsencode(source.splits["test"].names[0]) == b"test/caf\xe9/caf\xe9.png"
-    assert source.splits["test"].image(0).shape == (8, 8, 3)
+    assert os.fsencode(of_split(source, "test").names[0]) == b"test/caf\xe9/caf\xe9.png"
+    assert of_split(source, "test").image(0).shape == (8, 8, 3)
     assert source_kind("imagefolder").fingerprint(tmp_path)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from fabricate import of_split
 from PIL import Image
 
 from common.errors import UserError
@@ -13,8 +14,8 @@ from common.images import UnreadableImage, pixel_digest, read_image
 from common.store import FeatureStore
 from common.synthetic import make_images
 from extract.cli import main
-from extract.request import Request
-from extract.sources import Reading, load_source, reading_request, source_kind
+from extract.features import Request
+from extract.sources import Reading, load_source, source_kind
 
 
 @pytest.fixture
@@ -56,11 +57,11 @@ def test_an_image_folder_gives_what_our_own_reader_gives(datasets, tmp_path):
     theirs, ours = load_source("hf", root), load_source("imagefolder", root)
     assert theirs.class_names == ours.class_names
     for name in ("train", "test"):
-        a, b = theirs.splits[name], ours.splits[name]
+        a, b = of_split(theirs, name), of_split(ours, name)
         assert a.names == b.names
         assert a.labels.tolist() == b.labels.tolist()
         assert all(pixel_digest(a.image(i)) == pixel_digest(b.image(i)) for i in range(len(a.labels)))
-    name = theirs.splits["test"].names[0]
+    name = of_split(theirs, "test").names[0]
     assert theirs.files is not None, "a worker reads them by their names"
     np.testing.assert_array_equal(theirs.files.read(name), read_image(root / name))
 
@@ -73,10 +74,10 @@ def test_a_saved_dict_of_splits(datasets, tmp_path):
     }
     source = load_source("hf", saved(tmp_path, datasets.DatasetDict(parts)))
     assert source.class_names == ["cat", "dog"]
-    assert values_of(source.splits["train"]) == list(range(6))
-    assert values_of(source.splits["test"]) == list(range(20, 24))
-    assert source.splits["test"].labels.tolist() == [1, 0, 1, 0]
-    assert source.splits["test"].names[:2] == ["test/00000", "test/00001"]
+    assert values_of(of_split(source, "train")) == list(range(6))
+    assert values_of(of_split(source, "test")) == list(range(20, 24))
+    assert of_split(source, "test").labels.tolist() == [1, 0, 1, 0]
+    assert of_split(source, "test").names[:2] == ["test/00000", "test/00001"]
     assert source.notes == [f"split validation of {tmp_path / 'saved'} left out"]
     assert source.files is None, "a worker gets the pixels"
 
@@ -84,17 +85,17 @@ def test_a_saved_dict_of_splits(datasets, tmp_path):
 def test_a_saved_single_data_set_is_split_by_class(datasets, tmp_path):
     root = saved(tmp_path, make(datasets, range(20), [0, 1] * 10))
     source = load_source("hf", root)
-    assert np.bincount(source.splits["test"].labels).tolist() == [2, 2]
-    assert sorted(values_of(source.splits["train"]) + values_of(source.splits["test"])) == list(range(20))
+    assert np.bincount(of_split(source, "test").labels).tolist() == [2, 2]
+    assert sorted(values_of(of_split(source, "train")) + values_of(of_split(source, "test"))) == list(range(20))
     half = load_source("hf", root, Reading(test_fraction=0.5))
-    assert np.bincount(half.splits["test"].labels).tolist() == [5, 5]
+    assert np.bincount(of_split(half, "test").labels).tolist() == [5, 5]
     assert "no test split" in source.notes[0]
 
 
 def test_shuffled_rows_are_read_from_many_threads(datasets, tmp_path):
     data = make(datasets, range(200), [0, 1] * 100).shuffle(seed=0)
     source = load_source("hf", saved(tmp_path, data))
-    train = source.splits["train"]
+    train = of_split(source, "train")
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(train.image, range(len(train.labels))))
     assert [int(image[0, 0, 0]) % 2 for image in read] == train.labels.tolist()
@@ -107,7 +108,7 @@ def test_validation_is_the_test_split_where_test_has_no_labels(datasets, tmp_pat
         "test": make(datasets, [5, 6], [-1, -1]),
     }
     source = load_source("hf", saved(tmp_path, datasets.DatasetDict(parts)))
-    assert values_of(source.splits["test"]) == [7, 8]
+    assert values_of(of_split(source, "test")) == [7, 8]
     assert source.left_out == [("validation/00002", "without a label")]
     assert "validation is the test split" in source.notes[0]
 
@@ -116,7 +117,7 @@ def test_labels_may_be_words_or_numbers(datasets, tmp_path):
     words = make(datasets, range(4), ["b", "a", None, "b"], datasets.Value("string"))
     source = load_source("hf", saved(tmp_path, datasets.DatasetDict(train=words, test=words)))
     assert source.class_names == ["a", "b"]
-    assert source.splits["train"].labels.tolist() == [1, 0, 1]
+    assert of_split(source, "train").labels.tolist() == [1, 0, 1]
     numbers = make(datasets, range(3), [10, 9, 10], datasets.Value("int64"))
     source = load_source("hf", saved(tmp_path / "n", datasets.DatasetDict(train=numbers, test=numbers)))
     assert source.class_names == ["9", "10"]
@@ -132,8 +133,8 @@ def test_columns_are_named_where_there_are_several(datasets, tmp_path):
     with pytest.raises(UserError, match=r"several columns of labels \(label, coarse\): name one with --label-column"):
         load_source("hf", root, Reading(image_column="image"))
     source = load_source("hf", root, Reading(image_column="second", label_column="coarse"))
-    assert values_of(source.splits["train"]) == [100, 101]
-    assert source.splits["train"].labels.tolist() == [1, 0]
+    assert values_of(of_split(source, "train")) == [100, 101]
+    assert of_split(source, "train").labels.tolist() == [1, 0]
     with pytest.raises(UserError, match=r'unknown column of .*"corse": did you mean "coarse"'):
         load_source("hf", root, Reading(image_column="image", label_column="corse"))
     with pytest.raises(UserError, match=r"column label of .* holds no images \(int64\)"):
@@ -146,8 +147,8 @@ def test_without_labels_all_is_one_class(datasets, tmp_path):
     root = saved(tmp_path, datasets.DatasetDict(train=make(datasets, range(3)), extra=make(datasets, [9])))
     source = load_source("hf", root)
     assert source.class_names == ["unlabelled"]
-    assert values_of(source.splits["train"]) == [0, 1, 2, 9]
-    assert source.splits["train"].names[-1] == "extra/00000"
+    assert values_of(of_split(source, "train")) == [0, 1, 2, 9]
+    assert of_split(source, "train").names[-1] == "extra/00000"
     with pytest.raises(UserError, match="--test-fraction"):
         load_source("hf", root, Reading(test_fraction=0.5))
 
@@ -195,7 +196,7 @@ def test_a_row_without_an_image_or_with_a_broken_one_is_named(datasets, tmp_path
     source = load_source("hf", saved(tmp_path, datasets.DatasetDict(train=data, test=data)))
     for row in (1, 2):
         with pytest.raises(UnreadableImage, match=f"train/0000{row}"):
-            source.splits["train"].image(row)
+            of_split(source, "train").image(row)
 
 
 @pytest.mark.parametrize("place", ["../nowhere", "/nowhere", "a/b/c", "no spaces"])
@@ -264,10 +265,11 @@ def test_a_folder_is_recognised_and_its_change_seen(datasets, tmp_path, monkeypa
 
 
 def test_the_request_names_the_columns():
-    assert reading_request("hf", Reading(label_column="fine")) == {"decoding": 3, "label_column": "fine"}
-    for name in ("csv", "digits"):
+    request = Request(dataset="hf:.", weights="random", label_column="fine").as_json()
+    assert (request["decoding"], request["label_column"]) == (3, "fine")
+    for name in ("imagefolder", "digits"):
         with pytest.raises(UserError, match=f"--label-column do nothing for {name}"):
-            reading_request(name, Reading(label_column="fine"))
+            Request(dataset=name, root=Path(), weights="random", label_column="fine").as_json()
     with pytest.raises(UserError, match="leave --root"):
         Request(dataset="hf:beans", root=Path("x"))
     with pytest.raises(UserError, match="--dataset hf needs"):

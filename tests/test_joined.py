@@ -60,7 +60,7 @@ def rename(arrays, header):
 @pytest.mark.parametrize("change", [None, rename])
 def test_an_image_has_the_features_of_both_in_whatever_order_they_lie(first, tmp_path, change):
     other = beside(first, tmp_path / "b.h5", change=change)
-    joined = JoinedStore.open([first.path, other.path], pytest.fail)
+    joined = JoinedStore.join([first.path, other.path], pytest.fail)
     task = prepare(joined, DataConfig(views="all"))
     ours = np.array([[3, 70], [100, 0]])
     theirs = np.array([other.names(range(180)).index(name) for name in first.names(ours.ravel())]).reshape(2, 2)
@@ -78,28 +78,30 @@ def test_an_image_has_the_features_of_both_in_whatever_order_they_lie(first, tmp
 
 
 def test_sets_are_those_of_the_first_store_and_nothing_is_copied(first, tmp_path):
-    joined = JoinedStore.open([first.path, beside(first, tmp_path / "b.h5").path])
+    joined = JoinedStore.join([first.path, beside(first, tmp_path / "b.h5").path])
     task, alone = (prepare(store, DataConfig()) for store in (joined, first))
     assert task.test.digest() == alone.test.digest()
     for store, features in zip(joined.stores, task.features, strict=True):
         assert features.data_ptr() == store.features.ctypes.data
     again = pickle.loads(pickle.dumps(joined))
     assert again.identity_sha256 == joined.identity_sha256
+    with pytest.raises(ValueError, match="features of its own"):
+        _ = joined.features
     assert again.rows_by_store(np.arange(9))[1].tolist() == joined.rows_by_store(np.arange(9))[1].tolist()
 
 
 def test_of_several_layers_the_last_is_taken_of_each_store(tmp_path):
     first = make_store(tmp_path / "a.h5", layers=[("last", 10), ("layer3", 6)])
-    joined = JoinedStore.open([first.path, beside(first, tmp_path / "b.h5").path], lambda _: None)
+    joined = JoinedStore.join([first.path, beside(first, tmp_path / "b.h5").path], lambda _: None)
     for layers, dims in (("last", 16), ("all", 22)):
         assert prepare(joined, DataConfig(layers=layers)).feature_dim == dims
 
 
 def test_images_that_one_store_lacks_are_left_out_and_counted(first, tmp_path):
     other, said = beside(first, tmp_path / "b.h5", rows=np.arange(20, 180)), []
-    joined = JoinedStore.open([other.path, first.path], said.append)
+    joined = JoinedStore.join([other.path, first.path], said.append)
     assert len(joined.labels) == 160
-    joined = JoinedStore.open([first.path, other.path], said.append)
+    joined = JoinedStore.join([first.path, other.path], said.append)
     assert len(said) == 2
     assert said[1].startswith("160 images are in all stores; left out, since another store lacks them: 20 of 180 in")
     assert said[1].endswith(f"0 of 160 in {other.path}")
@@ -112,7 +114,7 @@ def test_images_that_one_store_lacks_are_left_out_and_counted(first, tmp_path):
 
 def test_views_that_one_store_lacks_are_not_used(first, tmp_path):
     said = []
-    joined = JoinedStore.open([first.path, beside(first, tmp_path / "b.h5", views=1).path], said.append)
+    joined = JoinedStore.join([first.path, beside(first, tmp_path / "b.h5", views=1).path], said.append)
     assert joined.views == ["plain"]
     assert prepare(joined, DataConfig(views="all")).views == 1
     assert len(said) == 1
@@ -129,7 +131,7 @@ def test_equal_pictures_are_matched_by_name_else_by_their_place(first, tmp_path,
     rows = shuffled(first, 3) if by_name else np.arange(180)
     names = None if by_name else [f"elsewhere/{row}.png" for row in rows]
     other = beside(twins, tmp_path / "b.h5", rows=rows, names=names)
-    joined = JoinedStore.open([twins.path, other.path], pytest.fail)
+    joined = JoinedStore.join([twins.path, other.path], pytest.fail)
     assert rows[joined.rows_by_store(np.arange(180))[1]].tolist() == list(range(180))
 
 
@@ -158,7 +160,7 @@ def repaint(arrays, header):
 def test_stores_that_disagree_are_refused(first, tmp_path, change, sentence):
     other = beside(first, tmp_path / "b.h5", change=change)
     with pytest.raises(UserError, match=sentence):
-        JoinedStore.open([first.path, other.path])
+        JoinedStore.join([first.path, other.path])
 
 
 def test_a_store_beside_itself_is_refused(first):

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fabricate import relative_error
+from fabricate import of_split, relative_error
 
 from common.errors import UserError
 from common.files import exclusive
@@ -60,7 +60,7 @@ def test_the_cached_route_equals_the_network_inside_the_model(extraction, source
     extraction = replace(extraction, preprocessing=Preprocessing(224))
     store = extract(extraction, tmp_path / "s.h5")
     rows = np.random.default_rng(0).integers(36, size=(2, 10))
-    images = [source.splits["train"].image(row) for row in rows.ravel()]
+    images = [of_split(source, "train").image(row) for row in rows.ravel()]
     raw = extraction.preprocessing(images)[0].reshape(2, 10, 3, 224, 224)
     inside = extraction.backbone.features(raw.flatten(0, 1)).reshape(2, 10, 512)
     assert relative_error(store.features[0][rows], inside.numpy()) < 1e-5

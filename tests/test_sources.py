@@ -8,28 +8,35 @@ import urllib.request
 import numpy as np
 import pytest
 import torchvision
+from fabricate import of_split
 
 from common.errors import UserError
 from common.images import pixel_digest
-from extract.sources import Reading, load_source, reading_request, source_kind, split_by_class
+from extract.features import Request
+from extract.sources import load_source, source_kind, split_by_class
 from extract.superclasses import CIFAR100_SUPERCLASSES, superclasses_of
 
 
 def test_digits_are_whole_and_in_two_disjoint_splits():
     source = load_source("digits", None)
-    assert [len(source.splits[name].labels) for name in ("train", "test")] == [1433, 364]
-    image = source.splits["test"].image(0)
+    assert [len(of_split(source, name).labels) for name in ("train", "test")] == [1433, 364]
+    image = of_split(source, "test").image(0)
     assert (image.shape, image.dtype) == ((8, 8, 3), np.uint8)
-    assert source.splits["test"].labels[:10].tolist() == list(range(10))
+    assert of_split(source, "test").labels[:10].tolist() == list(range(10))
 
 
-def test_a_request_names_the_rule_only_where_files_are_decoded_by_it():
-    assert reading_request("digits", Reading()) == reading_request("cifar100", Reading()) == {}
-    assert reading_request("imagefolder", Reading()) == {"decoding": 3}
-    said = reading_request("csv", Reading(on_error="skip", test_fraction=0.5, max_pixels=10))
-    assert said == {"decoding": 3, "on_error": "skip", "test_fraction": 0.5}
-    with pytest.raises(UserError, match="do nothing for digits"):
-        reading_request("digits", Reading(test_fraction=0.5))
+def test_a_request_names_the_rule_only_where_files_are_decoded_by_it(tmp_path):
+    def reading(dataset, **options):
+        request = Request(dataset=dataset, root=tmp_path, weights="random", **options).as_json()
+        return {name: value for name, value in request.items() if name == "decoding" or name in options}
+
+    assert reading("digits") == reading("cifar100") == {}
+    assert reading("imagefolder") == {"decoding": 3}
+    recorded = reading("imagefolder", on_error="skip", test_fraction=0.5, max_pixels=10)
+    assert recorded == {"decoding": 3, "on_error": "skip", "test_fraction": 0.5}
+    for options in ({"test_fraction": 0.5}, {"max_pixels": 10}):
+        with pytest.raises(UserError, match="do nothing for digits"):
+            reading("digits", **options)
 
 
 def test_a_split_takes_its_part_of_each_class_and_leaves_one_on_each_side():
@@ -112,8 +119,8 @@ def test_cifar_is_downloaded_checked_and_unpacked_once(name, tmp_path, monkeypat
         source = load_source(name, tmp_path / "data")
         archive.unlink(missing_ok=True)  # the second time there is nothing to download
     assert source.class_names == ["cat", "dog"]
-    assert source.splits["train"].image(3).shape == (32, 32, 3)
-    assert source.splits["test"].labels.tolist() == [0, 1] * 12
+    assert of_split(source, "train").image(3).shape == (32, 32, 3)
+    assert of_split(source, "test").labels.tolist() == [0, 1] * 12
     assert capsys.readouterr().out == ""
 
 
@@ -133,7 +140,7 @@ def test_without_a_network_the_archive_can_be_put_there_by_hand(name, tmp_path, 
     for part in (data_set.url, data_set.tgz_md5, str(place)):
         assert part in caught.value.message
     archive.rename(place)
-    assert len(load_source(name, tmp_path / "data").splits["train"].labels) == 40
+    assert len(load_source(name, tmp_path / "data").rows_of("train")) == 40
 
 
 def test_the_fingerprint_of_cifar_is_that_of_its_unpacked_files(tmp_path):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from fabricate import of_split
 from PIL import Image
 
 from common.errors import UserError
@@ -26,21 +27,21 @@ def test_rows_are_ordered_by_label_and_path_and_split_as_told(table):
     path = table(lines("baba", ["train", "train", "test", "test"]), 4)
     source = load_source("csv", path)
     assert source.class_names == ["a", "b"]
-    assert source.splits["train"].names == ["1.png", "0.png"]
-    assert source.splits["test"].labels.tolist() == [0, 1]
-    assert source.splits["test"].image(0)[0, 0, 0] == 3
+    assert of_split(source, "train").names == ["1.png", "0.png"]
+    assert of_split(source, "test").labels.tolist() == [0, 1]
+    assert of_split(source, "test").image(0)[0, 0, 0] == 3
 
 
 def test_without_a_split_column_the_rows_are_split_by_class(table):
     source = load_source("csv", table("\ufeff" + lines("ab" * 6).replace(",", ";")), Reading(test_fraction=0.5))
-    assert [np.bincount(source.splits[name].labels).tolist() for name in ("train", "test")] == [[3, 3], [3, 3]]
+    assert [np.bincount(of_split(source, name).labels).tolist() for name in ("train", "test")] == [[3, 3], [3, 3]]
 
 
 def test_val_rows_are_the_test_where_there_is_no_other(table):
     source = load_source("csv", table(lines("abab", ["train", "train", "valid", "val"]), 4))
-    assert source.splits["test"].names == ["2.png", "3.png"]
+    assert of_split(source, "test").names == ["2.png", "3.png"]
     source = load_source("csv", table(lines("ababab", ["train", "train", "val", "val", "test", "test"]), 6))
-    assert source.splits["test"].names == ["4.png", "5.png"]
+    assert of_split(source, "test").names == ["4.png", "5.png"]
     assert "2 rows" in source.notes[0]
 
 
