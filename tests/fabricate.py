@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -18,17 +19,8 @@ from find.findings import Finding, Findings, Threshold
 from find.findings import Image as ImageOfStore
 from train.config import Config
 from train.log.runs import Run
-from train.report.schema import (
-    Epoch,
-    Failures,
-    Hardware,
-    Measured,
-    OtherSets,
-    Report,
-    Store,
-    Twins,
-    pack_bits,
-)
+from train.report.schema import Epoch, Failures, Hardware, Measured, OtherSets, Report, Store, Twins, pack_bits
+from train.run_folder import RunFolder
 
 
 def make_config(*overrides: str) -> Config:
@@ -218,6 +210,25 @@ def wait_until(done: Callable[[], bool], process: subprocess.Popen) -> None:
         assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+class Killed(BaseException):
+    """What ends a process as abruptly as a test may."""
+
+
+@contextlib.contextmanager
+def killed_after_two_epochs() -> Iterator[None]:
+    """The run in the body is killed after its second epoch, between the checkpoint and metrics.jsonl."""
+    real = RunFolder.write_metrics
+
+    def write(self: RunFolder, history: list[dict[str, Any]]) -> None:
+        if len(history) == 2:
+            raise Killed
+        real(self, history)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "write_metrics", write)
+        yield
 
 
 def wait_for_epochs(path: Path, epochs: int, process: subprocess.Popen) -> None:

@@ -2,6 +2,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from fabricate import killed_after_two_epochs
 
 from common.synthetic import make_store
 from train.cli import main
@@ -12,10 +13,6 @@ from train.run_folder import RunFolder
 TINY = ["method=shared_mlp", "head.hidden=4", "training.epochs=3", "training.batch_size=64"]
 CONFIG = Config.load(None, TINY)
 TAGS = ["learning_rate", "train/loss", "train/top1", "val/loss", "val/top1"]
-
-
-class Killed(BaseException):
-    """What ends a process as abruptly as a test may."""
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +40,9 @@ def _tensorboard():
 
 
 @pytest.mark.usefixtures("_tensorboard")
-def test_every_epoch_is_there_once_also_after_a_kill(store, tmp_path, monkeypatch):
-    def write(self, history):
-        if len(history) == 2:
-            raise Killed
-        real(self, history)
-
-    real = RunFolder.write_metrics
+def test_every_epoch_is_there_once_also_after_a_kill(store, tmp_path):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RunFolder, "write_metrics", write)
+    with killed_after_two_epochs():
         fit(CONFIG, store, run, print, tensorboard=True)
     assert [epoch for epoch, _ in events_of(run)["val/top1"]] == [1], "the second is in the checkpoint only"
     fit(CONFIG, store, run, print, tensorboard=True)
