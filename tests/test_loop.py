@@ -109,13 +109,6 @@ def test_evaluation_averages_the_logits_of_the_views(tmp_path):
     torch.testing.assert_close(predict(model, task, task.test, 60), (each[0] + each[1]) / 2)
 
 
-def test_standardised_features_come_from_the_training_images(store):
-    model, task, _ = run(store, "head.standardise=true")
-    mean, std = task.statistics()
-    assert torch.equal(model.standardise.mean, mean)
-    assert torch.equal(model.standardise.std, std)
-
-
 def test_bfloat16_learns_as_well(store, monkeypatch):
     monkeypatch.setattr(machine, "fast_bfloat16", lambda device: True)
     model, task, progress = run(store, "training.precision=bfloat16", "training.epochs=8")
