@@ -194,7 +194,7 @@ def test_the_checkpoint_of_another_run_is_refused(done, stopped, store, tmp_path
 @pytest.mark.parametrize("name", ["report.json", "metrics.jsonl", "curves.png"])
 def test_files_of_something_else_are_not_overwritten(store, tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match="holds what is no run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         fit(CONFIG, store, tmp_path, quiet)
     assert (tmp_path / name).read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == [name]

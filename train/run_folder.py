@@ -75,7 +75,7 @@ class RunFolder:
         try:
             return load(Config, self.config)
         except UserError as error:
-            raise UserError(f"{self.path} holds what is no run ({error.message}): choose another --run") from error
+            raise UserError(f"{self.path} is not a run folder ({error.message}): choose another --run") from error
 
     def _read_done(self) -> dict[str, str]:
         try:
