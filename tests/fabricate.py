@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from common.schema import load
@@ -210,6 +212,14 @@ def wait_until(done: Callable[[], bool], process: subprocess.Popen) -> None:
         assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def call(command: click.Command, *arguments: Any, code: int = 0) -> Result:
+    """What a command line gives for these arguments: it ends with this exit code, and without a traceback."""
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
 
 
 class Killed(BaseException):

@@ -7,8 +7,7 @@ import shutil
 
 import pytest
 import torch
-from click.testing import CliRunner
-from fabricate import flip_bit, killed_after_two_epochs
+from fabricate import call, flip_bit, killed_after_two_epochs
 
 from common.errors import UserError
 from common.files import exclusive, write_bytes
@@ -273,9 +272,9 @@ def test_compare_and_log_judge_as_training_does(command, finished, tmp_path):
     (phase / "config.toml").write_text('[plan]\nonce = ["a: method=knn"]\n')
     run = RunFolder(shutil.copytree(finished, tmp_path / "runs/tiny/a-seed0"))
     run.metrics.write_text("damaged")
-    options = [str(run.path)] if command == "compare" else []
-    if command == "log":
-        options = ["--runs", str(tmp_path / "runs"), "--experiments", str(tmp_path / "experiments")]
-    result = CliRunner().invoke(main, [command, *options])
-    assert result.exit_code == 2
+    options = {
+        "compare": [run.path],
+        "log": ["--runs", tmp_path / "runs", "--experiments", tmp_path / "experiments"],
+    }
+    result = call(main, command, *options[command], code=2)
     assert "metrics.jsonl is not what DONE declares" in result.output

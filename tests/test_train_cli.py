@@ -5,12 +5,12 @@ import signal
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
-from fabricate import one_thread, wait_for_epochs
+from fabricate import call, one_thread, wait_for_epochs
 
 from common.synthetic import make_store
 from train.checkpoint import load_head
@@ -22,11 +22,7 @@ TINY = ["head.width=16", "head.layers=1", "head.feed_forward=16", "training.epoc
 SET = [part for setting in TINY for part in ("--set", setting)]
 
 
-def fit(*arguments, code=0):
-    result = CliRunner().invoke(main, ["fit", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
+fit = partial(call, main, "fit")
 
 
 @pytest.fixture(autouse=True)
@@ -185,8 +181,7 @@ def test_what_a_killed_log_left_is_removed(tmp_path):
     for path in left:
         Path(str(path).format(dead.pid)).write_text("half")
     options = ["--experiments", tmp_path / "experiments", "--readme", tmp_path / "README.md", "--runs", tmp_path]
-    result = CliRunner().invoke(main, ["log", *map(str, options)])
-    assert result.exit_code == 0, result.output
+    call(main, "log", *options)
     assert not list(tmp_path.rglob(".*"))
 
 
@@ -226,8 +221,7 @@ def test_a_path_that_cannot_be_is_a_sentence(tmp_path, monkeypatch, option, name
     Path("file").write_text("=")  # no TOML, and no class
     store = make_store(tmp_path / "s.h5").path
     options = {"--store": str(store), "--run": "run", option: name}
-    result = CliRunner().invoke(main, ["fit", *(part for pair in options.items() for part in pair)])
-    assert result.exit_code == 2, result.output
+    result = fit(*(part for pair in options.items() for part in pair), code=2)
     assert result.stderr.startswith(("Error: ", "Usage: ")), result.output
     assert "cannot write" in result.stderr or (option, name) != ("--run", "file/run")
     assert not Path("run").exists()
