@@ -116,7 +116,7 @@ def test_metrics_are_right_for_good_after_a_kill_and_no_leftovers_stay(stopped, 
 @pytest.mark.parametrize("name", ["report.json", "config.toml", "metrics.jsonl", "DONE"])
 def test_what_is_missing_is_made_again_from_the_checkpoint(done, finished, store, name):
     (done.path / name).unlink()
-    with pytest.raises(UserError, match=rf"no {name}(: the command that began the run makes it again|\))"):
+    with pytest.raises(UserError, match=rf"no {name}(: run the training command again|\))"):
         load_run(done.path)
     fit(CONFIG, store, done.path, quiet)
     assert numbers(done.path) == numbers(finished)

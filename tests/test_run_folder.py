@@ -42,7 +42,7 @@ def test_a_changed_file_is_named(run, name):
     (run.path / name).write_text('{"top1": 0.9}')
     with pytest.raises(UserError, match=rf"{name} is not what DONE declares") as refused:
         run.read_finished_report()
-    assert ("move this one file away" in refused.value.message) == (name != "checkpoint.pt")
+    assert ("move it away" in refused.value.message) == (name != "checkpoint.pt")
     assert "delete" not in refused.value.message
 
 
@@ -50,7 +50,7 @@ def test_a_changed_file_is_named(run, name):
 def test_a_missing_file_can_be_made_again(run, name):
     (run.path / name).unlink()
     assert run.find_missing() == [name]
-    with pytest.raises(UserError, match=rf"no {name}: the command that began the run makes it again"):
+    with pytest.raises(UserError, match=rf"no {name}: run the training command again"):
         run.read_finished_report()
 
 
@@ -66,7 +66,7 @@ def test_a_missing_checkpoint_cannot(run):
 )
 def test_a_damaged_done_is_named(run, text):
     run.done.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match="DONE is damaged: remove this one file"):
+    with pytest.raises(UserError, match="DONE is damaged: remove this file"):
         run.read_finished_report()
 
 

@@ -57,7 +57,7 @@ def test_keys_that_a_report_is_too_old_to_have_get_their_defaults(tmp_path):
 
 def test_an_unfinished_run_a_missing_run_and_a_folder_without_a_report_are_refused(tmp_path):
     written(tmp_path / "run/report.json", content())
-    with pytest.raises(UserError, match=r"run is not complete \(it has no DONE\): go on with it"):
+    with pytest.raises(UserError, match=r"run is not complete \(it has no DONE\): run the training command again"):
         load_run(tmp_path / "run")
     with pytest.raises(UserError, match=r"there is no run at .*none: give a run folder, or its report\.json"):
         load_run(tmp_path / "none")

@@ -1,4 +1,4 @@
-"""The runs of a phase on a Ray cluster: each is a task on a node that has room for it, resumable as anywhere."""
+"""The runs of a phase on a Ray cluster: each is a task on a node with free resources, and can be resumed."""
 
 import os
 from collections.abc import Callable, Sequence

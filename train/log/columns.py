@@ -53,7 +53,7 @@ def make_standard_columns(groups: Groups, sets: str) -> list[Column]:
 
 
 def make_time_column(groups: Groups) -> Column:
-    """The mean time of training, and where: in the head where that is the same for all, else in each cell."""
+    """The mean training time; the machine is in the head if it is the same for all groups, else in each cell."""
     machines = {describe_machine(group) for group in groups if group.first.history}
 
     def cell(group: Group) -> str:
