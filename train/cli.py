@@ -156,11 +156,9 @@ def load_config(
     path: Path | None, overrides: Sequence[str], classes: str | None, seed: int | None, device: str | None
 ) -> Config:
     """Load the config of a file (None: the recommended recipe), changed by the options of `fit`."""
-    changes = {"training.seed": seed, "training.device": device}
-    config = Config.load(
-        path or RECOMMENDED,
-        [*overrides, *(f"{key}={value}" for key, value in changes.items() if value is not None)],
-    )
+    options = {"training.seed": seed, "training.device": device}
+    more = [f"{key}={value}" for key, value in options.items() if value is not None]
+    config = Config.load(path or RECOMMENDED, [*overrides, *more])
     if classes is None:
         return config
     # Not by an override, which is split at commas: a class may have one in its name

@@ -75,7 +75,7 @@ def rebuild(experiments: Path, readme: Path, check: bool = False) -> list[Path]:
 
 
 def select(groups: dict[str, list[Group]], phase: str, patterns: list[str], where: Path) -> list[Group]:
-    """Return the groups that match, in the order of the patterns; the names of another phase's have its name in front.
+    """Return the groups that match, in the order of the patterns; a group of another phase is named <phase>/<name>.
 
     Raises UserError where a pattern matches none.
     """
