@@ -116,7 +116,7 @@ def phase(
 @click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN RUN …")
 @click.option("--hard", is_flag=True, help="On the hard sets, whose anomaly is of the set's super-class.")
 def compare(paths: tuple[Path, ...], hard: bool) -> None:
-    """Rank runs on the same sets, and test which differences are significant.
+    """Rank runs on the same sets, and test their differences.
 
     A RUN is a run folder, or a report.json. Runs that differ only in their seeds are one group.
     """
