@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import numpy as np
+import pytest
 import torch
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from common.schema import load
@@ -19,17 +22,8 @@ from find.findings import Finding, Findings, Threshold
 from find.findings import Image as ImageOfStore
 from train.config import Config
 from train.log.runs import Run
-from train.report.schema import (
-    Epoch,
-    Failures,
-    Hardware,
-    Measured,
-    OtherSets,
-    Report,
-    Store,
-    Twins,
-    pack_bits,
-)
+from train.report.schema import Epoch, Failures, Hardware, Measured, OtherSets, Report, Store, Twins, pack_bits
+from train.run_folder import RunFolder
 
 
 def make_config(*overrides: str) -> Config:
@@ -224,6 +218,33 @@ def wait_until(done: Callable[[], bool], process: subprocess.Popen) -> None:
         assert process.poll() is None, "it ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
+
+
+def call(command: click.Command, *arguments: Any, code: int = 0) -> Result:
+    """What a command line gives for these arguments: it ends with this exit code, and without a traceback."""
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+class Killed(BaseException):
+    """What ends a process as abruptly as a test may."""
+
+
+@contextlib.contextmanager
+def killed_after_two_epochs() -> Iterator[None]:
+    """The run in the body is killed after its second epoch, between the checkpoint and metrics.jsonl."""
+    real = RunFolder.write_metrics
+
+    def write(self: RunFolder, history: list[dict[str, Any]]) -> None:
+        if len(history) == 2:
+            raise Killed
+        real(self, history)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "write_metrics", write)
+        yield
 
 
 def wait_for_epochs(path: Path, epochs: int, process: subprocess.Popen) -> None:

@@ -6,15 +6,7 @@ from msgspec.structs import replace
 
 from common.errors import UserError
 from common.schema import to_toml
-from train.checkpoint import (
-    SEAL_BYTES,
-    load_checkpoint,
-    load_head,
-    load_state,
-    require_fitting,
-    save_checkpoint,
-    seal,
-)
+from train.checkpoint import SEAL_BYTES, load_checkpoint, load_head, load_state, require_fitting, save_checkpoint, seal
 from train.config import Config, HeadConfig
 from train.loop import RunState, build_optimizer
 from train.methods import build_method
@@ -77,21 +69,16 @@ def test_it_is_a_zip_file_that_torch_opens_and_equal_content_is_equal_bytes(chec
     assert (tmp_path / "again.pt").read_bytes() == checkpoint.read_bytes()
 
 
-def test_without_a_checkpoint_a_run_begins_anew(tmp_path):
-    assert load_state(tmp_path / "checkpoint.pt", Config(), STORE).history == []
-
-
-def test_a_run_goes_on_with_its_own_config_and_store_only(checkpoint):
-    other = replace(CONFIG, training=replace(CONFIG.training, epochs=7))
+def test_a_run_goes_on_with_its_own_config_and_store_only_but_on_any_device(checkpoint, tmp_path):
+    device, epochs = (
+        replace(CONFIG, training=replace(CONFIG.training, **it)) for it in ({"device": "cuda"}, {"epochs": 7})
+    )
+    assert load_state(checkpoint, device, STORE).history == [record(1)]
+    assert load_state(tmp_path / "checkpoint.pt", CONFIG, STORE).history == [], "without a checkpoint it begins anew"
     with pytest.raises(UserError, match=r"training\.epochs was 4, now 7"):
-        load_state(checkpoint, other, STORE)
+        load_state(checkpoint, epochs, STORE)
     with pytest.raises(UserError, match="identity aaaaaaaaaaaaaaaa, now bbbbbbbbbbbbbbbb"):
         load_state(checkpoint, CONFIG, "b" * 64)
-
-
-def test_a_run_may_go_on_on_another_device(checkpoint):
-    other = replace(CONFIG, training=replace(CONFIG.training, device="cuda"))
-    assert load_state(checkpoint, other, STORE).history == [record(1)]
 
 
 @pytest.mark.parametrize(
@@ -173,16 +160,13 @@ def test_states_of_another_method_are_refused(checkpoint, part, change):
     state = content_of(checkpoint)[part]
     tensors = state if part != "optimizer" else state["state"][0]
     name = next(name for name, value in tensors.items() if value.ndim)
+    changes = {"shape": lambda t: t[:-1], "dtype": lambda t: t.double(), "sparse": lambda t: t.to_sparse()}
     if change == "name":
         tensors["another"] = tensors.pop(name)
     elif part == "optimizer" and change in ("dtype", "sparse"):
         state["state"][0]["step"] = 3
     else:
-        tensors[name] = {
-            "shape": lambda t: t[:-1],
-            "dtype": lambda t: t.double(),
-            "sparse": lambda t: t.to_sparse(),
-        }[change](tensors[name])
+        tensors[name] = changes[change](tensors[name])
     path = rewritten(checkpoint, **{part: state})
     with pytest.raises(UserError, match="is of a method that this version builds otherwise"):
         require_fitting(path, load_state(path, CONFIG, STORE), CONFIG, 16, 4)

@@ -1,7 +1,7 @@
 import sys
 
 import pytest
-from click.testing import CliRunner
+from fabricate import call, killed_after_two_epochs
 
 from common.synthetic import make_store
 from train.cli import main
@@ -12,10 +12,6 @@ from train.run_folder import RunFolder
 TINY = ["method=shared_mlp", "head.hidden=4", "training.epochs=3", "training.batch_size=64"]
 CONFIG = Config.load(None, TINY)
 TAGS = ["learning_rate", "train/loss", "train/top1", "val/loss", "val/top1"]
-
-
-class Killed(BaseException):
-    """What ends a process as abruptly as a test may."""
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +39,9 @@ def _tensorboard():
 
 
 @pytest.mark.usefixtures("_tensorboard")
-def test_every_epoch_is_there_once_also_after_a_kill(store, tmp_path, monkeypatch):
-    def write(self, history):
-        if len(history) == 2:
-            raise Killed
-        real(self, history)
-
-    real = RunFolder.write_metrics
+def test_every_epoch_is_there_once_also_after_a_kill(store, tmp_path):
     run = tmp_path / "run"
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RunFolder, "write_metrics", write)
+    with killed_after_two_epochs():
         fit(CONFIG, store, run, print, tensorboard=True)
     assert [epoch for epoch, _ in events_of(run)["val/top1"]] == [1], "the second is in the checkpoint only"
     fit(CONFIG, store, run, print, tensorboard=True)
@@ -65,12 +54,10 @@ def test_every_epoch_is_there_once_also_after_a_kill(store, tmp_path, monkeypatc
 @pytest.mark.usefixtures("_tensorboard")
 def test_a_complete_run_gets_events_when_asked_for_them_later(store, tmp_path):
     run = tmp_path / "run"
-    command = ["fit", "--store", str(store.path), "--run", str(run)]
-    command += [part for pair in TINY for part in ("--set", pair)]
-    assert CliRunner().invoke(main, command).exit_code == 0
+    command = ["fit", "--store", store.path, "--run", run, *(part for pair in TINY for part in ("--set", pair))]
+    call(main, *command)
     assert not list(run.glob("events*"))
-    result = CliRunner().invoke(main, [*command, "--tensorboard"])
-    assert result.exit_code == 0, result.stderr
+    call(main, *command, "--tensorboard")
     assert events_of(run) == expected(run)
 
 
@@ -79,7 +66,6 @@ def test_without_tensorboard_nothing_is_begun(store, tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     run = tmp_path / "run"
-    result = CliRunner().invoke(main, ["fit", "--store", str(store.path), "--run", str(run), "--tensorboard"])
-    assert result.exit_code == 2
+    result = call(main, "fit", "--store", store.path, "--run", run, "--tensorboard", code=2)
     assert "pip install tensorboard" in result.stderr
     assert not run.exists()

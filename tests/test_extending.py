@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from fabricate import call
 
 import extract
 import train.methods
@@ -49,13 +49,11 @@ def test_a_method_is_one_file_and_one_line(added, tmp_path):
     name = added("A method", train.methods, METHODS)
     run, store = tmp_path / "run", make_store(tmp_path / "s.h5").path
     command = ["fit", "--store", store, "--run", run, "--set", f"method={name}", "--set", "distance.standardise=true"]
-    result = CliRunner().invoke(main, [str(part) for part in command])
-    assert result.exit_code == 0, result.output
+    call(main, *command)
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert report["test"]["top1"] > 0.5
     assert report["config"]["method"] == name
-    refused = CliRunner().invoke(main, [str(part) for part in (*command, "--set", "distance.metric=l2")])
-    assert refused.exit_code == 2
+    refused = call(main, *command, "--set", "distance.metric=l2", code=2)
     assert f'distance.metric=l2 does nothing for the method "{name}"' in refused.output
 
 
@@ -63,8 +61,7 @@ def test_a_source_and_a_backbone_kind_are_one_file_and_one_line_each(added, tmp_
     source, kind = added("An image source", extract, SOURCES), added("A backbone kind", extract, KINDS)
     store = tmp_path / "s.h5"
     command = ["features", "--dataset", source, "--backbone", f"{kind}:4", "--weights", "random", "--store", store]
-    result = CliRunner().invoke(extract_main, [str(part) for part in command])
-    assert result.exit_code == 0, result.output
+    call(extract_main, *command)
     made = FeatureStore.open(store)
     assert made.features.shape == (1, 80, 16)
     assert made.class_names == ["square", "frame"]

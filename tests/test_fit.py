@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from click.testing import CliRunner
+from fabricate import call, flip_bit, killed_after_two_epochs
 
 from common.errors import UserError
 from common.files import exclusive, write_bytes
@@ -38,10 +38,6 @@ def no_slow_pictures():
         yield
 
 
-class Killed(BaseException):
-    """What ends a process as abruptly as a test may."""
-
-
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("store") / "s.h5")
@@ -56,17 +52,8 @@ def finished(store, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def begun(store, tmp_path_factory):
-    """A run that was killed after its second epoch, between the checkpoint and metrics.jsonl."""
     folder = tmp_path_factory.mktemp("begun") / "run"
-
-    def write(self, history):
-        if len(history) == 2:
-            raise Killed
-        real(self, history)
-
-    real = RunFolder.write_metrics
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(RunFolder, "write_metrics", write)
+    with killed_after_two_epochs():
         fit(CONFIG, store, folder, quiet)
     return folder
 
@@ -75,6 +62,12 @@ def begun(store, tmp_path_factory):
 def done(finished, tmp_path):
     """A copy of the finished run."""
     return RunFolder(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture
+def stopped(begun, tmp_path):
+    """A copy of the run that was killed."""
+    return RunFolder(shutil.copytree(begun, tmp_path / "stopped"))
 
 
 def quiet(_):
@@ -100,36 +93,30 @@ def changed_json(path, change):
     path.write_text(json.dumps(content))
 
 
-def test_a_finished_run_has_all_its_files_and_no_others(finished):
-    names = {"config.toml", "metrics.jsonl", "checkpoint.pt", "report.json", "DONE"} | PICTURES
-    assert {path.name for path in finished.iterdir()} == names
-
-
-def test_the_report_comes_back_and_is_the_same_when_asked_again(finished, store):
-    said = []
-    assert fit(CONFIG, store, finished, said.append) == RunFolder(finished).read_report()
-    assert said[0].startswith("complete: ")
-
-
-def test_a_complete_run_is_reported_where_nothing_can_be_written(done, store, monkeypatch):
+def test_a_complete_run_is_reported_and_nothing_is_written(finished, store, monkeypatch):
     def locked(*_):
         raise AssertionError("a lock was asked for")
 
     monkeypatch.setattr("train.fit.exclusive", locked)
-    assert fit(CONFIG, store, done.path, quiet).best_epoch
+    lines, before = [], {file: file.stat().st_mtime_ns for file in finished.iterdir()}
+    assert fit(CONFIG, store, finished, lines.append) == RunFolder(finished).read_report()
+    assert lines[0].startswith("complete: ")
+    assert before == {file: file.stat().st_mtime_ns for file in finished.iterdir()}
 
 
-def test_metrics_are_right_for_good_after_a_kill(begun, finished, store, tmp_path):
-    run = shutil.copytree(begun, tmp_path / "run")
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
-    fit(CONFIG, store, run, quiet)
-    assert numbers(run) == numbers(finished)
+def test_metrics_are_right_for_good_after_a_kill_and_no_leftovers_stay(stopped, finished, store):
+    assert len(stopped.metrics.read_text().splitlines()) == 1
+    for name in (".checkpoint.1-0a1b2c3d.pt", ".report.99999999-0a1b2c3d.json", ".lock"):
+        (stopped.path / name).write_text("")
+    fit(CONFIG, store, stopped.path, quiet)
+    assert numbers(stopped.path) == numbers(finished)
+    assert not list(stopped.path.glob(".*"))
 
 
-@pytest.mark.parametrize("name", ["report.json", "config.toml", "metrics.jsonl"])
+@pytest.mark.parametrize("name", ["report.json", "config.toml", "metrics.jsonl", "DONE"])
 def test_what_is_missing_is_made_again_from_the_checkpoint(done, finished, store, name):
     (done.path / name).unlink()
-    with pytest.raises(UserError, match=rf"no {name}: the command that began the run makes it again"):
+    with pytest.raises(UserError, match=rf"no {name}(: run the training command again|\))"):
         load_run(done.path)
     fit(CONFIG, store, done.path, quiet)
     assert numbers(done.path) == numbers(finished)
@@ -167,18 +154,15 @@ def test_a_report_of_another_run_is_refused(done, store):
 
 
 def test_a_damaged_checkpoint_of_a_complete_run_is_refused(done, store):
-    data = bytearray(done.checkpoint.read_bytes())
-    data[data.index(b"shared_mlp")] ^= 1
-    done.checkpoint.write_bytes(data)
+    flip_bit(done.checkpoint, done.checkpoint.read_bytes().index(b"shared_mlp"))
     for judge in (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path)):
         with pytest.raises(UserError, match=r"checkpoint\.pt is not .* the report beside it is sound"):
             judge()
 
 
-def test_another_seed_or_store_is_refused(done, begun, store, tmp_path):
-    unfinished = shutil.copytree(begun, tmp_path / "begun")
+def test_another_seed_or_store_is_refused(done, stopped, store, tmp_path):
     other_store = make_store(tmp_path / "other.h5", seed=1)
-    for run in (done.path, unfinished):
+    for run in (done.path, stopped.path):
         before = contents(run)
         with pytest.raises(UserError, match=r"training\.seed was 0, now 1"):
             fit(OTHER, store, run, quiet)
@@ -188,9 +172,8 @@ def test_another_seed_or_store_is_refused(done, begun, store, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "seed = 3", "[training]\nseed = 1\n", "method =", "\0"])
-def test_a_config_of_another_run_is_refused(done, begun, store, tmp_path, text):
-    unfinished = RunFolder(shutil.copytree(begun, tmp_path / "begun"))
-    for run in (done, unfinished):
+def test_a_config_of_another_run_is_refused(done, stopped, store, text):
+    for run in (done, stopped):
         run.config.write_text(text)
         before = contents(run.path)
         with pytest.raises(UserError, match=r"config"):
@@ -198,60 +181,39 @@ def test_a_config_of_another_run_is_refused(done, begun, store, tmp_path, text):
         assert contents(run.path) == before
 
 
-def test_the_checkpoint_of_another_run_is_refused(finished, begun, store, tmp_path):
+def test_the_checkpoint_of_another_run_is_refused(done, stopped, store, tmp_path):
     fit(OTHER, store, tmp_path / "other", quiet)
-    for run in (finished, begun):
-        copy = RunFolder(shutil.copytree(run, tmp_path / f"{run.parent.name}"))
-        shutil.copy(tmp_path / "other/checkpoint.pt", copy.checkpoint)
+    for run in (done, stopped):
+        shutil.copy(tmp_path / "other/checkpoint.pt", run.checkpoint)
         for config in (CONFIG, OTHER):
             with pytest.raises(UserError, match=r"checkpoint\.pt is not what DONE declares|begun with another config"):
-                fit(config, store, copy.path, quiet)
+                fit(config, store, run.path, quiet)
 
 
 @pytest.mark.parametrize("name", ["report.json", "metrics.jsonl", "curves.png"])
 def test_files_of_something_else_are_not_overwritten(store, tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match="holds what is no run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         fit(CONFIG, store, tmp_path, quiet)
     assert (tmp_path / name).read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_flipped_bit_in_an_unfinished_run_is_refused_and_the_advice_helps(begun, finished, store, tmp_path):
-    run = RunFolder(shutil.copytree(begun, tmp_path / "run"))
-    data = bytearray(run.checkpoint.read_bytes())
-    data[len(data) // 2] ^= 1
-    run.checkpoint.write_bytes(data)
+def test_a_flipped_bit_in_an_unfinished_run_is_refused_and_the_advice_helps(stopped, finished, store, tmp_path):
+    flip_bit(stopped.checkpoint, stopped.checkpoint.stat().st_size // 2)
     with pytest.raises(UserError, match="move this one file away, and the same command trains the run from its first"):
-        fit(CONFIG, store, run.path, quiet)
-    run.checkpoint.rename(tmp_path / "away.pt")
-    fit(CONFIG, store, run.path, quiet)
-    assert numbers(run.path) == numbers(finished)
-
-
-def test_a_lost_done_is_written_again(finished, store, tmp_path):
-    run = RunFolder(shutil.copytree(finished, tmp_path / "run"))
-    run.done.unlink()
-    fit(CONFIG, store, run.path, quiet)
-    assert numbers(run.path) == numbers(finished)
-    assert load_run(run.path)
+        fit(CONFIG, store, stopped.path, quiet)
+    stopped.checkpoint.rename(tmp_path / "away.pt")
+    fit(CONFIG, store, stopped.path, quiet)
+    assert numbers(stopped.path) == numbers(finished)
 
 
 @pytest.mark.parametrize("name", ["DONE", "config.toml", "checkpoint.pt", "report.json", "metrics.jsonl"])
-def test_a_folder_where_a_file_should_be_is_one_sentence(finished, store, tmp_path, name):
-    run = shutil.copytree(finished, tmp_path / "run")
-    (run / name).unlink()
-    (run / name).mkdir()
+def test_a_folder_where_a_file_should_be_is_one_sentence(done, store, name):
+    (done.path / name).unlink()
+    (done.path / name).mkdir()
     with pytest.raises(UserError, match=name):
-        fit(CONFIG, store, run, quiet)
-
-
-def test_leftovers_go_and_none_are_made(begun, store, tmp_path):
-    run = shutil.copytree(begun, tmp_path / "run")
-    for name in (".checkpoint.1-0a1b2c3d.pt", ".report.99999999-0a1b2c3d.json", ".lock"):
-        (run / name).write_text("")
-    fit(CONFIG, store, run, quiet)
-    assert not list(run.glob(".*"))
+        fit(CONFIG, store, done.path, quiet)
 
 
 @pytest.mark.parametrize(
@@ -310,9 +272,9 @@ def test_compare_and_log_judge_as_training_does(command, finished, tmp_path):
     (phase / "config.toml").write_text('[plan]\nonce = ["a: method=knn"]\n')
     run = RunFolder(shutil.copytree(finished, tmp_path / "runs/tiny/a-seed0"))
     run.metrics.write_text("damaged")
-    options = [str(run.path)] if command == "compare" else []
-    if command == "log":
-        options = ["--runs", str(tmp_path / "runs"), "--experiments", str(tmp_path / "experiments")]
-    result = CliRunner().invoke(main, [command, *options])
-    assert result.exit_code == 2
+    options = {
+        "compare": [run.path],
+        "log": ["--runs", tmp_path / "runs", "--experiments", tmp_path / "experiments"],
+    }
+    result = call(main, command, *options[command], code=2)
     assert "metrics.jsonl is not what DONE declares" in result.output

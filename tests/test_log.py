@@ -4,8 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-from fabricate import has_margin
+from fabricate import call, has_margin
 from msgspec import structs
 from PIL import Image
 
@@ -19,6 +18,7 @@ from train.report.schema import Proportion
 from train.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
+EXPERIMENT_LOG = "experiments/tiny/experiment_log.md"
 CONFIG = """# A tiny phase.
 #
 # Expected: seconds.
@@ -62,9 +62,7 @@ def made(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.report.write._draw", lambda *_: None)
-        arguments = ["phase", phase / "config.toml", "--store", store.path, "--runs", folder / "runs"]
-        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == 0, result.output
+        call(main, "phase", phase / "config.toml", "--store", store.path, "--runs", folder / "runs")
     return folder
 
 
@@ -91,24 +89,33 @@ def complete(logged, tmp_path, monkeypatch):
 
 def log(folder, *options, code=0):
     places = {"--runs": "runs", "--experiments": "experiments", "--readme": "README.md"}
-    arguments = [part for option, name in places.items() for part in (option, str(folder / name))]
-    result = CliRunner().invoke(main, ["log", *arguments, *options])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
+    arguments = [part for option, name in places.items() for part in (option, folder / name)]
+    return call(main, "log", *arguments, *options, code=code)
 
 
 def texts(folder):
     return {path: path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.suffix in (".md", ".toml")}
 
 
+def read(folder, name):
+    return (folder / name).read_text(encoding="utf-8")
+
+
+def change_report(path, change):
+    """Change the report of a run, which is then complete again."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    change(report)
+    path.write_text(json.dumps(report), encoding="utf-8")
+    RunFolder(path.parent).mark_done()
+
+
 def report(folder, name):
-    return json.loads((folder / f"runs/tiny/{name}/report.json").read_text(encoding="utf-8"))
+    return json.loads(read(folder, f"runs/tiny/{name}/report.json"))
 
 
 def test_every_block_is_filled_and_the_prose_is_left(logged):
     folder, result = logged
-    text = (folder / "experiments/tiny/experiment_log.md").read_text(encoding="utf-8")
+    text = read(folder, EXPERIMENT_LOG)
     blocks = {header.split()[0]: content for header, content in BLOCK.findall(text)}
     assert list(blocks) == list(BLOCKS)
     assert [name for name, content in blocks.items() if len(content) < 40] == []
@@ -121,11 +128,10 @@ def test_every_block_is_filled_and_the_prose_is_left(logged):
 
 def test_the_numbers_are_those_of_the_reports(logged):
     folder, _ = logged
-    blocks = dict(BLOCK.findall((folder / "experiments/tiny/experiment_log.md").read_text(encoding="utf-8")))
+    blocks = dict(BLOCK.findall(read(folder, EXPERIMENT_LOG)))
     heads = [report(folder, f"head-seed{seed}") for seed in (0, 1)]
     mean = sum(100 * each["test"]["top1"] for each in heads) / 2
-    for name in ("comparison *", "ranking *", "summary *"):
-        assert f"**{mean:.2f} ± " in blocks[name]
+    assert all(f"**{mean:.2f} ± " in blocks[name] for name in ("comparison *", "ranking *", "summary *"))
     nearest = report(folder, "nearest-seed0")
     assert f"**{100 * nearest['hard']['top1']:.2f}**" in blocks["hard *"]
     assert f"| {100 * nearest['beyond']['set_size']['5']['top1']:.2f} |" in blocks["sizes *"]
@@ -155,8 +161,7 @@ def test_charts_are_drawn_beside_the_log(logged):
     folder, _ = logged
     charts = {path.name for path in (folder / "experiments/tiny").glob("*.png")}
     assert charts == {"comparison.png", "curves.png", "pace.png", "failures.png"}
-    text = (folder / "experiments/tiny/experiment_log.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"!\[.*?\]\((.*?)\)", text)) == charts
+    assert set(re.findall(r"!\[.*?\]\((.*?)\)", read(folder, EXPERIMENT_LOG))) == charts
     for name in charts:
         with Image.open(folder / "experiments/tiny" / name) as picture:
             assert len(picture.convert("RGB").getcolors(2**24)) > 10, f"{name} is empty"
@@ -165,22 +170,20 @@ def test_charts_are_drawn_beside_the_log(logged):
 
 def test_the_config_says_what_was_measured_and_still_loads(logged):
     folder, _ = logged
-    text = (folder / "experiments/tiny/config.toml").read_text(encoding="utf-8")
+    text = read(folder, "experiments/tiny/config.toml")
     assert re.sub(r"^# Measured: .*$", "# Measured: nothing yet", text, flags=re.M) == CONFIG
-    mean = (
-        sum(100 * report(folder, f"{name}-seed{seed}")["test"]["top1"] for name, seed in (("head", 0), ("head", 1))) / 2
-    )
+    mean = sum(100 * report(folder, f"head-seed{seed}")["test"]["top1"] for seed in (0, 1)) / 2
     assert re.search(rf"^# Measured: 5 runs, \d+ min of .*; head {mean:.2f} % test top-1, mean of 2$", text, re.M)
 
 
 def test_a_readme_may_have_blocks_of_any_phase(logged):
     folder, _ = logged
-    text = (folder / "README.md").read_text(encoding="utf-8")
+    text = read(folder, "README.md")
     assert re.findall(r"^\| ([\w/]+) \|", text, re.M) == ["method", "tiny/nearest", "tiny/head"], "in their order"
     assert text.startswith("# It\n")
     assert text.endswith("\n<!-- end -->\nThe end.\n")
     assert "old" not in text
-    assert "5 runs" in (folder / "experiments/README.md").read_text(encoding="utf-8")
+    assert "5 runs" in read(folder, "experiments/README.md")
 
 
 def test_a_second_time_nothing_changes_and_the_check_is_content(folder):
@@ -191,7 +194,7 @@ def test_a_second_time_nothing_changes_and_the_check_is_content(folder):
     assert texts(folder) == before
 
 
-@pytest.mark.parametrize("name", ["experiments/tiny/experiment_log.md", "README.md", "experiments/tiny/config.toml"])
+@pytest.mark.parametrize("name", [EXPERIMENT_LOG, "README.md", "experiments/tiny/config.toml"])
 def test_a_number_that_was_changed_by_hand_is_noticed_and_left(complete, name):
     path = complete / name
     number = re.search(r"\d\d\.\d\d", path.read_text(encoding="utf-8"))[0]
@@ -220,7 +223,7 @@ def test_the_check_needs_the_collected_reports_alone(complete):
     ],
 )
 def test_a_block_that_cannot_be_made_is_one_sentence(folder, block, sentence):
-    path = folder / "experiments/tiny/experiment_log.md"
+    path = folder / EXPERIMENT_LOG
     path.write_text(f"<!-- generated: {block} -->\nas it was\n<!-- end -->\n", encoding="utf-8")
     result = log(folder, code=2 if sentence else 0)
     if sentence:
@@ -230,25 +233,17 @@ def test_a_block_that_cannot_be_made_is_one_sentence(folder, block, sentence):
         assert "as it was" not in path.read_text(encoding="utf-8")
 
 
-def test_a_run_that_is_not_in_the_plan_is_left_out(folder):
+def test_a_run_that_is_not_in_the_plan_is_left_out_but_not_one_from_another_store(folder):
     runs = folder / "runs/tiny"
-    shutil.copytree(runs / "nearest-seed0", runs / "tried-seed0")
-    shutil.copytree(runs / "nearest-seed0", runs / "nearest-seed7")
-    shutil.copytree(runs / "nearest-seed0", runs / "begun-seed0")
+    for name in ("tried-seed0", "nearest-seed7", "begun-seed0", "nearest@other-store-seed0"):
+        shutil.copytree(runs / "nearest-seed0", runs / name)
     (runs / "begun-seed0/DONE").unlink()
     lines = log(folder).stderr.splitlines()
     left_out = [line for line in lines if line.startswith("left out: ")]
     assert len(left_out) == 2
     assert f"{runs / 'tried-seed0'}, which is not in the plan of" in "".join(left_out)
-    assert len(list((folder / "experiments/tiny/runs").iterdir())) == 5
-
-
-def test_a_run_from_one_of_several_stores_is_the_one_of_the_plan(folder):
-    runs = folder / "runs/tiny"
-    shutil.copytree(runs / "nearest-seed0", runs / "nearest@other-store-seed0")
-    collected = list(collect(folder / "runs", folder / "experiments"))
-    assert f"collected: {folder / 'experiments/tiny/runs/nearest@other-store-seed0.json'}" in collected
-    assert not any("left out" in line for line in collected)
+    assert len(list((folder / "experiments/tiny/runs").iterdir())) == 6
+    assert f"collected: {folder / 'experiments/tiny/runs/nearest@other-store-seed0.json'}" in lines
 
 
 def test_a_run_of_another_config_than_the_plan_has_now_is_refused(folder):
@@ -261,19 +256,13 @@ def test_a_run_of_another_config_than_the_plan_has_now_is_refused(folder):
 def test_a_run_in_an_arithmetic_that_the_plan_leaves_open_is_the_one_of_the_plan(folder):
     """Runs of before configs said "auto" are not made again."""
     for path in (folder / "runs/tiny").glob("*/report.json"):
-        report = json.loads(path.read_text(encoding="utf-8"))
-        report["config"]["training"]["precision"] = "bfloat16"
-        path.write_text(json.dumps(report), encoding="utf-8")
-        RunFolder(path.parent).mark_done()
+        change_report(path, lambda report: report["config"]["training"].update(precision="bfloat16"))
     assert any("collected" in line for line in collect(folder / "runs", folder / "experiments"))
 
 
 def test_a_report_that_was_made_again_replaces_the_old_one(complete):
     path = complete / "runs/tiny/nearest-seed0/report.json"
-    changed = json.loads(path.read_text(encoding="utf-8"))
-    changed["seconds"] += 60
-    path.write_text(json.dumps(changed), encoding="utf-8")
-    RunFolder(path.parent).mark_done()
+    change_report(path, lambda report: report.update(seconds=report["seconds"] + 60))
     target = complete / "experiments/tiny/runs/nearest-seed0.json"
     assert list(collect(complete / "runs", complete / "experiments")) == [f"collected: {target}"]
     assert target.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")

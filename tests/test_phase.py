@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from click.testing import CliRunner
-from fabricate import one_thread, wait_for_epochs
+from fabricate import call, one_thread, wait_for_epochs
 
 from common.files import exclusive
 from common.synthetic import make_store
@@ -34,13 +33,6 @@ once = ["nearest: method=knn", "nearest-l2: method=knn distance.metric=l2"]
 RUNS = ["head-seed0", "chance-seed0", "nearest-seed0", "nearest-l2-seed0", "head-seed1", "chance-seed1"]
 
 
-def call(command, *arguments, code=0):
-    result = CliRunner().invoke(main, [command, *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
-
-
 def write_plan(folder, text=PLAN):
     folder.mkdir()
     path = folder / "config.toml"
@@ -64,7 +56,7 @@ def finished(tmp_path_factory):
     """A phase that was made once: its config, the options of its command, its folder, and what was said."""
     folder = tmp_path_factory.mktemp("phase")
     options = (write_plan(folder / "tiny"), "--store", small_store(folder / "s.h5"), "--runs", folder / "runs")
-    return options, folder / "runs/tiny", call("phase", *options)
+    return options, folder / "runs/tiny", call(main, "phase", *options)
 
 
 @pytest.fixture
@@ -88,7 +80,7 @@ def test_all_runs_of_the_plan_are_made_by_their_configs(finished):
 def test_the_second_call_only_reports(finished):
     options, folder, _ = finished
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
-    assert call("phase", *options).stderr.count("complete: ") == 6
+    assert call(main, "phase", *options).stderr.count("complete: ") == 6
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
 
 
@@ -97,24 +89,24 @@ def test_what_another_process_is_at_work_on_is_left_to_it(store, tmp_path):
     options = (plan, "--store", store, "--runs", tmp_path / "runs")
     a, b = (RunFolder(tmp_path / "runs/tiny" / name) for name in ("a-seed0", "b-seed0"))
     with exclusive(a.path, "held"):
-        assert f"another process is at work on {a.path}" in call("phase", *options).stderr
+        assert f"another process is at work on {a.path}" in call(main, "phase", *options).stderr
     assert (a.is_done, b.is_done) == (False, True)
-    call("phase", *options)
+    call(main, "phase", *options)
     assert a.is_done
 
 
 def test_only_the_runs_that_match_are_made(store, tmp_path):
     options = (write_plan(tmp_path / "tiny"), "--store", store, "--runs", tmp_path / "runs")
-    call("phase", *options, "--only", "nearest*")
+    call(main, "phase", *options, "--only", "nearest*")
     assert {path.name for path in (tmp_path / "runs/tiny").iterdir()} == {"nearest-seed0", "nearest-l2-seed0"}
-    refused = call("phase", *options, "--only", "neerest", code=2)
+    refused = call(main, "phase", *options, "--only", "neerest", code=2)
     assert "matches neerest: give --only a name of its [plan], or a pattern" in refused.output
 
 
 def test_from_several_stores_each_run_is_made_and_named_after_the_store(store, tmp_path):
     other = small_store(tmp_path / "other.h5", seed=1)
     plan = write_plan(tmp_path / "tiny", '[plan]\nseeds = 2\nruns = ["a: method=random"]\nonce = ["b: method=knn"]')
-    call("phase", plan, "--store", store, "--store", other, "--runs", tmp_path / "runs")
+    call(main, "phase", plan, "--store", store, "--store", other, "--runs", tmp_path / "runs")
     folders = sorted((tmp_path / "runs/tiny").iterdir())
     assert {path.name for path in folders} == {
         *("a@s-seed0", "a@s-seed1", "b@s-seed0"),
@@ -134,23 +126,17 @@ def test_from_several_stores_each_run_is_made_and_named_after_the_store(store, t
     ],
 )
 def test_a_mistake_in_the_plan_is_one_sentence_before_anything_is_made(store, tmp_path, plan, sentence):
-    result = call("phase", write_plan(tmp_path / "tiny", plan), "--store", store, "--runs", tmp_path / "runs", code=2)
+    result = call(
+        main, "phase", write_plan(tmp_path / "tiny", plan), "--store", store, "--runs", tmp_path / "runs", code=2
+    )
     assert sentence in result.output
     assert result.output.startswith("Error: ")
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_changed_plan_does_not_go_on_with_old_runs(finished):
-    options, folder, _ = finished
-    result = call("phase", *options, "--set", "data.val_fraction=0.2", code=2)
-    assert (
-        f"{folder / 'head-seed0'} was begun with another config (data.val_fraction was 0.1, now 0.2)" in result.output
-    )
-
-
 def test_compare_ranks_the_runs_of_a_phase(finished):
     _, folder, _ = finished
-    text = call("compare", *folder.iterdir()).stdout
+    text = call(main, "compare", *folder.iterdir()).stdout
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
     assert {row[0].strip("| ") for row in rows[1:]} == {"head", "chance", "nearest", "nearest-l2"}
     assert [row[2] for row in rows[1:] if "head" in row[0] or "chance" in row[0]] == ["2", "2"]
@@ -158,19 +144,19 @@ def test_compare_ranks_the_runs_of_a_phase(finished):
     top1 = 100 * json.loads((folder / "nearest-seed0/report.json").read_text())["test"]["top1"]
     assert f"**{top1:.2f}**" in text
     assert "n = 48 test sets each" in text
-    assert "48 hard sets each" in call("compare", "--hard", *folder.iterdir()).stdout
+    assert "48 hard sets each" in call(main, "compare", "--hard", *folder.iterdir()).stdout
 
 
 def test_compare_refuses_what_was_not_measured_on_the_same_sets(finished, store, tmp_path):
     _, folder, _ = finished
     other = write_plan(tmp_path / "other", '[data]\nset_size = 5\n\n[plan]\nonce = ["five: method=knn"]')
-    call("phase", other, "--store", store, "--runs", tmp_path)
+    call(main, "phase", other, "--store", store, "--runs", tmp_path)
     five = tmp_path / "other/five-seed0"
-    result = call("compare", folder / "nearest-seed0", five, code=2)
+    result = call(main, "compare", folder / "nearest-seed0", five, code=2)
     assert "nearest and five were measured on different test sets" in result.output
     (five / "DONE").unlink()
-    assert "is not complete" in call("compare", folder / "nearest-seed0", five, code=2).output
-    assert "there is no run at nowhere" in call("compare", "nowhere", code=2).output
+    assert "is not complete" in call(main, "compare", folder / "nearest-seed0", five, code=2).output
+    assert "there is no run at nowhere" in call(main, "compare", "nowhere", code=2).output
 
 
 def test_a_killed_phase_ends_equal_to_one_that_was_not(store, tmp_path):
@@ -185,7 +171,7 @@ def test_a_killed_phase_ends_equal_to_one_that_was_not(store, tmp_path):
     assert not list((tmp_path / "killed").rglob("DONE"))
     with one_thread():
         for name in ("killed", "whole"):
-            call(*command[3:], tmp_path / name)
+            call(main, *command[3:], tmp_path / name)
     for run in ("head-seed0", "nearest-seed0"):
         killed, whole = (
             json.loads((tmp_path / name / "tiny" / run / "report.json").read_text()) for name in ("killed", "whole")

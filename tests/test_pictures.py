@@ -32,7 +32,6 @@ PLOTS = {
     "mistakes": lambda path: plot_mistakes(some_sets(3)[0], 1234, path),
     "mistakes without pictures": lambda path: plot_mistakes(some_sets(2, pictures=False)[0], 2, path),
     "no mistakes": lambda path: plot_mistakes(some_sets(0)[0], 0, path),
-    "no attention": lambda path: plot_attention(*some_sets(0), path),
 }
 
 

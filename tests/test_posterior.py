@@ -6,7 +6,7 @@ import torch
 from scipy.stats import multivariate_normal
 
 from common.synthetic import make_store
-from train.config import Config
+from train.config import Config, DataConfig
 from train.gaussian import log_density_ratio
 from train.loop import RunState, evaluate, train
 from train.methods import build_method
@@ -15,6 +15,11 @@ from train.task import prepare
 
 SHARED = ["training.images_per_class=10", "training.class_loss=1", "training.batch_size=60", "head.hidden=32"]
 QUICK = ["training.epochs=30", "training.learning_rate=0.01", "training.warmup_epochs=1", "head.standardise=true"]
+
+
+def trained(task, *settings):
+    """A method that was trained quickly, in batches that share their images."""
+    return train(Config.load(None, [*SHARED, *QUICK, *settings]), task, RunState(), lambda progress: None)
 
 
 def test_the_score_is_bayes_rule_written_out():
@@ -68,29 +73,24 @@ def test_the_density_ratio_is_that_of_gaussians():
 @pytest.mark.parametrize("name", ["posterior", "deep_plda"])
 def test_it_learns_from_batches_that_share_images(name, tmp_path):
     task = prepare(make_store(tmp_path / "s.h5", views=2, spread=0.6), Config().data)
-    config = Config.load(None, [f"method={name}", *SHARED, *QUICK])
-    found = [train(config, task, RunState(), lambda progress: None) for _ in range(2)]
-    assert evaluate(found[0], task, task.test, 100)["top1"] > 0.9
-    assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in found), strict=True))
+    models = [trained(task, f"method={name}") for _ in range(2)]
+    assert evaluate(models[0], task, task.test, 100)["top1"] > 0.9
+    assert all(torch.equal(a, b) for a, b in zip(*(model.state_dict().values() for model in models), strict=True))
 
 
 def test_deep_plda_finds_the_anomaly_among_classes_never_seen(tmp_path):
     store = make_store(tmp_path / "s.h5", classes=12, feature_dim=24, spread=0.5)
-    config = Config.load(None, ["method=deep_plda", "data.unseen_classes=4", *SHARED, *QUICK])
-    task = prepare(store, config.data)
-    model = train(config, task, RunState(), lambda progress: None)
-    assert evaluate(model, task, task.test, 100)["top1"] > 0.8
+    task = prepare(store, DataConfig(unseen_classes=4))
+    assert evaluate(trained(task, "method=deep_plda"), task, task.test, 100)["top1"] > 0.8
 
 
 def test_class_loss_makes_the_posteriors_those_of_the_classes(tmp_path):
     task = prepare(make_store(tmp_path / "s.h5"), Config().data)
-    config = Config.load(None, ["method=posterior", *SHARED, *QUICK, "training.set_loss=0"])
-    model = train(config, task, RunState(), lambda progress: None).eval()
-    rows = task.test_images.rows
+    model = trained(task, "method=posterior", "training.set_loss=0").eval()
     labels = np.repeat(np.arange(len(task.train.classes)), task.test_images.counts)
     with torch.inference_mode():
-        found = model.encode(task.gather(rows[None])[0]).argmax(-1).numpy()
-    assert (found == labels).mean() > 0.9
+        predicted = model.encode(task.gather(task.test_images.rows[None])[0]).argmax(-1).numpy()
+    assert (predicted == labels).mean() > 0.9
 
 
 def test_inputs_hold_each_image_of_the_sets_once_with_its_class(tmp_path):

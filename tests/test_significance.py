@@ -30,6 +30,20 @@ def group(name, *solved, method="transformer", width=256, **options):
     return made
 
 
+def split_group(method, *runs):
+    """A group of runs, each of a part of the sets that it solves, a seed and a split."""
+    (made,) = group_runs(
+        make_run(
+            f"{method}-seed{seed}",
+            solving(part),
+            *(f"method={method}", f"training.seed={seed}", f"data.split_seed={split}"),
+            sets=f"of split {split}",
+        )
+        for part, seed, split in runs
+    )
+    return made
+
+
 def difference(first, second):
     """The difference of two groups, alone."""
     return differences([(first, second)])[0]
@@ -92,44 +106,18 @@ def test_a_method_without_seeds_meets_every_seed_of_another():
 
 
 def test_runs_of_a_split_meet_those_of_the_same_split():
-    runs = {}
-    for name, method, parts in (("head", "transformer", (0.9, 0.8)), ("knn", "knn", (0.7, 0.6))):
-        runs[name] = group_runs(
-            make_run(
-                f"{name}-seed{seed}",
-                solving(part),
-                f"method={method}",
-                f"training.seed={seed}",
-                f"data.split_seed={seed}",
-                sets=f"of split {seed}",
-            )
-            for seed, part in enumerate(parts)
-        )[0]
-    gap = difference(runs["head"], runs["knn"])
+    head, knn = split_group("transformer", (0.9, 0, 0), (0.8, 1, 1)), split_group("knn", (0.7, 0, 0), (0.6, 1, 1))
+    gap = difference(head, knn)
     assert (gap.only_first, gap.only_second) == (80, 0)
-    changes = ["method=knn", "training.seed=1", "data.split_seed=1"]
-    (second_only,) = group_runs([make_run("knn-seed1", solving(0.85), *changes, sets="of split 1")])
     with pytest.raises(UserError, match="different test sets"):
-        difference(runs["head"], second_only)  # of one split only
+        difference(head, split_group("knn", (0.85, 1, 1)))  # of one split only
 
 
 def test_where_seeds_and_splits_cross_runs_on_the_same_sets_meet():
-    def crossed(name, method, parts, seeds):
-        runs = [
-            make_run(
-                f"{name}-seed{seed}",
-                solving(part),
-                f"method={method}",
-                f"training.seed={seed}",
-                f"data.split_seed={split}",
-                sets=f"of split {split}",
-            )
-            for part, (seed, split) in zip(parts, seeds, strict=True)
-        ]
-        return group_runs(runs)[0]
-
-    first = crossed("head", "transformer", (0.9, 0.8), [(0, 0), (1, 1)])
-    second = crossed("knn", "random", (0.6, 0.7), [(0, 1), (1, 0)])
+    first, second = (
+        split_group("transformer", (0.9, 0, 0), (0.8, 1, 1)),
+        split_group("random", (0.6, 0, 1), (0.7, 1, 0)),
+    )
     gap = difference(first, second)  # on split 0: 0.9 and 0.7; on split 1: 0.8 and 0.6
     assert (gap.only_first, gap.only_second) == (80, 0)
 

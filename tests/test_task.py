@@ -3,6 +3,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from fabricate import flip_bit
 
 from common.errors import UserError
 from common.store import FeatureStore
@@ -15,22 +16,17 @@ def images_of(sets):
     return set(sets.rows.ravel().tolist())
 
 
-def test_training_validation_and_test_share_no_image(tmp_path):
+def test_training_validation_and_test_share_no_image_and_have_the_labels_of_the_store(tmp_path):
     store = make_store(tmp_path / "s.h5")
     task = prepare(store, DataConfig())
+    labels = store.labels[task.test.rows]
+    assert (labels[np.arange(len(labels)), task.test.target] == task.test.anomaly_label).all()
+    assert ((labels == task.test.set_label[:, None]).sum(1) == 9).all()
     train, val, test = set(task.train.rows.tolist()), images_of(task.val), images_of(task.test)
     assert not train & val
     assert not test & (train | val)
     assert test <= set(store.rows_of("test").tolist())
     assert len(train) + len(task.val) == len(store.rows_of("train"))
-
-
-def test_labels_of_sets_are_those_of_the_store(tmp_path):
-    store = make_store(tmp_path / "s.h5")
-    sets = prepare(store, DataConfig()).test
-    labels = store.labels[sets.rows]
-    assert (labels[np.arange(len(sets)), sets.target] == sets.anomaly_label).all()
-    assert ((labels == sets.set_label[:, None]).sum(1) == 9).all()
 
 
 def test_what_training_uses_is_verified_once_and_nothing_else_is_read(tmp_path, monkeypatch):
@@ -45,11 +41,6 @@ def test_classes_select_a_subset_without_another_extraction(tmp_path):
     task = prepare(make_store(tmp_path / "s.h5"), DataConfig(classes=("class3", "class1")))
     assert task.train.classes.tolist() == [1, 3]
     assert set(task.test.set_label.tolist()) == {1, 3}
-
-
-def test_a_misspelt_class_is_named(tmp_path):
-    with pytest.raises(UserError, match='"clas1": did you mean "class1"'):
-        prepare(make_store(tmp_path / "s.h5"), DataConfig(classes=("clas1", "class2")))
 
 
 def test_shuffled_labels_keep_the_splits_and_mix_the_classes(tmp_path):
@@ -79,20 +70,10 @@ def test_statistics_are_those_of_the_training_images(tmp_path):
     np.testing.assert_allclose(std, chosen.std(0), rtol=1e-5)
 
 
-def test_features_that_are_not_finite_are_refused(tmp_path):
-    store = make_store(tmp_path / "s.h5", spread=np.inf)
-    with pytest.raises(UserError, match="not finite"):
-        prepare(store, DataConfig())
-
-
 def test_a_flipped_bit_is_noticed_before_training(tmp_path):
     store = make_store(tmp_path / "s.h5")
     times = store.path.stat()
-    with store.path.open("r+b") as file:
-        file.seek(store.places["features"].offset + 1000)
-        byte = file.read(1)[0]
-        file.seek(-1, 1)
-        file.write(bytes([byte ^ 4]))
+    flip_bit(store.path, store.places["features"].offset + 1000)
     os.utime(store.path, ns=(times.st_atime_ns, times.st_mtime_ns))  # a disk that forgets does not say when
     with pytest.raises(UserError, match="block 0 of /features"):
         prepare(store, DataConfig())
@@ -158,22 +139,17 @@ def test_unseen_classes_are_taken_from_those_of_the_limit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "needed"),
+    ("classes", "limits"),
     [
-        (DataConfig(class_limit=5), 5),
-        (DataConfig(unseen_classes=3), 5),
-        (DataConfig(class_limit=2, unseen_classes=3), 5),
+        (4, {"class_limit": 5}),
+        (4, {"unseen_classes": 3}),
+        (4, {"class_limit": 2, "unseen_classes": 3}),
+        (8, {"class_limit": 4, "unseen_classes": 3}),
     ],
 )
-def test_more_classes_than_there_are_are_refused(tmp_path, config, needed):
-    with pytest.raises(UserError, match=rf"there are 4 classes, .* needs {needed}: lower them"):
-        prepare(make_store(tmp_path / "s.h5"), config)
-
-
-def test_a_limit_that_leaves_no_classes_to_train_on_is_refused(tmp_path):
-    store = make_store(tmp_path / "s.h5", classes=8)
-    with pytest.raises(UserError, match="needs 5: lower them"):
-        prepare(store, DataConfig(class_limit=4, unseen_classes=3))
+def test_limits_that_the_classes_do_not_allow_are_refused(tmp_path, classes, limits):
+    with pytest.raises(UserError, match=rf"there are {classes} classes, .* needs 5: lower them"):
+        prepare(make_store(tmp_path / "s.h5", classes=classes), DataConfig(**limits))
 
 
 def test_other_layers_are_used_only_where_they_are_wanted(tmp_path):
@@ -185,15 +161,19 @@ def test_other_layers_are_used_only_where_they_are_wanted(tmp_path):
     assert (all_layers.gather(rows, views).numpy() == store.features[1][rows]).all()
     assert torch.equal(plain.statistics()[1], all_layers.statistics()[1][:10])
     assert plain.features[0].flatten(0, 1).data_ptr() == plain.features[0].data_ptr(), "the features are copied"
-
-
-def test_a_store_without_layers_has_the_last_one(tmp_path):
-    store = make_store(tmp_path / "s.h5")
+    store = make_store(tmp_path / "one.h5")
     assert store.layers == {"last": 16}
     assert prepare(store, DataConfig(layers="all")).feature_dim == prepare(store, DataConfig()).feature_dim == 16
 
 
-def test_a_store_without_labels_is_refused(tmp_path):
-    store = make_store(tmp_path / "s.h5", classes=1)
-    with pytest.raises(UserError, match=r's\.h5 has one class, "class0", and training needs two.*imagefolder or csv'):
-        prepare(store, DataConfig())
+@pytest.mark.parametrize(
+    ("options", "config", "sentence"),
+    [
+        ({"classes": 1}, {}, r's\.h5 has one class, "class0", and training needs two.*imagefolder or csv'),
+        ({"spread": np.inf}, {}, "not finite"),
+        ({}, {"classes": ("clas1", "class2")}, '"clas1": did you mean "class1"'),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(tmp_path, options, config, sentence):
+    with pytest.raises(UserError, match=sentence):
+        prepare(make_store(tmp_path / "s.h5", **options), DataConfig(**config))

@@ -65,7 +65,7 @@ def save_checkpoint(path: Path, config: Config, input_dim: int, store_identity: 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read `Content` as a dict, on the CPU.
 
-    Raises UserError for a file that is none, is damaged, or is of a newer version.
+    Raises UserError for a file that is not a checkpoint, is damaged, or is of a newer version.
     """
     try:
         data = path.read_bytes()
@@ -86,9 +86,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def load_head(path: Path | str) -> Method:
-    """The trained method of a checkpoint, at its best epoch, on the CPU, ready for `score_sets`.
+    """Load the trained method of a checkpoint, at its best epoch, on the CPU, ready for `score_sets`.
 
-    Raises UserError as `load_checkpoint`, and for a method that this version builds otherwise.
+    Raises UserError as `load_checkpoint`, and for a method whose layers are different in this version.
     """
     path = Path(path)
     content = load_checkpoint(path)
@@ -103,7 +103,7 @@ def load_head(path: Path | str) -> Method:
 
 
 def load_state(path: Path, config: Config, store_identity: str) -> RunState:
-    """The progress of the run whose checkpoint is at `path`; a new one where there is none.
+    """Load the progress of the run whose checkpoint is at `path`; an empty one where there is no checkpoint.
 
     Raises UserError when the run was begun with another config or another store.
     """
@@ -136,7 +136,7 @@ def require_fitting(path: Path, state: RunState, config: Config, input_dim: int,
 
 
 def config_of(content: dict[str, Any], path: Path) -> Config:
-    """The config in a checkpoint's content; keys that it is too old to have get their defaults."""
+    """Return the config in a checkpoint's content; keys that an older version did not write get their defaults."""
     return from_dict(Config, tomllib.loads(content["config"]), f"the config of {path}")
 
 

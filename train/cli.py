@@ -47,8 +47,7 @@ def fit_command(
 ) -> None:
     """Train the head from a feature store, and write a run folder. Prints the folder's path last.
 
-    A run that was stopped goes on after its last epoch when the same command is given again; a complete one is only
-    reported.
+    Run the same command again to resume a stopped run after its last epoch. Of a complete run the result is shown.
     """
     config = load_config(config_path, **changes)
     store = open_stores(store_paths, say)
@@ -88,7 +87,7 @@ def phase(
     gpus_per_worker: float | None,
     **plan: Any,
 ) -> None:
-    """Make all runs of a phase: the [plan] of CONFIG. Complete runs stay, an interrupted one goes on.
+    """Make all runs of a phase: the [plan] of CONFIG. Complete runs are kept, an interrupted one is resumed.
 
     Each is `train fit` into RUNS/<the config's folder>/<name>-seed<seed>. Several processes may work on one phase:
     each takes the next run that is free. With --ray each run is a task on a cluster, whose nodes see the same paths.
@@ -117,9 +116,9 @@ def phase(
 @click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="RUN RUN …")
 @click.option("--hard", is_flag=True, help="On the hard sets, whose anomaly is of the set's super-class.")
 def compare(paths: tuple[Path, ...], hard: bool) -> None:
-    """Rank runs on the same sets, and say which differences are real.
+    """Rank runs on the same sets, and test their differences.
 
-    A RUN is a run folder, or a report.json. Runs that differ in their seed only are taken together.
+    A RUN is a run folder, or a report.json. Runs that differ only in their seeds are one group.
     """
     from train.log.runs import group_runs, join_values, load_run, mark_arithmetic
     from train.log.tables import ranking
@@ -138,8 +137,8 @@ def compare(paths: tuple[Path, ...], hard: bool) -> None:
 def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
     """Rebuild the experiment log from the reports of finished runs.
 
-    Every table, chart and figure in it is made again. Reports of new runs in RUNS/<phase>/ are copied to
-    EXPERIMENTS/<phase>/runs/ first; the log is made from these.
+    First the reports of new runs in RUNS/<phase>/ are copied to EXPERIMENTS/<phase>/runs/. Then every table, chart and
+    number of the log is made from the reports there.
     """
     from train.log.rebuild import collect, rebuild
 
@@ -157,11 +156,9 @@ def load_config(
     path: Path | None, overrides: Sequence[str], classes: str | None, seed: int | None, device: str | None
 ) -> Config:
     """Load the config of a file (None: the recommended recipe), changed by the options of `fit`."""
-    changes = {"training.seed": seed, "training.device": device}
-    config = Config.load(
-        path or RECOMMENDED,
-        [*overrides, *(f"{key}={value}" for key, value in changes.items() if value is not None)],
-    )
+    options = {"training.seed": seed, "training.device": device}
+    more = [f"{key}={value}" for key, value in options.items() if value is not None]
+    config = Config.load(path or RECOMMENDED, [*overrides, *more])
     if classes is None:
         return config
     # Not by an override, which is split at commas: a class may have one in its name
@@ -169,7 +166,7 @@ def load_config(
 
 
 def parse_classes(text: str) -> tuple[str, ...]:
-    """Return class names, either separated by commas or one a line in the text file that `text` is the path of.
+    """Return class names: `text` has them separated by commas, or is the path of a text file with one per line.
 
     In a file, blank lines and what follows a # are ignored.
 

@@ -1,4 +1,4 @@
-"""Everything that can be chosen about a training run; nothing is chosen anywhere else."""
+"""All settings of a training run."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -38,14 +38,14 @@ class DataConfig(Struct, frozen=True, kw_only=True):
     """Which images become which sets."""
 
     classes: tuple[str, ...] = ()  # names of the classes to use; empty: all of the store
-    class_limit: Number = 0  # use so many of them, drawn by `split_seed`; 0: all. More classes contain fewer
-    unseen_classes: Number = 0  # so many of them, drawn by `split_seed`, are in the test sets alone; 0: all are in both
-    set_size: Annotated[int, Meta(ge=3, le=10_000)] = 10  # S, of which one is the anomaly; of two, either might be
-    val_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.1  # of each class's training images, held out for validation
-    split_seed: Seed = 0  # chooses which images and classes these are; runs of other `training.seed` share their split
-    views: Literal["first", "all"] = "first"  # "all": one is drawn per image in training, averages in evaluation
-    layers: Literal["last", "all"] = "last"  # "last": what the backbone's classifier gets; "all": all of the store
-    shuffle_labels: bool = False  # the control experiment: labels permuted, so that only chance can be learnt
+    class_limit: Number = 0  # number of classes to draw from these; 0: all. A higher limit adds classes to a lower one
+    unseen_classes: Number = 0  # number of classes to draw for the test sets; training has the others. 0: both have all
+    set_size: Annotated[int, Meta(ge=3, le=10_000)] = 10  # S, one of which is the anomaly; of two, both could be it
+    val_fraction: Annotated[float, Meta(gt=0, lt=1)] = 0.1  # fraction of each class's training images for validation
+    split_seed: Seed = 0  # draws the classes and the validation images, independently of `training.seed`
+    views: Literal["first", "all"] = "first"  # "all": training draws one per image, evaluation averages them
+    layers: Literal["last", "all"] = "last"  # "last": the input of the backbone's classifier; "all": all of the store
+    shuffle_labels: bool = False  # permute the labels: a control experiment, which must end at chance
 
     def __post_init__(self) -> None:
         repeated = sorted({name for name in self.classes if self.classes.count(name) > 1})
@@ -56,9 +56,9 @@ class DataConfig(Struct, frozen=True, kw_only=True):
 
 
 class HeadConfig(Struct, frozen=True, kw_only=True):
-    """The learned methods; their input dimension is no choice, it comes from the store."""
+    """The methods that are trained by gradients. Their input dimension comes from the store."""
 
-    width: Width = 256  # dimension of the tokens, after the first linear layer; the heads share it evenly
+    width: Width = 256  # dimension of the tokens, after the first linear layer; a multiple of `heads`
     layers: Annotated[int, Meta(ge=0, le=1_000)] = 4  # encoder layers; 0: no attention
     heads: Width = 4  # attention heads in each layer
     feed_forward: Width = 512  # hidden dimension of each layer's feed-forward part
@@ -66,8 +66,8 @@ class HeadConfig(Struct, frozen=True, kw_only=True):
     standardise: bool = False  # scale each dimension of the features by mean and deviation of the training images
     hidden: Width = 1024  # hidden units of mlp, shared_mlp, posterior and deep_plda
     inducing: Width = 4  # learned points through which set_transformer attends
-    members: Annotated[int, Meta(ge=1, le=1_000)] = 1  # networks of posterior_transformer that look at each image
-    bayes: bool = True  # posterior_transformer adds to Bayes' rule; else it has to find the rule
+    members: Annotated[int, Meta(ge=1, le=1_000)] = 1  # number of class networks of posterior_transformer
+    bayes: bool = True  # posterior_transformer adds its scores to Bayes' rule; false: it has no such rule
 
     def __post_init__(self) -> None:
         divisible = self.width % self.heads == 0
@@ -78,7 +78,7 @@ class DistanceConfig(Struct, frozen=True, kw_only=True):
     """The methods that are not trained by gradients."""
 
     metric: Literal["l2", "cosine"] = "cosine"
-    leave_one_out: bool = True  # centroid measures from the mean of the other items, not of all
+    leave_one_out: bool = True  # centroid: distance to the mean of the other items; false: to that of all items
     neighbours: Count = 3  # k of knn, within the set
     standardise: bool = False  # as in `HeadConfig`
 
@@ -87,28 +87,28 @@ class TrainingConfig(Struct, frozen=True, kw_only=True):
     """How the head is trained."""
 
     seed: Seed = 0  # of the initial weights, the training sets and dropout
-    epochs: Count = 50  # passes in which every training image is the anomaly once
-    batch_size: Count = 256  # sets in a step
-    # 0: the inliers of a set are any training images. Else the sets of a batch share its images, of which there are
-    # groups of so many of a class, or S - 1 where that is more; `batch_size` then is the number of images, too.
+    epochs: Count = 50  # passes over the training images: in each, every image is the anomaly once
+    batch_size: Count = 256  # sets per step
+    # 0: inliers are drawn from all training images. Else each batch has groups of this many images of a class (S - 1 if
+    # that is more), all its sets are drawn from them, and `batch_size` is also the number of its images.
     images_per_class: Number = 0
     set_loss: Weight = 1.0  # weight of the cross-entropy over the positions of sets
     class_loss: Weight = 0.0  # weight of the cross-entropy over the classes of images, for methods that know classes
-    label_smoothing: Part = 0.0  # of the classes
-    hard_pairs: Part = 0.0  # of the training sets: anomaly and set are of one super-class, where that has others
-    # Part of the training sets whose anomaly is one more inlier, where the class has one to spare; their target is
-    # "none", a logit 0 beside those of the positions.
+    label_smoothing: Part = 0.0  # of `class_loss`
+    hard_pairs: Part = 0.0  # fraction of the training sets whose anomaly is of their super-class, if that has others
+    # Fraction of the training sets in which one more inlier replaces the anomaly, if the class has enough images. The
+    # target of these sets is "none", one more logit, which is always 0.
     without_anomaly: Part = 0.0
-    mixed_classes: Number = 0  # mixtures of two classes that join each batch (`train.mixing`); with images_per_class
-    learning_rate: Positive = 5e-4  # the highest one, after the warm-up; a cosine takes it down to 0 at the last step
+    mixed_classes: Number = 0  # mixtures of two classes to add to each batch (`train.mixing`); needs images_per_class
+    learning_rate: Positive = 5e-4  # the highest one, after the warm-up; then it falls to 0 as a cosine
     weight_decay: Weight = 0.01  # of AdamW
     warmup_epochs: Weight = 2.0  # epochs, or a part of one, in which the learning rate rises linearly from 0
     gradient_clip: Positive = 1.0  # largest norm of the gradient; a longer one is scaled down to it
-    # Of the forward pass in training: "bfloat16" by autocast, where this machine has it; "auto": where it is really
-    # faster than float32. The history and the report say what was used.
+    # Of the forward pass in training. "bfloat16" and "auto" compute in bfloat16 only where that is faster than float32
+    # on this machine. The history and the report have what was used.
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    evaluation_batch_size: Count = 1000  # sets in a step of evaluation
-    device: Device = "auto"  # "auto": the best there is
+    evaluation_batch_size: Count = 1000  # sets per step of evaluation
+    device: Device = "auto"  # "auto": a GPU if there is one
 
     def __post_init__(self) -> None:
         if self.mixed_classes:
@@ -119,7 +119,7 @@ class TrainingConfig(Struct, frozen=True, kw_only=True):
 
 
 class Config(Struct, frozen=True):
-    """All of a run: its method, data and training. `head` is for the learned methods, `distance` for the others."""
+    """All settings of a run. The method uses one of `head` and `distance`."""
 
     method: str = "transformer"
     data: DataConfig = DataConfig()

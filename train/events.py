@@ -21,7 +21,7 @@ def require_tensorboard() -> type:
 
 
 class Events:
-    """The events of the run in `folder`, as a context manager. They begin anew, so that no epoch is there twice."""
+    """The events of the run in `folder`, as a context manager. Old ones are removed: no epoch is there twice."""
 
     def __init__(self, folder: Path):
         for path in folder.glob(NAMES):

@@ -91,7 +91,7 @@ def _load_state(run: RunFolder, config: Config, store: AnyStore) -> RunState:
         require_same(run.path, run.read_config(), config)
     elif names and not run.checkpoint.is_file():
         raise UserError(
-            f"{run.path} holds what is no run ({', '.join(names)} without config.toml): choose another --run"
+            f"{run.path} is not a run folder (it has {', '.join(names)} but no config.toml): choose another --run"
         )
     return state
 

@@ -24,15 +24,15 @@ from train.schedule import learning_rate_factor
 from train.sets import Sampling, Sets, draw_batches, pair_mostly_within
 from train.task import NO_CLASS, Inputs, Task
 
-RELEASE_EVERY = 2  # steps; so a large store takes no more memory than the rows that these touch, and their neighbours
+RELEASE_EVERY = 2  # steps after which the mapped rows of the store are given back: memory does not grow with the store
 
 
 @dataclass
 class RunState:
-    """How far a run is: all that must be kept to go on with it.
+    """The progress of a run: everything that is needed to resume it.
 
-    history: one record an epoch; `arithmetic` in it is what its forward passes were computed in. best: the method's
-    state after the epoch of the highest validation top-1. model, optimizer: their states after the last epoch.
+    history: one record per epoch, as `train.report.schema.Epoch`. best: the method's state after the epoch of the
+    highest validation top-1. model, optimizer: their states after the last epoch.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -44,9 +44,9 @@ class RunState:
 def train(config: Config, task: Task, state: RunState, save: Callable[[RunState], None]) -> Method:
     """Fit the method, train it from `state` to the last epoch, and return it at its best epoch, on the device.
 
-    `save` is called after each epoch. Every epoch draws its sets, views and dropout from generators of its own, seeded
-    by (seed, epoch): a resumed run needs no generator's state to equal one that was not interrupted. Raises UserError
-    when the loss is not finite, and for settings that the store or each other rule out.
+    `save` is called after each epoch. Every epoch draws its sets, views and dropout from its own generators, seeded by
+    (seed, epoch). So a resumed run equals an uninterrupted one, and no generator's state has to be saved. Raises
+    UserError when the loss is not finite, and for settings that do not fit the store or each other.
     """
     settings = config.training
     device = choose_device(settings.device)
@@ -85,7 +85,7 @@ def evaluate(model: Method, task: Task, sets: Sets, batch_size: int) -> dict[str
     """The metrics of `train.metrics.evaluate_scores` on fixed sets. Raises UserError for scores that are not finite."""
     scores = predict(model, task, sets, batch_size).numpy()
     if not np.isfinite(scores).all():
-        raise UserError("the scores of the head are not finite: lower training.learning_rate and begin another --run")
+        raise UserError("the scores of the head are not finite: lower training.learning_rate and choose another --run")
     return evaluate_scores(scores, sets.target)
 
 

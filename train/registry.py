@@ -1,4 +1,4 @@
-"""The list of methods: name → the module and class, imported when it is asked for. No torch here.
+"""The list of methods: name → the module and class, imported on demand. No torch here.
 
 A new method is a file in `train/methods/` and a line here; see docs/extending.md.
 """

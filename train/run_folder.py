@@ -75,7 +75,7 @@ class RunFolder:
         try:
             return load(Config, self.config)
         except UserError as error:
-            raise UserError(f"{self.path} holds what is no run ({error.message}): choose another --run") from error
+            raise UserError(f"{self.path} is not a run folder ({error.message}): choose another --run") from error
 
     def _read_done(self) -> dict[str, str]:
         try:
@@ -85,21 +85,19 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass
         raise UserError(
-            f"{self.done} is damaged: remove this one file, and the command that began the run completes it again"
+            f"{self.done} is damaged: remove this file and run the training command again to complete the run"
         )
 
     def _missing_error(self, name: str) -> UserError:
         return UserError(
-            f"{self.path} has DONE but no {name}: the command that began the run makes it again from the checkpoint"
+            f"{self.path} has DONE but no {name}: run the training command again to make it from the checkpoint"
         )
 
     def _changed_error(self, name: str) -> UserError:
-        advice = "put it back, or move this one file away, and the command that began the run makes it again from"
-        advice += " the checkpoint"
+        advice = "put it back, or move it away and run the training command again to make it anew"
         if name == "checkpoint.pt":
-            advice = "the report beside it is sound; put the file back, or choose another --run to train the same"
-            advice += " head again"
+            advice = "the report beside it is sound; put it back, or choose another --run to train the same head again"
         return UserError(
             f"{self.path / name} is not what DONE declares: it was damaged or changed after the run was complete; "
-            + advice
+            f"{advice}"
         )

@@ -91,11 +91,10 @@ def sample_sets(
 ) -> Sets:
     """Draw a set around each anomaly: another class, S - 1 distinct images of it, and a position, all uniform.
 
-    anomalies: (B,) int64, their places in `index.rows`.
-
-    In `without` of the sets, a part from 0 to 1, another image of that class takes the place of the anomaly, where it
-    has one to spare. `pairs` (C, C) changes how the class of the inliers (column) is drawn for the anomaly's (row): its
-    rows are probabilities, 0 on the diagonal. Raises UserError when a class of the index has fewer than S - 1 images.
+    anomalies: (B,) int64, their places in `index.rows`. pairs: (C, C), the probability of each class of the inliers
+    (column) for the class of the anomaly (row), 0 on the diagonal; None: all are equal. without: the fraction of the
+    sets in which another image of the inliers' class replaces the anomaly, if the class has one left.
+    Raises UserError when a class of the index has fewer than S - 1 images.
     """
     _require_images(index, set_size - 1)
     batch = len(anomalies)
@@ -126,8 +125,8 @@ def sample_sets(
 class Sampling:
     """How the sets of an epoch are drawn; `pairs` and `without` as in `sample_sets`.
 
-    images_per_class: 0: the inliers of a set are any images. Else they are images of its batch, too, which has so many
-    of a class, or S - 1 where that is more: what is computed of an image serves all the sets that it is in.
+    images_per_class: 0: the inliers of a set are any images. Else each batch has this many images of a class (S - 1 if
+    that is more) and its sets have no others: what is computed of an image serves all the sets that it is in.
     """
 
     set_size: int

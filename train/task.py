@@ -20,11 +20,11 @@ NO_CLASS = -1  # the label of images that the loss on classes leaves out
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a training step sees of a batch of B sets, each of its n images once.
+    """The input of a training step: a batch of B sets, with each of their n images once.
 
-    features (n, D) float32, in one view each; labels (n,) int64, the number of their class among those of the training,
-    or `NO_CLASS`; items (B, S) int64, where the items of the sets are in `features`; target (B,) int64, S where a set
-    has no anomaly; rows (n,) int64, which images of the store they are.
+    features: (n, D) float32, each image in one view. labels: (n,) int64, the index of the class among the training
+    classes, or `NO_CLASS`. items: (B, S) int64, the row in `features` of each item of the sets. target: (B,) int64, S
+    where a set has no anomaly. rows: (n,) int64, the rows of the images in the store.
     """
 
     features: Tensor
@@ -34,7 +34,7 @@ class Inputs:
     rows: Tensor
 
     def to(self, device: torch.device) -> "Inputs":
-        """The same on a device."""
+        """Return the inputs on a device."""
         return Inputs(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
@@ -42,13 +42,12 @@ class Inputs:
 class Task:
     """What a method is trained and measured on.
 
-    store: what the features come from.
-    features: (V, N, D) float32 or float16 of each of its stores, mapped. What is said to have D dimensions has those of
-    all; `rows` of sets are images of the store.
+    store: one feature store, or several joined ones; `rows` of sets are its images.
+    features: (V, N, D) float32 or float16 of each of the joined stores, mapped. Elsewhere D is the sum over the stores.
     train, val_images, test_images: images by class.
     val, test: the fixed evaluation sets, every image once the anomaly. hard: the same of test images, set and anomaly
     being of one super-class; None where no classes share one.
-    class_names: the name of each label that the sets carry. superclass: (labels,) int64 of each, or None.
+    class_names: by label. superclass: (labels,) int64 by label, or None.
     """
 
     store: AnyStore
@@ -83,7 +82,7 @@ class Task:
         return self.gather(self.train.rows[None, part])[0].double().numpy()
 
     def gather(self, rows: np.ndarray, views: np.ndarray | int = 0) -> Tensor:
-        """Features of `rows` (B, S) in a view, or in a view per item (B, S) → (B, S, D) float32."""
+        """Features of `rows` (B, S) in one view, or in the view of each item (B, S) → (B, S, D) float32."""
         parts = []
         for features, rows_in in zip(self.features, self.store.rows_by_store(rows), strict=True):
             index = torch.from_numpy(rows_in + np.int64(features.shape[1]) * views)
@@ -92,7 +91,7 @@ class Task:
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def inputs(self, sets: Sets, generator: np.random.Generator) -> Inputs:
-        """The images of training sets, each in a view drawn for it."""
+        """The inputs of training sets; the view of each image is drawn."""
         rows, first, items = np.unique(sets.rows, return_index=True, return_inverse=True)
         is_anomaly = np.arange(sets.rows.shape[1]) == sets.target[:, None]
         labels = np.where(is_anomaly, sets.anomaly_label[:, None], sets.set_label[:, None]).ravel()[first]
@@ -111,7 +110,7 @@ class Task:
 
 
 def prepare(store: AnyStore, config: DataConfig) -> Task:
-    """The task that `config` asks for, from a store whose bytes are checked first.
+    """Make the task of a config from a store, whose bytes are verified first.
 
     Raises UserError for an unknown class, too few classes or images for sets of this size, and a damaged or non-finite
     store.

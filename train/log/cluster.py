@@ -1,4 +1,4 @@
-"""The runs of a phase on a Ray cluster: each is a task on a node that has room for it, resumable as anywhere."""
+"""The runs of a phase on a Ray cluster: each is a task on a node with free resources, and can be resumed."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -41,8 +41,8 @@ def fit_on_cluster(planned: Sequence[Planned], cluster: Cluster, say: Callable[[
             while tasks:
                 for done in ray.wait(list(tasks), num_returns=1, timeout=1)[0]:
                     number, run = tasks.pop(done)
-                    node, lines, error = _outcome(ray, done, run)
-                    name = {node.id: node.name for node in nodes_of(ray)}.get(node, node[:8])
+                    node_id, lines, error = _outcome(ray, done, run)
+                    name = {node.id: node.name for node in nodes_of(ray)}.get(node_id, node_id[:8])
                     say(f"run {number} of {len(planned)}, on node {name}: {run.path}")
                     for line in lines:
                         say(line)
@@ -69,11 +69,11 @@ def _fit(config: Config, stores: list[Path], path: Path, share: tuple[int, bool]
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # those of the node belong to others; torch has not looked yet
     torch.set_num_threads(threads)
     ray = resolve_name("ray")  # an extra: only a worker is sure to have it
-    node, lines = ray.get_runtime_context().get_node_id(), list[str]()
+    node_id, lines = ray.get_runtime_context().get_node_id(), list[str]()
     try:
         fit(config, open_stores(stores, lines.append), path, lines.append)
     except Busy as busy:
         lines.append(busy.message)
     except UserError as error:
-        return node, lines, error.message
-    return node, lines, ""
+        return node_id, lines, error.message
+    return node_id, lines, ""

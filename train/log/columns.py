@@ -14,9 +14,10 @@ Column = tuple[str, Callable[[Group], str]]  # its head, and its cell in the row
 
 
 def table(groups: Groups, columns: Sequence[str | Column], sets: str = "test", above: Sequence[str] = ()) -> str:
-    """A Markdown table with a row for each group, and one `above` these, if given.
+    """A Markdown table with a row for each group.
 
-    A column of `make_standard_columns`, which are measured on "test" or "hard" sets, is given by its name.
+    columns: each a `Column`, or the name of one of `make_standard_columns`. sets: what these are measured on, "test" or
+    "hard". above: one more row, above those of the groups.
     """
     standard = {head.partition(" (")[0]: (head, cell) for head, cell in make_standard_columns(groups, sets)}
     chosen = [standard[column] if isinstance(column, str) else column for column in columns]
@@ -53,7 +54,7 @@ def make_standard_columns(groups: Groups, sets: str) -> list[Column]:
 
 
 def make_time_column(groups: Groups) -> Column:
-    """The mean time of training, and where: in the head where that is the same for all, else in each cell."""
+    """The mean training time; the machine is in the head if it is the same for all groups, else in each cell."""
     machines = {describe_machine(group) for group in groups if group.first.history}
 
     def cell(group: Group) -> str:

@@ -47,7 +47,7 @@ class Phase(Config, frozen=True, kw_only=True):
 def plan_configs(path: Path, overrides: Sequence[str] = ()) -> dict[str, Config]:
     """Return the config of each run of the phase at `path`, by "<name>-seed<seed>", all of a seed before the next.
 
-    overrides: they hold for all runs, and win over what a row changes. Seeds are the plan's own.
+    overrides: of all runs; they win over the changes of a row. They cannot set the seeds, which the plan counts.
     Raises UserError where the file has no plan, for two rows that are the same experiment, and for a setting of a row,
     or of `overrides`, that does nothing.
     """

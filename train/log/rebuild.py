@@ -25,7 +25,7 @@ MEASURED = re.compile(r"^# Measured: .*$", re.M)
 
 
 def collect(runs: Path, experiments: Path) -> Iterator[str]:
-    """Copy the reports of finished runs into the log's folders; yields what was copied.
+    """Copy the reports of finished runs into the log's folders, and yield a line for each copied or left out.
 
     Raises UserError for a run whose config is not the one that the phase's plan has for it now.
     """
@@ -52,9 +52,9 @@ def collect(runs: Path, experiments: Path) -> Iterator[str]:
 
 
 def rebuild(experiments: Path, readme: Path, check: bool = False) -> list[Path]:
-    """Make every generated part of the logs again → the files that are not what they should be; `check` leaves them so.
+    """Make every generated part of the logs again, and return the files that differed; `check` leaves them unchanged.
 
-    Pictures are drawn, but not compared: other versions draw them a little differently.
+    Pictures are drawn, but not compared: other versions of matplotlib draw them a little differently.
     """
     if not experiments.is_dir():
         raise UserError(f"there is no folder {experiments}: give --experiments the folder of the log")
@@ -75,7 +75,7 @@ def rebuild(experiments: Path, readme: Path, check: bool = False) -> list[Path]:
 
 
 def select(groups: dict[str, list[Group]], phase: str, patterns: list[str], where: Path) -> list[Group]:
-    """The groups that the patterns match, in their order; those of another phase are named with it.
+    """Return the groups that match, in the order of the patterns; a group of another phase is named <phase>/<name>.
 
     Raises UserError where a pattern matches none.
     """
@@ -105,7 +105,7 @@ def _make_block(path: Path, groups: dict[str, list[Group]], check: bool, block: 
 
 
 def _describe_result(groups: list[Group]) -> str:
-    """The line in which a phase's config says what came of it."""
+    """The line of a phase's config that gives its result."""
     if not groups:
         return "# Measured: nothing yet"
     reports = [run.report for group in groups for run in group.runs]

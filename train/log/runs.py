@@ -42,14 +42,14 @@ class Run:
 
 
 def load_run(path: Path) -> Run:
-    """The run in a folder, or whose report a JSON file is.
+    """Load the run of a folder, or of the JSON file of a report.
 
-    Raises UserError for a run that is not complete, a file that is no report, and a report of another version.
+    Raises UserError for a run that is not complete, a file that is not a report, and a report of another version.
     """
     file = path
     if path.is_dir():
         if not RunFolder(path).is_done:
-            raise UserError(f"{path} is not complete (it has no DONE): go on with it by the command that began it")
+            raise UserError(f"{path} is not complete (it has no DONE): run the training command again to resume it")
         file = RunFolder(path).report
     try:
         report = RunFolder(path).read_finished_report() if path.is_dir() else read_report(file)
@@ -91,15 +91,15 @@ class Group:
         return np.array([measured.top1 for measured in self.measured(sets)], np.float64)
 
     def hashes(self, sets: str) -> set[str]:
-        """The digests of the evaluation sets that it was measured on."""
+        """The digests of its evaluation sets."""
         return {measured.sets_sha256 for measured in self.measured(sets)}
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Group runs of one store, one arithmetic and one config but for its seeds, in the order of their first appearance.
+    """Group runs whose store, arithmetic and config, except its seeds, are equal; in the order of first appearance.
 
-    Where two of them have the same seeds, too, they are not two seeds of one experiment: their names keep them apart.
-    Raises UserError for the same run, by its name, twice.
+    Runs with equal seeds, too, do not repeat one experiment: these are grouped by their names. Raises UserError where
+    two runs have the same name and seeds.
     """
     same: dict[str, list[Run]] = {}
     for run in runs:
@@ -121,7 +121,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def mark_arithmetic(groups: Sequence[Group]) -> list[Group]:
-    """The same groups, their arithmetic in their names where it is not the same for all that were trained."""
+    """Add the arithmetic to the names of the trained groups where it is not the same for all of them."""
     if len({group.first.arithmetic_used for group in groups} - {""}) < 2:
         return list(groups)
     return [
@@ -131,12 +131,12 @@ def mark_arithmetic(groups: Sequence[Group]) -> list[Group]:
 
 
 def join_values(groups: Iterable[Group], of: Callable[[Report], Any]) -> str:
-    """What all runs of the groups have of something, each value once."""
+    """Join the distinct values of all runs of the groups."""
     return ", ".join(sorted({str(of(run.report)) for group in groups for run in group.runs}))
 
 
 def describe_machine(group: Group) -> str:
-    """Where a group was trained, as far as it decides over the time that this took."""
+    """The hardware that decides a group's training time: the GPU, or else the number of threads."""
 
     def machine(report: Report) -> str:
         hardware = report.hardware

@@ -15,11 +15,11 @@ LEVEL = 0.05
 
 @dataclass(frozen=True)
 class Difference:
-    """A group against another one on the same sets: top-1 gained (a fraction), discordant sets, and a p-value.
+    """The difference of two groups on the same sets.
 
-    Of several seeds, `gained` is the difference of the means, the rest is of the pair of runs with the highest p-value:
-    what holds for it holds for all. real: whether it was told from chance, after the correction for all that was
-    compared with it.
+    gained: the difference of their mean top-1, a fraction. only_first, only_second: the number of sets that only one of
+    them solved; p: the p-value; all three are of the pair of runs with the highest p-value, so that every other pair
+    differs more clearly. real: whether it is significant after Holm's correction for all comparisons made together.
     """
 
     gained: float
@@ -94,9 +94,9 @@ def require_same_sets(groups: Sequence[Group], sets: str = "test") -> None:
 
 
 def _tests(first: Group, second: Group, sets: str) -> list[tuple[int, int, float]]:
-    """McNemar's test of each two runs on the same sets: of equal seeds, where both groups have several and some meet.
+    """McNemar's tests of pairs of runs on the same sets.
 
-    So a method without seeds meets each run of the other.
+    Pairs of equal seeds, where both groups have several seeds and share some; else all pairs.
     """
     results: dict[bool, list] = {True: [], False: []}
     for a, b in itertools.product(first.runs, second.runs):

@@ -1,5 +1,8 @@
 """Sets that are not those of the protocol: of other sizes, and with none, one or more anomalies."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -15,8 +18,10 @@ from train.task import Task
 SIZES = (3, 5, 10, 20, 30, 50)
 ANOMALIES = (0, 1, 2, 3)
 MOST_SETS = 2000
-FALSE_ALARMS = 0.05  # the part of validation sets without an anomaly that the threshold lets through
+FALSE_ALARMS = 0.05  # fraction of the validation sets without an anomaly that exceed the threshold
 SEED = 4
+
+Score = Callable[[np.ndarray], torch.Tensor]  # rows of sets (n, S) → their scores (n, S)
 
 
 def measure_other_sets(model: Method, task: Task, batch_size: int) -> OtherSets:
@@ -26,18 +31,17 @@ def measure_other_sets(model: Method, task: Task, batch_size: int) -> OtherSets:
     protocol's size, AUROC over items within their set, and the precision of the k highest scores. detection: whether
     "there is no anomaly" can be told; None where classes are too small for sets without an anomaly.
     """
+    score = partial(predict_rows, model, task, batch_size=batch_size)
     largest = task.test_images.counts.min() + 1
     sizes = {
-        str(size): _measure_size(model, task, size, batch_size)
+        str(size): _measure_size(score, task.test_images, size)
         for size in SIZES
         if size <= largest and model.set_size in (None, size)
     }
-    mixed = {
-        k: _scores(model, task, task.test_images, k, batch_size) for k in ANOMALIES if _fits(task.test_images, task, k)
-    }
+    mixed = {k: _score_mixed(score, task, task.test_images, k) for k in ANOMALIES if _fits(task.test_images, task, k)}
     detection = None
     if 0 in mixed and _fits(task.val_images, task, 0):
-        calibration = {k: _scores(model, task, task.val_images, k, batch_size)[0] for k in (0, 1)}
+        calibration = {k: _score_mixed(score, task, task.val_images, k)[0] for k in (0, 1)}
         detection = measure_detection(calibration, {k: scores for k, (scores, _) in mixed.items()})
     rankings = {str(k): _measure_ranking(*scored, k) for k, scored in mixed.items() if k}
     return OtherSets(sizes, rankings, detection)
@@ -102,13 +106,11 @@ def _auroc(without: np.ndarray, with_anomalies: np.ndarray) -> float:
     return float(roc_auc_score(truth, np.concatenate([without, with_anomalies])))
 
 
-def _measure_size(model: Method, task: Task, size: int, batch_size: int) -> Proportion:
-    index = task.test_images
+def _measure_size(score: Score, index: ClassIndex, size: int) -> Proportion:
     n = len(index.rows)
     anomalies = np.linspace(0, n - 1, min(MOST_SETS, n)).astype(int)
     sets = sample_sets(index, anomalies, size, np.random.default_rng([SEED, size]))
-    scores = predict_rows(model, task, sets.rows, batch_size).numpy()
-    return proportion(top_k(scores, sets.target, 1))
+    return proportion(top_k(score(sets.rows).numpy(), sets.target, 1))
 
 
 def _fits(images: ClassIndex, task: Task, k: int) -> bool:
@@ -117,10 +119,11 @@ def _fits(images: ClassIndex, task: Task, k: int) -> bool:
     return 0 < inliers <= images.counts.min() and k < len(images.classes)
 
 
-def _scores(model: Method, task: Task, images: ClassIndex, k: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def _score_mixed(score: Score, task: Task, images: ClassIndex, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (n, S) of sets with k anomalies, and which of their items these are (n, S) bool."""
     count = min(MOST_SETS, len(images.rows))
     rows, is_anomaly = sample_mixed_sets(images, count, k, task.set_size, np.random.default_rng([SEED, 100 + k]))
-    return predict_rows(model, task, rows, batch_size).numpy(), is_anomaly
+    return score(rows).numpy(), is_anomaly
 
 
 def _measure_ranking(scores: np.ndarray, is_anomaly: np.ndarray, k: int) -> Ranking:

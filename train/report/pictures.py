@@ -70,9 +70,6 @@ def plot_curves(history: Sequence[Epoch], path: Path, set_size: int) -> None:
 def plot_attention(sets: ShownSets, attention: Array, path: Path) -> None:
     """Sets beside the attention among their positions, (K, S, S) with a row for each query."""
     rows, set_size = sets.probabilities.shape
-    if rows == 0:
-        save_figure(_message("no sets to show"), path)
-        return
     figure = figure_of(TILE * set_size + 2.7, HEIGHT * rows + 0.9)
     grid = figure.subplots(rows, 2, squeeze=False, width_ratios=[TILE * set_size, HEIGHT])
     highest = float(attention.max())  # one scale for all sets, so that colours compare
@@ -97,7 +94,9 @@ def plot_mistakes(sets: ShownSets, total: int, path: Path) -> None:
     """The most confident of all `total` mistakes."""
     rows, set_size = sets.probabilities.shape
     if rows == 0:
-        save_figure(_message("no mistakes"), path)
+        figure = figure_of(6, 2)
+        figure.text(0.5, 0.5, "no mistakes", fontsize=16, color=GREY, ha="center", va="center")
+        save_figure(figure, path)
         return
     figure = figure_of(TILE * set_size + 0.4, HEIGHT * rows + 0.7)
     for row, axes in enumerate(figure.subplots(rows, 1, squeeze=False)[:, 0]):
@@ -137,9 +136,3 @@ def _draw_strip(axes: Axes, sets: ShownSets, row: int, verdict: str = "") -> Non
 def _heading(figure: Figure, text: str, more: str = "") -> None:
     figure.suptitle(text, fontsize=14)
     figure.supxlabel(LEGEND + more, fontsize=9, color=GREY)
-
-
-def _message(text: str) -> Figure:
-    figure = figure_of(6, 2)
-    figure.text(0.5, 0.5, text, fontsize=16, color=GREY, ha="center", va="center")
-    return figure

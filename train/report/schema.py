@@ -1,7 +1,7 @@
 """report.json as types: `train.report.write` fills them, the log and `compare` read them back.
 
 A field is written under its own name unless it says otherwise. A field with a default is left out of the file where it
-has nothing to say, a field that may be None without a default is written as null.
+has this value. A field without a default that is None is written as null.
 """
 
 import json
@@ -88,7 +88,7 @@ class BestThreshold(Struct, frozen=True):
 class Detection(Struct, frozen=True, omit_defaults=True):
     """Telling sets with anomalies from sets without, see `train.report.other_sets.measure_detection`.
 
-    statistic: of the scores, by which; the first reports do not say it, it was "contrast".
+    statistic: the one of the scores that is compared with the threshold; where it is missing it was "contrast".
     """
 
     n: int
@@ -119,7 +119,7 @@ class Attention(Struct, frozen=True):
 class Epoch(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """One epoch of training: losses in nats, top-1 as fractions, seconds with and without validation.
 
-    arithmetic: "float32" or "bfloat16", what its forward passes were computed in; the first reports do not say it.
+    arithmetic: "float32" or "bfloat16", what its forward passes were computed in; missing in the first reports.
     """
 
     epoch: int
@@ -136,8 +136,8 @@ class Epoch(Struct, frozen=True, omit_defaults=True, kw_only=True):
 class Store(Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The feature store, and what was used of it.
 
-    beside: the stores, where there are several side by side; the other fields then say what they have in common, or,
-    joined by " + ", what each has.
+    beside: the stores, where several are joined; the other fields then have the values of all, joined by " + ", or what
+    is common to them.
     """
 
     path: str

@@ -132,14 +132,14 @@ def _draw(run: RunFolder, task: Task, model: Method, logits: np.ndarray, history
     with torch.inference_mode():
         maps = model.attention_maps(task.gather(task.test.rows[spaced]).to(device_of(model)))
     if maps is not None:
-        shown = _show(task, spaced, probabilities)
+        shown = _select_shown(task, spaced, probabilities)
         plot_attention(shown, maps[-1].mean(1).cpu().numpy(), run.path / "attention.png")
     wrong = np.flatnonzero(logits.argmax(1) != task.test.target)
     confident = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:PICTURED_SETS]
-    plot_mistakes(_show(task, confident, probabilities), len(wrong), run.path / "mistakes.png")
+    plot_mistakes(_select_shown(task, confident, probabilities), len(wrong), run.path / "mistakes.png")
 
 
-def _show(task: Task, chosen: np.ndarray, probabilities: np.ndarray) -> ShownSets:
+def _select_shown(task: Task, chosen: np.ndarray, probabilities: np.ndarray) -> ShownSets:
     sets, names, store = task.test[chosen], task.class_names, task.store
     return ShownSets(
         pictures=store.rows("thumbnails", sets.rows) if "thumbnails" in store.places else None,
