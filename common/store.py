@@ -48,53 +48,54 @@ NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" el
 
 
 class StoreError(UserError):
-    """There is no store to read at a path. `word` says in a word what is there."""
+    """There is no sound store at a path, for one of the reasons below."""
 
-    word = ""
+    @property
+    def word(self) -> str:
+        """What is there, in a word: "damaged" for a DamagedStore."""
+        return type(self).__name__.removesuffix("Store").lower()
 
 
 class DamagedStore(StoreError):
     """The file is a feature store, but its content is not what was written, or not what the schema wants."""
 
-    word = "damaged"
-
 
 class ForeignStore(StoreError):
     """The file is not a feature store."""
-
-    word = "foreign"
 
 
 class OlderStore(StoreError):
     """The file was made before version 2 of the format, which this code does not read."""
 
-    word = "older"
-
 
 class NewerStore(StoreError):
     """The file is a feature store of a version that this code does not know yet."""
-
-    word = "newer"
 
 
 class MissingStore(StoreError):
     """There is no file."""
 
-    word = "missing"
-
 
 class UnreadableStore(StoreError):
     """The system does not give the file's bytes: nothing is known about them."""
 
-    word = "unreadable"
+
+def _array(name: str) -> "cached_property[np.ndarray]":
+    """A property that is the array of this name."""
+
+    def get(store: "FeatureStore") -> np.ndarray:
+        return store.array(name)
+
+    return cached_property(get)
 
 
 @dataclass(frozen=True)
 class FeatureStore:
     """A complete feature store. Its arrays are mapped, and verified on first use: damaged ones are not handed out.
 
-    features (V, N, D) float32 or float16 · labels (N,) int64 · image_index (N,) int64 · split (N,) uint8, an index
-    into `SPLITS` · image_sha256 (N, 32) uint8 · thumbnails (N, H, W, 3) uint8 or None.
+    features (V, N, D) float32 or float16 · labels (N,) int64 · image_index (N,) int64, of an image in its split of the
+    source · split (N,) uint8, an index into `SPLITS` · image_sha256 (N, 32) uint8 · thumbnails (N, H, W, 3) uint8 or
+    None.
 
     `array` and the properties verify an array whole, once; `rows` the blocks of these rows; `unverified` nothing.
     Unsorted and repeated rows cost what they cost in memory; processes share the pages. The maps are private
@@ -144,7 +145,7 @@ class FeatureStore:
 
     @property
     def stem(self) -> str:
-        """The name of the file, without its suffix."""
+        """The file's name without its suffix."""
         return self.path.stem
 
     @property
@@ -185,30 +186,15 @@ class FeatureStore:
         self._advise(mapped, "MADV_RANDOM")
         return mapped
 
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """The labels (N,) int64."""
-        return self.array("labels")
+    labels = _array("labels")
+    image_index = _array("image_index")
+    split = _array("split")
+    image_sha256 = _array("image_sha256")
 
     @cached_property
     def thumbnails(self) -> np.ndarray | None:
         """Small pictures (N, H, W, 3) uint8, or None where they were left out."""
         return self.array("thumbnails") if "thumbnails" in self.places else None
-
-    @cached_property
-    def image_index(self) -> np.ndarray:
-        """The index of each image in its split of the source (N,) int64."""
-        return self.array("image_index")
-
-    @cached_property
-    def image_sha256(self) -> np.ndarray:
-        """The digest of each decoded image (N, 32) uint8."""
-        return self.array("image_sha256")
-
-    @cached_property
-    def split(self) -> np.ndarray:
-        """The split of each row (N,) uint8, an index into `SPLITS`."""
-        return self.array("split")
 
     def rows_of(self, split: str) -> np.ndarray:
         """The rows (n,) int64 of a split, ascending."""
@@ -274,10 +260,7 @@ class FeatureStore:
         return block
 
     def release(self) -> None:
-        """Give the pages of mapped features back to the system, which keeps them for the next use while it has room.
-
-        Features that take less than `ROOMY` bytes stay.
-        """
+        """Give the pages of mapped features of at least `ROOMY` bytes back to the system, which may keep them."""
         self._advise(self.features, "MADV_DONTNEED")
 
     def __reduce__(self):  # the maps stay behind: another process makes its own
@@ -351,15 +334,13 @@ def require_at_rest(path: Path, file: FileIO, stamp: tuple[int, ...]) -> None:
     """
     if stamp_of(file) != stamp:
         raise UnreadableStore(f"{path} changes while it is read: wait for the program that writes it")
-    opened = bool((read_at(file, BLOCK + OPEN_FLAG, 1) or b"\0")[0] & 1)
-    if not opened and fcntl is not None:
-        try:
+    try:
+        if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            opened = True
-        except OSError:  # no locks here
-            pass
-    if opened:
+        locked = False
+    except OSError as error:  # of another kind where there are no locks
+        locked = isinstance(error, BlockingIOError)
+    if locked or (read_at(file, BLOCK + OPEN_FLAG, 1) or b"\0")[0] & 1:
         raise UnreadableStore(f"{path} is open for writing in another program: close it there, and try again")
 
 

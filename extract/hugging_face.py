@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError, is_scarce, unknown_name
+from common.errors import UserError, import_optional, is_scarce, unknown_name
 from common.files import sha256_text
 from common.images import UnreadableImage, read_image
 from common.progress import is_quiet
@@ -81,13 +81,7 @@ class HuggingFace:
 
 
 def _import_library() -> ModuleType:
-    try:
-        import datasets  # here, because it takes a second
-    except ImportError as error:
-        raise UserError(
-            "the library `datasets` is not installed: `pip install datasets`, or give --dataset imagefolder or csv"
-        ) from error
-    return datasets
+    return import_optional("datasets", "give --dataset imagefolder or csv")
 
 
 def _load(library: ModuleType, root: Path) -> dict[str, Any]:
@@ -123,30 +117,37 @@ def _load(library: ModuleType, root: Path) -> dict[str, Any]:
     return splits
 
 
-def _image_column(root: Path, features: Any, image_type: type, asked: str | None) -> str:
-    if asked is not None and asked not in features:
-        raise unknown_name(f"column of {root}", asked, features)
-    found = [asked] if asked else [name for name, feature in features.items() if isinstance(feature, image_type)]
-    if len(found) != 1:
-        which = f"several image columns ({', '.join(found)})" if found else f"no image column ({', '.join(features)})"
-        raise UserError(f"{root} has {which}: name one with --image-column")
-    return found[0]
+def _image_column(root: Path, features: Any, image_type: type, wanted: str | None) -> str:
+    columns = _columns(root, features, image_type, wanted)
+    if len(columns) != 1:
+        some = (
+            f"several image columns ({', '.join(columns)})" if columns else f"no image column ({', '.join(features)})"
+        )
+        raise UserError(f"{root} has {some}: name one with --image-column")
+    return columns[0]
 
 
-def _label_column(root: Path, features: Any, label_type: type, asked: str | None) -> str | None:
+def _label_column(root: Path, features: Any, label_type: type, wanted: str | None) -> str | None:
     """The column of labels, None where there is none."""
-    if asked is not None and asked not in features:
-        raise unknown_name(f"column of {root}", asked, features)
-    found = [asked] if asked else [name for name, feature in features.items() if isinstance(feature, label_type)]
-    if len(found) > 1:
-        raise UserError(f"{root} has several columns of labels ({', '.join(found)}): name one with --label-column")
-    if not found and "label" in features:
-        found = ["label"]
-    if found and not isinstance(features[found[0]], label_type):
-        kind = str(getattr(features[found[0]], "dtype", ""))
-        if not VALUES.fullmatch(kind):
-            raise UserError(f"the column {found[0]} of {root} holds no labels ({kind}): name one with --label-column")
-    return found[0] if found else None
+    columns = _columns(root, features, label_type, wanted)
+    if len(columns) > 1:
+        raise UserError(f"{root} has several columns of labels ({', '.join(columns)}): name one with --label-column")
+    column = columns[0] if columns else "label"
+    if column not in features:
+        return None
+    kind = str(getattr(features[column], "dtype", ""))
+    if not isinstance(features[column], label_type) and not VALUES.fullmatch(kind):
+        raise UserError(f"the column {column} of {root} holds no labels ({kind}): name one with --label-column")
+    return column
+
+
+def _columns(root: Path, features: Any, kind: type, wanted: str | None) -> list[str]:
+    """The column that the user names; or else all columns of a type."""
+    if wanted is None:
+        return [name for name, feature in features.items() if isinstance(feature, kind)]
+    if wanted not in features:
+        raise unknown_name(f"column of {root}", wanted, features)
+    return [wanted]
 
 
 def _labels(root: Path, splits: dict[str, Any], column: str | None) -> tuple[list[str], dict[str, np.ndarray]]:
