@@ -1,4 +1,4 @@
-"""The feature store's reader, without the HDF5 library, which one flipped bit can hang; see docs/feature-store.md."""
+"""Reads feature stores (docs/feature-store.md), without the HDF5 library: one flipped bit can make it hang."""
 
 import contextlib
 import errno
@@ -40,10 +40,10 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
-HEAD = 1 << 16  # what is read first: whose file it is shows there
+HEAD = 1 << 16  # bytes that are read first; they tell which kind of file it is
 OPEN_FLAG = 11  # in the superblock of HDF5: bit 0 is set as long as the file is open for writing
 ROOMY = 1 << 30
-# Room in the memory is not asked for in advance, which a store that is larger than the memory would not get
+# The system must not reserve memory for the whole map: a store may be larger than the memory
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
@@ -77,7 +77,7 @@ class MissingStore(StoreError):
 
 
 class UnreadableStore(StoreError):
-    """The system does not give the file's bytes: nothing is known about them."""
+    """The system cannot read the file, which may be sound."""
 
 
 def _array(name: str) -> "cached_property[np.ndarray]":
@@ -182,7 +182,7 @@ class FeatureStore:
     def features(self) -> np.ndarray:
         """The features (V, N, D), mapped."""
         mapped = self.array("features")
-        # Rows are asked for in no order: what the system would read ahead is not wanted
+        # Rows are read in random order: reading ahead would be wasted
         self._advise(mapped, "MADV_RANDOM")
         return mapped
 
@@ -232,10 +232,10 @@ class FeatureStore:
         return self.unverified(name)[rows]
 
     def verify(self, names: Sequence[str] | None = None, look: Callable[[str, bytes], None] = lambda *_: None) -> None:
-        """Compare every block of the arrays `names` with its digest, and see whether their values are possible.
+        """Compare every block of the arrays `names` with its digest, and check that the values are possible.
 
-        names: default all. look: gets the name and the bytes of each sound block, for what else is to be seen in the
-        same pass. DamagedStore names a bad block or array.
+        names: default all. look: is called with the name and the bytes of each sound block, for other checks in the
+        same pass. Raises DamagedStore, which names the bad block or array.
         """
         for name in names or tuple(self.places):
             for number in range(len(self.header["blocks"][name])):
@@ -247,7 +247,7 @@ class FeatureStore:
             self._verified.add(name)
 
     def _verify_block(self, name: str, number: int) -> bytes:
-        """The bytes of a block, read without mapping them: memory stays as it is."""
+        """The bytes of a block, read and compared with its digest. They are not mapped, so memory does not grow."""
         place = self.places[name]
         offset = place.offset + number * BLOCK_BYTES
         with reading(self.path, self.stamp) as file:
@@ -271,7 +271,7 @@ class FeatureStore:
             mapped.base.madvise(getattr(mmap, advice))
 
     def unverified(self, name: str) -> np.ndarray:
-        """An array, mapped, as it lies on the disk: nothing says that it is what was written."""
+        """An array, mapped, without any check that its bytes are what was written."""
         place = self.places[name]
         with reading(self.path, self.stamp) as file:
             if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
@@ -287,7 +287,7 @@ class FeatureStore:
 def reading(path: Path, stamp: tuple[int, ...] | None = None) -> Iterator[FileIO]:
     """Open a regular file; stamp: of the file that is expected there.
 
-    Raises MissingStore, ForeignStore for a folder or a pipe, or UnreadableStore with what the system said.
+    Raises MissingStore, ForeignStore for a folder or a pipe, or UnreadableStore with the reason of the system.
     """
     if "\0" in str(path):
         raise MissingStore(f"there is no feature store at {str(path)!r}: a path must not hold a NUL character")
@@ -312,7 +312,7 @@ def reading(path: Path, stamp: tuple[int, ...] | None = None) -> Iterator[FileIO
 
 
 def stamp_of(file: FileIO) -> tuple[int, ...]:
-    """What tells a file from another that took its name: device, number, size and time."""
+    """What identifies a file, even if another takes its name: device, inode, size and time."""
     status = os.fstat(file.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -328,9 +328,9 @@ def read_at(file: FileIO, offset: int, size: int) -> bytes:
 
 
 def require_at_rest(path: Path, file: FileIO, stamp: tuple[int, ...]) -> None:
-    """Raise UnreadableStore where another program writes the file, or has opened it to write: so it looks damaged.
+    """Raise UnreadableStore if another program is writing the file, which would look damaged meanwhile.
 
-    HDF5 notes that in the file, and holds a lock where the file system has locks.
+    HDF5 sets a flag in a file that is open for writing, and locks it where the file system has locks.
     """
     if stamp_of(file) != stamp:
         raise UnreadableStore(f"{path} changes while it is read: wait for the program that writes it")

@@ -1,7 +1,7 @@
-"""What a feature store's file says of itself: the first block, which seals it, and the header, checked by its schema.
+"""The metadata of a feature store: the first block, which seals the file, and the header, which has a schema.
 
 `docs/feature-store.md` is the specification. The first `BLOCK` bytes, which HDF5 leaves to the user, say where each
-array and the header are, and hold the digest of every byte that is not an array's. A violation is a `Damage`.
+array and the header are, and hold the digest of every byte outside the arrays. A violation raises `Damage`.
 """
 
 import hashlib
@@ -88,7 +88,7 @@ class Provenance(Struct):
 
 
 class Header(Struct):
-    """The header, as far as it is read: other keys may be there."""
+    """The keys of the header that this code reads; others are allowed."""
 
     identity: Identity
     identity_sha256: str
@@ -151,7 +151,7 @@ def seal_block(header: tuple[int, int], places: dict[str, ArrayPlace], size: int
 
 
 def seal_of(block: bytes) -> bytes:
-    """The seal that a first block must have at `SEAL`."""
+    """The digest of a first block, which must stand at `SEAL`."""
     return hashlib.sha256(block[: SEAL.start] + block[SEAL.stop : BLOCK]).hexdigest().encode()
 
 

@@ -154,7 +154,7 @@ def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> Store
 def _keep_what_is_sound(writer: StoreWriter, source: ImageSource) -> None:
     """Keep the batches whose pixels are the same, if files have changed since: an image was repaired, say."""
     before = len(writer.done)
-    if writer.moved:
+    if writer.source_changed:
         progress = Progress(writer.rows_done, "comparing", "images")
 
         def same(start: int, digests: np.ndarray) -> bool:
@@ -162,7 +162,7 @@ def _keep_what_is_sound(writer: StoreWriter, source: ImageSource) -> None:
             return bool((digests_of(source, rows, progress) == digests).all())
 
         with progress:
-            writer.keep(same)
+            writer.keep_unchanged(same)
     if before:
         again = before - len(writer.done)
         say(

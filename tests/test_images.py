@@ -58,7 +58,7 @@ SHORT, DOUBLE = 3, 12
 
 @pytest.mark.parametrize(("high", "white"), [(255, 255), (1000, 1023), (4095, 4095), (30000, 65535), (65535, 65535)])
 def test_grey_of_16_bits_is_scaled_by_the_bits_that_its_values_need(tmp_path, high, white, capsys, monkeypatch):
-    monkeypatch.setattr("common.images._told", set())
+    monkeypatch.setattr("common.images._reported", set())
     wide = (GREY.astype(np.int64) * high // GREY.max()).astype(np.uint16)
     expected = grey3((wide.astype(np.int64) * 255 + white // 2) // white)
     Image.fromarray(wide).save(tmp_path / "a.png")
