@@ -75,7 +75,7 @@ class HuggingFace:
     def fingerprint(self, root: Path) -> str:
         if root.exists():
             return stamps_digest(root)
-        # What the cache has of it: whether the hub has something newer is not asked
+        # By the files in the cache; the hub is not asked for a newer version
         cached = Path(_import_library().config.HF_DATASETS_CACHE) / str(root).partition(":")[0].replace("/", "___")
         return sha256_text(f"{root} {stamps_digest(cached)}")
 
@@ -92,7 +92,7 @@ def _load(library: ModuleType, root: Path) -> dict[str, Any]:
     if is_quiet():
         library.disable_progress_bars()
     try:
-        # What it prints must not be where the path of the store is to stand alone
+        # Only the path of the store may be on stdout
         with contextlib.redirect_stdout(sys.stderr):
             if not root.is_dir():
                 loaded = library.load_dataset(name, config or None)
@@ -160,14 +160,14 @@ def _labels(root: Path, splits: dict[str, Any], column: str | None) -> tuple[lis
     else:
         known = sorted({value for part in values.values() for value in part if value is not None})
         numbers = {None: -1, **{value: label for label, value in enumerate(known)}}
-    labels = {name: np.array([numbers.get(each, each) for each in part], np.int64) for name, part in values.items()}
+    labels = {name: np.array([numbers.get(value, value) for value in part], np.int64) for name, part in values.items()}
     if not any((part >= 0).any() for part in labels.values()):
         raise UserError(f"the column {column} of {root} has no label: name another one with --label-column")
     return unique_class_names([str(name) for name in known]), labels
 
 
 def _choose_splits(root: Path, names: Sequence[str], label_column: str | None) -> tuple[list[str], list[str]]:
-    """The split to train on and that to test on, or those that are to be taken as one; and what is worth a note."""
+    """The splits to train and to test on, or those to be joined; and notes."""
     if label_column is None:
         return list(names), [f"{root} has no column of labels: it can be looked at with find"]
     test = next((name for name in ("test", *VALIDATION) if name in names), None)
@@ -199,9 +199,9 @@ def _file_names(part: Any, column: str, root: Path) -> list[str] | None:
     """The names of the files below `root` that the images of a split are, None where they are none."""
     prefix, names = os.path.join(os.path.abspath(root), ""), []  # noqa: PTH100, PTH118 (a million files)
     for batch in part.iter(BATCH):
-        for each in batch[column]:
-            path = (each or {}).get("path") or ""
-            if not path.startswith(prefix) or each["bytes"] is not None:
+        for encoded in batch[column]:
+            path = (encoded or {}).get("path") or ""
+            if not path.startswith(prefix) or encoded["bytes"] is not None:
                 return None
             names.append(path[len(prefix) :].replace(os.sep, "/"))
     return names

@@ -60,9 +60,9 @@ class Preprocessing:
         return batch
 
     def least_side(self) -> int:
-        """Pixels that the shorter side of a decoded image needs, so that more would not be seen in the features.
+        """Pixels that the shorter side of a decoded image needs; more would not change the features noticeably.
 
-        By measurement (`python -m bench.scaled`): 27/8 of what it is resized to, in the smallest view.
+        Measured (`python -m bench.scaled`): 27/8 of the size that it is resized to, in the smallest view.
         """
         cropped = any(view not in ("plain", "mirror") for view in self.views)
         return math.ceil(27 / 8 * (self.resize or self.image_size) * (8 / 7 if cropped else 1))
@@ -106,9 +106,9 @@ def _matrix(length: int, resized: int, start: int, size: int, mode: str) -> Tens
 
 
 def _interpolate(pixels: Tensor, rows: Axis, columns: Axis, mode: str) -> Tensor:
-    """(B, 3, H, W) uint8 → (B, 3, size, size) float32: torch's `interpolate` of the whole, to the bit, then the crop.
+    """(B, 3, H, W) uint8 → (B, 3, size, size) float32, bit-equal to torch's `interpolate` of the whole and a crop.
 
-    It, too, resizes along the rows first. A strip at a time, the memory does not grow with the image.
+    Like torch it resizes along the rows first. It does so in strips, so that memory does not grow with the image.
     """
     narrow = torch.empty(*pixels.shape[:2], rows.length, columns.size)
     step = max(1, STRIP_PIXELS // columns.length)
@@ -121,7 +121,7 @@ def _interpolate(pixels: Tensor, rows: Axis, columns: Axis, mode: str) -> Tensor
 
 
 def _without_far_ends(pixels: Tensor) -> Tensor:
-    """The middle of an image that is more than `MAX_RATIO` times as long as wide: its ends are far outside the crop."""
+    """The middle of an image that is more than `MAX_RATIO` times as long as wide; the crop never sees its ends."""
     height, width = pixels.shape[-2:]
     longest = MAX_RATIO * min(height, width)
     top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
@@ -166,7 +166,7 @@ def parse_views(text: str) -> tuple[str, ...]:
 
 
 def _end_of_run(images: list[np.ndarray], start: int) -> int:
-    """Where the run of small images of one shape ends that begins at `start`; a larger image is a run by itself."""
+    """The end of the run of small images of one shape that begins at `start`; a larger image is a run by itself."""
     shape, stop = images[start].shape, start + 1
     while max(shape) <= SMALL and stop < len(images) and images[stop].shape == shape:
         stop += 1
