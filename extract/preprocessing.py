@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,51 +73,50 @@ class Preprocessing:
         mode = self.interpolation.partition(",")[0]
         if self.crop != SQUASH:
             pixels = _without_far_ends(pixels)
-        rows, columns = (self._axis(length, min(pixels.shape[-2:])) for length in pixels.shape[-2:])
-        # All is linear, so the order is free: normalising the fewer pixels is cheaper
-        if max(pixels.shape[-2:]) <= SMALL:
-            resized = _matrix(*rows, mode) @ ((pixels - mean) / std) @ _matrix(*columns, mode).T
+        height, width = pixels.shape[-2:]
+        resize, size = self.resize or self.image_size, self.image_size
+        if self.crop == SQUASH:
+            rows = columns = resize
         else:
-            resized = (_interpolate(pixels, rows, columns, mode) - mean) / std
+            rows, columns = (resize * length // min(height, width) for length in (height, width))
+        # All is linear, so the order is free: normalising the fewer pixels is cheaper
+        if max(height, width) <= SMALL:
+            resized = (
+                _matrix(height, rows, size, mode) @ ((pixels - mean) / std) @ _matrix(width, columns, size, mode).T
+            )
+        else:
+            resized = (_interpolate(pixels, rows, columns, size, mode) - mean) / std
         if mode == "bicubic":  # which overshoots
             resized = torch.minimum(torch.maximum(resized, -mean / std), (255 - mean) / std)
         return resized
 
-    def _axis(self, length: int, shorter: int) -> "Axis":
-        resize = self.resize or self.image_size
-        resized = resize if self.crop == SQUASH else resize * length // shorter
-        return Axis(length, resized, round((resized - self.image_size) / 2), self.image_size)
 
-
-class Axis(NamedTuple):
-    """An axis of `length` pixels is resized to `resized`; of these, `size` from `start` on are kept."""
-
-    length: int
-    resized: int
-    start: int
-    size: int
+def _crop_of(resized: int, size: int) -> slice:
+    """The pixels of a resized axis that the centre crop keeps."""
+    start = round((resized - size) / 2)
+    return slice(start, start + size)
 
 
 @functools.lru_cache(maxsize=256)
-def _matrix(length: int, resized: int, start: int, size: int, mode: str) -> Tensor:
+def _matrix(length: int, resized: int, size: int, mode: str) -> Tensor:
     """The matrix (size, length) that resizes and crops an axis: what torch's `interpolate` makes of an identity."""
     identity = torch.eye(length)[None, None]
-    return functional.interpolate(identity, (resized, length), mode=mode, antialias=True)[0, 0, start : start + size]
+    return functional.interpolate(identity, (resized, length), mode=mode, antialias=True)[0, 0, _crop_of(resized, size)]
 
 
-def _interpolate(pixels: Tensor, rows: Axis, columns: Axis, mode: str) -> Tensor:
-    """(B, 3, H, W) uint8 → (B, 3, size, size) float32, bit-equal to torch's `interpolate` of the whole and a crop.
+def _interpolate(pixels: Tensor, rows: int, columns: int, size: int, mode: str) -> Tensor:
+    """(B, 3, H, W) uint8 → (B, 3, size, size) float32: torch's `interpolate`, bit by bit, and a crop.
 
     Like torch it resizes along the rows first. It does so in strips, so that memory does not grow with the image.
     """
-    narrow = torch.empty(*pixels.shape[:2], rows.length, columns.size)
-    step = max(1, STRIP_PIXELS // columns.length)
-    for top in range(0, rows.length, step):
+    height, width = pixels.shape[-2:]
+    narrow = torch.empty(*pixels.shape[:2], height, size)
+    step = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, step):
         strip = pixels[:, :, top : top + step].float()
-        resized = functional.interpolate(strip, (strip.shape[2], columns.resized), mode=mode, antialias=True)
-        narrow[:, :, top : top + step] = resized[..., columns.start : columns.start + columns.size]
-    resized = functional.interpolate(narrow, (rows.resized, columns.size), mode=mode, antialias=True)
-    return resized[:, :, rows.start : rows.start + rows.size]
+        resized = functional.interpolate(strip, (strip.shape[2], columns), mode=mode, antialias=True)
+        narrow[:, :, top : top + step] = resized[..., _crop_of(columns, size)]
+    return functional.interpolate(narrow, (rows, size), mode=mode, antialias=True)[:, :, _crop_of(rows, size)]
 
 
 def _without_far_ends(pixels: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import numpy as np
 import torch
+from click.testing import CliRunner, Result
 from PIL import Image
 
 from common.schema import load
@@ -176,6 +178,20 @@ def make_findings(
         "root": None if root is None else str(root),
     }
     return Findings(mode, **(values | options))
+
+
+def invoke(command: click.Command, *arguments: Any, code: int = 0) -> Result:
+    """Run a command line in this process. It must end with this exit code and without a traceback."""
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def smooth(height: int, width: int, seed: int = 0) -> Image.Image:
+    """A picture of this size without sharp edges."""
+    small = np.random.default_rng(seed).integers(256, size=(6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def of_split(source: ImageSource, split: str) -> ImageSource:

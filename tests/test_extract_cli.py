@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
-from fabricate import fails_with, flip_bit, wait_until
+from fabricate import fails_with, flip_bit, invoke, wait_until
 from mutate import resealed
 from PIL import Image
 
@@ -31,10 +31,7 @@ IN_EIGHTS = "--batch-size", 8
 
 
 def run(*arguments, code=0):
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
+    return invoke(main, *arguments, code=code)
 
 
 def command(root, store, *options, dataset="imagefolder"):

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from fabricate import smooth
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from common.images import UnreadableImage, image_suffixes, read_image, why_no_image
@@ -246,11 +247,6 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert (found.shape, found.min() >= 0) == (RGB.shape, True)
     if mode in ("RGBA", "YCbCr", "CMYK", "LAB"):
         assert np.abs(found - RGB).mean() < 4
-
-
-def smooth(height, width, seed=0):
-    small = np.random.default_rng(seed).integers(256, size=(6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
+import errno
 import hashlib
 import pickle
 import shutil
 import tarfile
-import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
 import torchvision
-from fabricate import of_split
+from fabricate import fails_with, of_split
 
 from common.errors import UserError
 from common.images import pixel_digest
@@ -129,11 +129,8 @@ def test_without_a_network_the_archive_can_be_put_there_by_hand(name, tmp_path, 
     archive = fake_archive(name, tmp_path / "server", monkeypatch)
     data_set = getattr(torchvision.datasets, FAKES[name][0])
 
-    def no_network(*_, **__):
-        raise urllib.error.URLError("no route to host")
-
     monkeypatch.setattr(data_set, "url", "https://example.invalid/archive.tar.gz")
-    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    monkeypatch.setattr("urllib.request.urlopen", fails_with(errno.ENETUNREACH))
     with pytest.raises(UserError) as caught:
         load_source(name, tmp_path / "data")
     place = tmp_path / "data" / data_set.filename
