@@ -146,13 +146,3 @@ def test_the_fingerprint_of_cifar_is_that_of_its_unpacked_files(tmp_path):
     (tmp_path / "cifar-100-python").mkdir()
     (tmp_path / "cifar-100-python/train").write_text("x")
     assert source_kind("cifar100").fingerprint(tmp_path) != before
-
-
-def test_both_routes_to_cifar100_know_its_superclasses(tmp_path):
-    fine = sorted(name for names in CIFAR100_SUPERCLASSES.values() for name in names.split())
-    for split in ("train", "test"):
-        for name in fine:
-            (tmp_path / split / name).mkdir(parents=True)
-            for i in range(10):
-                (tmp_path / split / name / f"{i}.png").touch()
-    assert superclasses_of(load_source("imagefolder", tmp_path).class_names) == superclasses_of(fine)

@@ -57,14 +57,6 @@ def expected(tmp_path):
     return complete(writer(tmp_path / "whole.h5")).path.read_bytes()
 
 
-def test_it_writes_what_it_is_given_and_clears_up(path):
-    store = complete(writer(path))
-    assert (store.features == FEATURES).all()
-    assert (store.image_sha256 == DIGESTS).all()
-    store.verify()
-    assert list(partial_folder(path).iterdir()) == []
-
-
 def test_going_on_gives_the_same_bytes(path, expected):
     write(writer(path), 5)
     resumed = writer(path)
