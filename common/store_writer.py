@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from common.errors import UserError
@@ -117,6 +116,8 @@ def name_arrays(names: Sequence[str]) -> dict[str, np.ndarray]:
 
 def _build_hdf5(text: str, layout: Layout) -> tuple["_SparseFile", int, dict[str, ArrayPlace]]:
     """Return the HDF5 file without the bytes of the arrays, the offset of the header, and the place of each array."""
+    import h5py  # here, because `--help` and "up to date" must not wait for it
+
     memory, places = _SparseFile(), {}
     options = {"libver": ("v108", "v108"), "userblock_size": BLOCK, "meta_block_size": 1 << 14}
     with h5py.File(memory, "w", alignment_threshold=1, alignment_interval=ALIGNMENT, **options) as file:
