@@ -1,4 +1,4 @@
-"""What all command lines share: they end with one sentence when they are stopped, or the system refuses something."""
+"""What all command lines share: one sentence, and no traceback, when the user stops them or the system refuses."""
 
 import contextlib
 import importlib
@@ -19,7 +19,7 @@ AGAIN = "run the same command again"
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM. Whoever keeps something then says so by a note, which the user reads."""
+    """SIGINT or SIGTERM. Code that has saved something adds a note to it, which the user reads at the end."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -29,8 +29,8 @@ class Stopped(KeyboardInterrupt):
 class CommandLine(click.Group):
     """A group of commands that end with one sentence: exit code 130 on SIGINT, 143 on SIGTERM, 2 for a UserError.
 
-    What the system refuses, such as memory, is an error of the user's, too: see `refusal_of`. Each takes --quiet.
-    again: what is said of the next try when one is stopped.
+    What the system refuses, such as memory, counts as a UserError: see `refusal_of`. Every command has --quiet.
+    again: what a user who stopped a command should do to go on.
     """
 
     again = AGAIN
@@ -106,7 +106,7 @@ def stoppable(again: str = AGAIN) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keeping(what: Callable[[], str]) -> Iterator[None]:
-    """When the body is stopped, tell the user `what()` is kept."""
+    """If the body is stopped, the last message says what is saved: `what()`."""
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -116,7 +116,7 @@ def keeping(what: Callable[[], str]) -> Iterator[None]:
 
 
 def _stop_behind(error: BaseException | None) -> KeyboardInterrupt | None:
-    """What stopped the process, where `error` is that, or came while it unwound: a library's own clearing up failed."""
+    """The KeyboardInterrupt that `error` is, or that it hides: a library's clean-up may fail after the interrupt."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error

@@ -2,8 +2,10 @@
 
 import difflib
 import errno
+import importlib
 import os
 from collections.abc import Iterable
+from types import ModuleType
 
 import click
 
@@ -48,6 +50,15 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
         similar = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[:5]
         hint = f"choose one of {len(known):,}, such as {', '.join(similar)}"
     return UserError(f'unknown {kind} "{name}": {hint}')
+
+
+def import_optional(library: str, alternative: str) -> ModuleType:
+    """Import a library that need not be installed. Raises UserError, which names it and the alternative."""
+    try:
+        return importlib.import_module(library)
+    except ImportError as error:
+        name = library.partition(".")[0]
+        raise UserError(f"the library {name} is not installed: `pip install {name}`, or {alternative}") from error
 
 
 def is_scarce(error: BaseException) -> bool:

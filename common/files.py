@@ -1,4 +1,4 @@
-"""Files that are complete or not there: atomic writes, locks, what dead processes leave, and digests."""
+"""Atomic writes, locks, leftovers of killed processes, and digests. A file is complete or it is not there."""
 
 import contextlib
 import errno
@@ -42,7 +42,7 @@ def readable_json(value: Any) -> str:
     text = json.dumps(value, indent=2, ensure_ascii=False)
     inner = r"\[[^][{}]*\]"
     for pattern in (inner, rf"\[(?:[^][{{}}]|{inner})*\]"):
-        text = re.sub(pattern, lambda found: re.sub(r"\n\s*", " ", found[0]), text)
+        text = re.sub(pattern, lambda match: re.sub(r"\n\s*", " ", match[0]), text)
     return text + "\n"
 
 
@@ -164,7 +164,7 @@ def flush_folder(folder: Path) -> None:
 
 
 class Busy(UserError):
-    """Another process holds what this one wants."""
+    """Another process holds the lock."""
 
 
 @contextlib.contextmanager
@@ -203,7 +203,7 @@ def exclusive(folder: Path, busy: str, *writes: Path) -> Iterator[None]:
 def clear_up_folder(folder: Path) -> None:
     """Remove what a killed process left in a folder whose work is complete: its lock, and temporary files.
 
-    Nothing happens where there is nothing, where another process is at work, or where nothing can be written.
+    Does nothing while another process works there, or where nothing can be written.
     """
     if any(path.name == LOCK or TEMPORARY.fullmatch(path.name) for path in folder.glob(".*")):
         with contextlib.suppress(UserError, OSError), exclusive(folder, "another process is at work"):
@@ -213,7 +213,7 @@ def clear_up_folder(folder: Path) -> None:
 def remove_leftovers(place: Path) -> None:
     """Remove the temporary files that dead processes left of the file `place`, or of all files in the folder `place`.
 
-    The caller must hold the lock of all who write there: then no temporary file is a living process's.
+    The caller must hold the lock that protects these files: then no temporary file is in use.
     """
     folder, own = (place, None) if place.is_dir() else (place.parent, (place.stem, place.suffix))
     with contextlib.suppress(OSError):  # a folder that cannot be listed keeps what it has

@@ -1,6 +1,6 @@
-"""Image files: which files are images at all, and their pixels in RGB, by one stated rule: docs/images-and-weights.md.
+"""Image files: which files are images, and their pixels in RGB. docs/images-and-weights.md states the rule.
 
-Many threads decode at a time. What they share is complete before a second one sees it, and does not change.
+Many threads decode at the same time, so what they share is built once, under a lock, and then never changes.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from PIL import Image, ImageCms, ImageOps
 from common.errors import UserError, is_scarce
 from common.progress import say
 
-RULE = 3  # goes up when the rule gives other pixels for some file; a store's request names it
+RULE = 3  # version of the decoding rule: raise it when some file gets other pixels; a store's request has it
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes a file for a decompression bomb
-HUGE = 1 << 25  # pixels from which on an image is decoded alone, so that the memory holds one of them at a time
-# What Pillow gives a suffix to, but shows no picture of, or only with a program outside it
+HUGE = 1 << 25  # pixels; larger images are decoded one at a time, to limit the memory
+# Formats whose suffix Pillow knows, but which it cannot decode, or only with an external program
 NO_PICTURES = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".hif": "pillow-heif", ".avif": "a newer Pillow"}
 SCALABLE = {"JPEG", "MPO"}
@@ -212,7 +212,7 @@ def _range(image: Any, tags: dict[int, Any], values: np.ndarray, name: str) -> t
             return 0, declared
         needed = next((depth for depth in CAMERA_DEPTHS if highest < 2**depth), bits)
         if needed < bits:
-            _tell_depth(bits, needed, name)
+            _report_depth(bits, needed, name)
         return 0, 2 ** min(needed, bits) - 1
     if not np.isfinite(values).all():
         raise ValueError("values that are not finite")
@@ -224,13 +224,13 @@ def _range(image: Any, tags: dict[int, Any], values: np.ndarray, name: str) -> t
     raise ValueError(f"{kind} values whose black and white are not declared; convert it to 8 or 16 bits")
 
 
-_told: set[tuple[int, int]] = set()
+_reported: set[tuple[int, int]] = set()
 
 
-def _tell_depth(bits: int, needed: int, name: str) -> None:
-    """Say so at the first image of such a depth."""
-    if (bits, needed) not in _told:
-        _told.add((bits, needed))
+def _report_depth(bits: int, needed: int, name: str) -> None:
+    """Report the first image of such a depth."""
+    if (bits, needed) not in _reported:
+        _reported.add((bits, needed))
         say(f"grey images of {bits} bits whose values need no more than {needed} are scaled by these, such as {name}")
 
 

@@ -1,4 +1,4 @@
-"""What this machine is and can do: the device, its fast arithmetic, the hardware, and the versions of the libraries."""
+"""Facts about this machine: its devices, whether bfloat16 is fast, the hardware, and the libraries' versions."""
 
 import functools
 import importlib.metadata
@@ -14,13 +14,13 @@ from common.errors import UserError
 
 LIBRARIES = ("torch", "torchvision", "numpy", "h5py", "pillow")
 FAST = 1.2  # times the pace of float32: what bfloat16 must reach to be worth its rounding
-HOPELESS = 0.3  # times the pace of float32 in a small product: there is no need to try a large one
-ROWS = 64, 512, 2560  # of the products that are tried; the last ones are those of a training step, 256 sets of ten
+HOPELESS = 0.3  # times the pace of float32 in a small product: no larger product is tried then
+ROWS = 64, 512, 2560  # of the matrices that are multiplied; 2560 is a training step: 256 sets of ten
 TRIAL = 0.1  # seconds
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" takes the accelerator where there is one. Raises UserError where it is missing."""
+    """The device of this name; "auto" takes the GPU if there is one. Raises UserError if the device is missing."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -61,9 +61,9 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def _bfloat16_gain(device: torch.device, rows: int) -> float:
-    """How many times as fast a product is in bfloat16, the conversion of its left side included, as autocast does it.
+    """The speed of a matrix product in bfloat16 over that in float32; as in autocast, the left side is converted.
 
-    The two take turns, and the best of each counts: other work on the machine only ever slows them.
+    The two are measured in turn, and the best time of each is used: other work on the machine can only slow them.
     """
     on_cpu = device.type == "cpu"
     now = time.thread_time if on_cpu else time.perf_counter
@@ -85,7 +85,7 @@ def _bfloat16_gain(device: torch.device, rows: int) -> float:
 
 
 def versions() -> dict[str, str]:
-    """The version of Python and of each library that has a part in the numbers."""
+    """The versions of Python and of the libraries that the results depend on."""
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
 
 
@@ -103,7 +103,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_flags() -> list[str]:
-    """What the processor has of the instruction sets that decide over the speed of matrix products."""
+    """The instruction sets of the processor that matter for matrix products."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
     return [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags]

@@ -31,8 +31,8 @@ def fill_blocks(text: str, kind: str, make: Callable[[str], str | None]) -> str:
     """
 
     def fill(block: re.Match) -> str:
-        made = make(block[3]) if block[2] == kind else None
-        return block[0] if made is None else f"{block[1]}{made}\n{block[4]}"
+        content = make(block[3]) if block[2] == kind else None
+        return block[0] if content is None else f"{block[1]}{content}\n{block[4]}"
 
     return BLOCK.sub(fill, text)
 

@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line now and then elsewhere, nothing where it is to be quiet."""
+"""Progress of long work: a bar on a terminal, else a line every 30 seconds; nothing with --quiet."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ _quiet = False
 
 
 def be_quiet() -> None:
-    """Show no progress from now on; what was decided, and errors, are still said."""
+    """Show no progress from now on. Decisions and errors are still printed."""
     global _quiet
     _quiet = True
 
@@ -20,14 +20,14 @@ def is_quiet() -> bool:
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, beside a bar that may be there."""
-    from tqdm import tqdm  # here, and below: `--help` must not wait for it
+    """Print a line on stderr, above the progress bar if there is one."""
+    from tqdm import tqdm  # here and below, because `--help` must not wait for it
 
     tqdm.write(line, file=sys.stderr)
 
 
 class Progress:
-    """A count of what is done of `total`, as a context manager; what is done already is `done`.
+    """Shows how many of `total` items are done; a context manager. done: those of an earlier process.
 
     >>> with Progress(3, "reading", "images") as progress:
     ...     progress.update(2)
@@ -35,8 +35,8 @@ class Progress:
 
     def __init__(self, total: int, what: str, unit: str, done: int = 0):
         self._total, self._what, self._unit = total, what, unit
-        self._done = self._begun = done
-        self._started = self._told = time.monotonic()
+        self._done = self._first = done
+        self._started = time.monotonic()
         self._next = self._started + FIRST
         on_terminal = sys.stderr.isatty() and not _quiet
         bar: dict[str, Any] = {"desc": what, "unit": f" {unit}", "smoothing": 0.05, "leave": False}
@@ -54,7 +54,7 @@ class Progress:
             self._bar.close()
 
     def update(self, number: int = 1) -> None:
-        """So many more are done."""
+        """Count this many more as done."""
         self._done += number
         if self._bar is not None:
             self._bar.update(number)
@@ -63,13 +63,13 @@ class Progress:
             say(self._line(now))
 
     def _line(self, now: float) -> str:
-        rate = (self._done - self._begun) / (now - self._started)
+        rate = (self._done - self._first) / (now - self._started)
         left = f", {duration((self._total - self._done) / rate)} left" if rate > 0 else ""
         return f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, {rate:.3g}/s{left}"
 
 
 def duration(seconds: float) -> str:
-    """For people.
+    """A duration for people.
 
     >>> duration(44.4), duration(95), duration(7260)
     ('44 s', '1 min 35 s', '2 h 1 min')

@@ -1,4 +1,4 @@
-"""The feature store's reader, without the HDF5 library, which one flipped bit can hang; see docs/feature-store.md."""
+"""Reads feature stores (docs/feature-store.md), without the HDF5 library: one flipped bit can make it hang."""
 
 import contextlib
 import errno
@@ -40,61 +40,62 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 HDF5 = b"\x89HDF\r\n\x1a\n"
-HEAD = 1 << 16  # what is read first: whose file it is shows there
+HEAD = 1 << 16  # bytes that are read first; they tell which kind of file it is
 OPEN_FLAG = 11  # in the superblock of HDF5: bit 0 is set as long as the file is open for writing
 ROOMY = 1 << 30
-# Room in the memory is not asked for in advance, which a store that is larger than the memory would not get
+# The system must not reserve memory for the whole map: a store may be larger than the memory
 NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
 class StoreError(UserError):
-    """There is no store to read at a path. `word` says in a word what is there."""
+    """There is no sound store at a path, for one of the reasons below."""
 
-    word = ""
+    @property
+    def word(self) -> str:
+        """What is there, in a word: "damaged" for a DamagedStore."""
+        return type(self).__name__.removesuffix("Store").lower()
 
 
 class DamagedStore(StoreError):
     """The file is a feature store, but its content is not what was written, or not what the schema wants."""
 
-    word = "damaged"
-
 
 class ForeignStore(StoreError):
     """The file is not a feature store."""
-
-    word = "foreign"
 
 
 class OlderStore(StoreError):
     """The file was made before version 2 of the format, which this code does not read."""
 
-    word = "older"
-
 
 class NewerStore(StoreError):
     """The file is a feature store of a version that this code does not know yet."""
-
-    word = "newer"
 
 
 class MissingStore(StoreError):
     """There is no file."""
 
-    word = "missing"
-
 
 class UnreadableStore(StoreError):
-    """The system does not give the file's bytes: nothing is known about them."""
+    """The system cannot read the file, which may be sound."""
 
-    word = "unreadable"
+
+def _array(name: str) -> "cached_property[np.ndarray]":
+    """A property that is the array of this name."""
+
+    def get(store: "FeatureStore") -> np.ndarray:
+        return store.array(name)
+
+    return cached_property(get)
 
 
 @dataclass(frozen=True)
 class FeatureStore:
     """A complete feature store. Its arrays are mapped, and verified on first use: damaged ones are not handed out.
 
-    features (V, N, D) float32 or float16 · labels (N,) int64 · image_index (N,) int64 · split (N,) uint8, an index
-    into `SPLITS` · image_sha256 (N, 32) uint8 · thumbnails (N, H, W, 3) uint8 or None.
+    features (V, N, D) float32 or float16 · labels (N,) int64 · image_index (N,) int64, of an image in its split of the
+    source · split (N,) uint8, an index into `SPLITS` · image_sha256 (N, 32) uint8 · thumbnails (N, H, W, 3) uint8 or
+    None.
 
     `array` and the properties verify an array whole, once; `rows` the blocks of these rows; `unverified` nothing.
     Unsorted and repeated rows cost what they cost in memory; processes share the pages. The maps are private
@@ -144,7 +145,7 @@ class FeatureStore:
 
     @property
     def stem(self) -> str:
-        """The name of the file, without its suffix."""
+        """The file's name without its suffix."""
         return self.path.stem
 
     @property
@@ -181,34 +182,19 @@ class FeatureStore:
     def features(self) -> np.ndarray:
         """The features (V, N, D), mapped."""
         mapped = self.array("features")
-        # Rows are asked for in no order: what the system would read ahead is not wanted
+        # Rows are read in random order: reading ahead would be wasted
         self._advise(mapped, "MADV_RANDOM")
         return mapped
 
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """The labels (N,) int64."""
-        return self.array("labels")
+    labels = _array("labels")
+    image_index = _array("image_index")
+    split = _array("split")
+    image_sha256 = _array("image_sha256")
 
     @cached_property
     def thumbnails(self) -> np.ndarray | None:
         """Small pictures (N, H, W, 3) uint8, or None where they were left out."""
         return self.array("thumbnails") if "thumbnails" in self.places else None
-
-    @cached_property
-    def image_index(self) -> np.ndarray:
-        """The index of each image in its split of the source (N,) int64."""
-        return self.array("image_index")
-
-    @cached_property
-    def image_sha256(self) -> np.ndarray:
-        """The digest of each decoded image (N, 32) uint8."""
-        return self.array("image_sha256")
-
-    @cached_property
-    def split(self) -> np.ndarray:
-        """The split of each row (N,) uint8, an index into `SPLITS`."""
-        return self.array("split")
 
     def rows_of(self, split: str) -> np.ndarray:
         """The rows (n,) int64 of a split, ascending."""
@@ -246,10 +232,10 @@ class FeatureStore:
         return self.unverified(name)[rows]
 
     def verify(self, names: Sequence[str] | None = None, look: Callable[[str, bytes], None] = lambda *_: None) -> None:
-        """Compare every block of the arrays `names` with its digest, and see whether their values are possible.
+        """Compare every block of the arrays `names` with its digest, and check that the values are possible.
 
-        names: default all. look: gets the name and the bytes of each sound block, for what else is to be seen in the
-        same pass. DamagedStore names a bad block or array.
+        names: default all. look: is called with the name and the bytes of each sound block, for other checks in the
+        same pass. Raises DamagedStore, which names the bad block or array.
         """
         for name in names or tuple(self.places):
             for number in range(len(self.header["blocks"][name])):
@@ -261,7 +247,7 @@ class FeatureStore:
             self._verified.add(name)
 
     def _verify_block(self, name: str, number: int) -> bytes:
-        """The bytes of a block, read without mapping them: memory stays as it is."""
+        """The bytes of a block, read and compared with its digest. They are not mapped, so memory does not grow."""
         place = self.places[name]
         offset = place.offset + number * BLOCK_BYTES
         with reading(self.path, self.stamp) as file:
@@ -274,10 +260,7 @@ class FeatureStore:
         return block
 
     def release(self) -> None:
-        """Give the pages of mapped features back to the system, which keeps them for the next use while it has room.
-
-        Features that take less than `ROOMY` bytes stay.
-        """
+        """Give the pages of mapped features of at least `ROOMY` bytes back to the system, which may keep them."""
         self._advise(self.features, "MADV_DONTNEED")
 
     def __reduce__(self):  # the maps stay behind: another process makes its own
@@ -288,7 +271,7 @@ class FeatureStore:
             mapped.base.madvise(getattr(mmap, advice))
 
     def unverified(self, name: str) -> np.ndarray:
-        """An array, mapped, as it lies on the disk: nothing says that it is what was written."""
+        """An array, mapped, without any check that its bytes are what was written."""
         place = self.places[name]
         with reading(self.path, self.stamp) as file:
             if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
@@ -304,7 +287,7 @@ class FeatureStore:
 def reading(path: Path, stamp: tuple[int, ...] | None = None) -> Iterator[FileIO]:
     """Open a regular file; stamp: of the file that is expected there.
 
-    Raises MissingStore, ForeignStore for a folder or a pipe, or UnreadableStore with what the system said.
+    Raises MissingStore, ForeignStore for a folder or a pipe, or UnreadableStore with the reason of the system.
     """
     if "\0" in str(path):
         raise MissingStore(f"there is no feature store at {str(path)!r}: a path must not hold a NUL character")
@@ -329,7 +312,7 @@ def reading(path: Path, stamp: tuple[int, ...] | None = None) -> Iterator[FileIO
 
 
 def stamp_of(file: FileIO) -> tuple[int, ...]:
-    """What tells a file from another that took its name: device, number, size and time."""
+    """What identifies a file, even if another takes its name: device, inode, size and time."""
     status = os.fstat(file.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -345,21 +328,19 @@ def read_at(file: FileIO, offset: int, size: int) -> bytes:
 
 
 def require_at_rest(path: Path, file: FileIO, stamp: tuple[int, ...]) -> None:
-    """Raise UnreadableStore where another program writes the file, or has opened it to write: so it looks damaged.
+    """Raise UnreadableStore if another program is writing the file, which would look damaged meanwhile.
 
-    HDF5 notes that in the file, and holds a lock where the file system has locks.
+    HDF5 sets a flag in a file that is open for writing, and locks it where the file system has locks.
     """
     if stamp_of(file) != stamp:
         raise UnreadableStore(f"{path} changes while it is read: wait for the program that writes it")
-    opened = bool((read_at(file, BLOCK + OPEN_FLAG, 1) or b"\0")[0] & 1)
-    if not opened and fcntl is not None:
-        try:
+    try:
+        if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            opened = True
-        except OSError:  # no locks here
-            pass
-    if opened:
+        locked = False
+    except OSError as error:  # of another kind where there are no locks
+        locked = isinstance(error, BlockingIOError)
+    if locked or (read_at(file, BLOCK + OPEN_FLAG, 1) or b"\0")[0] & 1:
         raise UnreadableStore(f"{path} is open for writing in another program: close it there, and try again")
 
 

@@ -1,13 +1,12 @@
-"""What a feature store's file says of itself: the first block, which seals it, and the header, checked by its schema.
+"""The metadata of a feature store: the first block, which seals the file, and the header, which has a schema.
 
 `docs/feature-store.md` is the specification. The first `BLOCK` bytes, which HDF5 leaves to the user, say where each
-array and the header are, and hold the digest of every byte that is not an array's. A violation is a `Damage`.
+array and the header are, and hold the digest of every byte outside the arrays. A violation raises `Damage`.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -89,7 +88,7 @@ class Provenance(Struct):
 
 
 class Header(Struct):
-    """The header, as far as it is read: other keys may be there."""
+    """The keys of the header that this code reads; others are allowed."""
 
     identity: Identity
     identity_sha256: str
@@ -109,13 +108,15 @@ class Newer(Exception):
     """A version that is not known yet."""
 
 
-@dataclass(frozen=True)
-class ArrayPlace:
+Offset = Annotated[int, Meta(ge=0, lt=1 << 62)]
+
+
+class ArrayPlace(Struct, frozen=True, array_like=True):
     """Where the bytes of one array lie in the file; `stop` is the offset of the byte behind its last."""
 
     dtype: str
-    shape: tuple[int, ...]
-    offset: int
+    shape: tuple[Offset, ...]
+    offset: Offset
 
     @property
     def nbytes(self) -> int:
@@ -126,6 +127,15 @@ class ArrayPlace:
         return self.offset + self.nbytes
 
 
+class FirstBlock(Struct):
+    """What the first block says. header: the offset and the length of the header."""
+
+    file_bytes: Offset
+    header: tuple[Offset, Offset]
+    rest_sha256: str
+    arrays: dict[str, ArrayPlace]
+
+
 def seal_block(header: tuple[int, int], places: dict[str, ArrayPlace], size: int, rest_sha256: str) -> bytes:
     """The first `BLOCK` bytes of a file of `size` bytes. header: its offset and its length."""
     facts = {
@@ -133,7 +143,7 @@ def seal_block(header: tuple[int, int], places: dict[str, ArrayPlace], size: int
         "file_bytes": size,
         "header": header,
         "rest_sha256": rest_sha256,
-        "arrays": {name: [place.dtype, place.shape, place.offset] for name, place in places.items()},
+        "arrays": msgspec.to_builtins(places),
     }
     block = MAGIC + bytes(64) + b"\n" + canonical_json(facts).encode()
     block = block.ljust(BLOCK, b"\0")
@@ -141,7 +151,7 @@ def seal_block(header: tuple[int, int], places: dict[str, ArrayPlace], size: int
 
 
 def seal_of(block: bytes) -> bytes:
-    """The seal that a first block must have at `SEAL`."""
+    """The digest of a first block, which must stand at `SEAL`."""
     return hashlib.sha256(block[: SEAL.start] + block[SEAL.stop : BLOCK]).hexdigest().encode()
 
 
@@ -177,14 +187,18 @@ def read_parts(
         raise Damage(f'"version" must be a whole number from {VERSION} on, found {version!r}')
     if version > VERSION:
         raise Newer(f"format version {version}")
-    start, length, places = _check_facts(facts)
-    if size != facts["file_bytes"]:
-        raise Damage(f"it has {size:,} bytes of {facts['file_bytes']:,}")
-    ranges = gaps(places, size)
+    try:
+        first = msgspec.convert(facts, FirstBlock)
+        ranges = gaps(first.arrays, first.file_bytes)
+    except (msgspec.ValidationError, TypeError) as error:  # a TypeError of NumPy's, for a dtype that there is not
+        raise Damage("its first block does not say where its parts are") from error
+    if size != first.file_bytes:
+        raise Damage(f"it has {size:,} bytes of {first.file_bytes:,}")
+    (start, length), places = first.header, first.arrays
     if length > MAX_HEADER or sum(b - a for a, b in ranges) > length + MAX_OTHER:
         raise Damage("its arrays are not all named")
     pieces = {a: read_at(a, b - a) for a, b in ranges}
-    if hashlib.sha256(b"".join(pieces.values())).hexdigest() != facts["rest_sha256"]:
+    if hashlib.sha256(b"".join(pieces.values())).hexdigest() != first.rest_sha256:
         raise Damage("its header or HDF5's own part does not match its digest")
     for a, b in ranges:
         if a <= start and start + length <= b:
@@ -192,21 +206,6 @@ def read_parts(
             check_schema(header, places)
             return header, places
     raise Damage("its header lies in an array")
-
-
-def _check_facts(facts: dict[str, Any]) -> tuple[int, int, dict[str, ArrayPlace]]:
-    """Return the offset and the length of the header, and the places of the arrays."""
-    try:
-        start, length = facts["header"]
-        places = {name: ArrayPlace(d, tuple(shape), offset) for name, (d, shape, offset) in facts["arrays"].items()}
-        numbers = [start, length, facts["file_bytes"]]
-        for place in places.values():
-            numbers += [*place.shape, place.offset, np.dtype(place.dtype).itemsize]
-        if all(type(n) is int and 0 <= n < 1 << 62 for n in numbers) and type(facts["rest_sha256"]) is str:
-            return start, length, places
-    except (KeyError, TypeError, ValueError, AttributeError):
-        pass
-    raise Damage("its first block does not say where its parts are")
 
 
 def parse_json(text: bytes, where: str) -> Any:

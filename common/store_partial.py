@@ -1,7 +1,8 @@
-"""A feature store under way: batch by batch into a file in a partial folder, which in the end takes its place.
+"""Writes a feature store batch by batch, so that an interrupted extraction can be resumed.
 
-In the file, the arrays that come in batches lie where they will stay; the rest is written last. Beside it are a plan,
-and a journal: the digest of each batch that is written. The folder is private to one version of the code.
+The unfinished store is a file in a partial folder. Arrays that come in batches are written at their final place in it,
+everything else is written last, and then the file is renamed to its target. Beside the file are a plan and a journal,
+which holds the digest of each batch that is written. Only the same version of the code can use such a folder.
 """
 
 import contextlib
@@ -24,17 +25,17 @@ from common.store_writer import Layout, complete_store, places_of, write_all
 KIND = 4  # goes up when something else is in the folder
 FILE, KEPT, PLAN, JOURNAL = "store.h5", "kept.h5", "plan.json", "journal"
 DIGEST = 32  # bytes; zeros for a batch that is not written
-BESIDE = 100  # bytes of an image for what is written last, its name above all
+BESIDE = 100  # bytes of an image for what is written last, mainly its name
 ROWS = 1 << 14  # copied at a time, where rows are left out
 
 
 def partial_folder(store: Path) -> Path:
-    """Where the batches of a store under way are kept: beside it, hidden, on the same disk."""
+    """The folder of the unfinished store: hidden, beside the target, on the same disk."""
     return store.with_name(f".{store.name}.partial")
 
 
 def read_progress(store: Path) -> tuple[int, int] | None:
-    """The rows (written, N) of a store under way, or None when none is."""
+    """The numbers of rows (written, N) of an unfinished store, None where there is none."""
     plan = read_plan(store)
     if not plan:
         return None
@@ -43,14 +44,14 @@ def read_progress(store: Path) -> tuple[int, int] | None:
 
 
 def read_plan(store: Path) -> dict[str, Any]:
-    """The plan of a store under way, or {} when none is, or it is damaged."""
+    """The plan of an unfinished store, {} where there is none, or it is damaged."""
     return _read_content(partial_folder(store)).get("plan", {})
 
 
 def clear_up(store: FeatureStore) -> None:
-    """Remove what a process that was killed in its last moment left beside the store that it had completed.
+    """Remove the files that a process left beside its finished store when it was killed just before its end.
 
-    A store under way that is to replace this one by something else stays.
+    The partial folder stays where it is of another request, whose store is to replace this one.
     """
     with contextlib.suppress(UserError, OSError):
         leftovers = [path for path in store.path.parent.iterdir() if path.name.startswith(f".{store.path.stem}.")]
@@ -58,20 +59,19 @@ def clear_up(store: FeatureStore) -> None:
         if leftovers:
             with exclusive(folder, "another process makes it", store.path):
                 content = _read_content(folder)  # without a plan nothing can be resumed
-                made = store.header["provenance"]["request"]
-                if not content or {**content["plan"].get("request", {}), "fingerprint": content["source"]} == made:
+                request = store.header["provenance"]["request"]
+                if not content or {**content["plan"].get("request", {}), "fingerprint": content["source"]} == request:
                     _clear(folder)
 
 
 class StoreWriter:
-    """Collects the arrays of one store by batches of rows; a later process resumes where this one was stopped.
+    """Writes one store in batches of rows; if it is stopped, a later process resumes it.
 
-    `plan` is a JSON object that fixes the content; "n" in it is N, "batch_size" the rows of each batch but the last.
-    A partial folder of another plan is discarded, and so is a damaged one; `discarded` then says why.
-    `layout` names the arrays that come in batches, of `common.store_writer.BATCHED`. N is axis 1 of features, axis 0
-    of others.
-    `source` is a fingerprint of the files that rows are made from. `moved` is true if the folder has another one: then
-    call `keep` before anything is written.
+    plan: a JSON object that fixes the content; "n" in it is N, "batch_size" the rows of each batch but the last. A
+    partial folder of another plan is discarded, and so is a damaged one; `discarded` then says why.
+    layout: the arrays that come in batches, of `common.store_writer.BATCHED`. N is axis 1 of features, else 0.
+    source: a fingerprint of the image files. `source_changed` is true if the folder has another one: then call
+    `keep_unchanged` before anything is written.
 
     Only one writer may use a target at a time: hold `common.files.exclusive(partial_folder(target), …)`.
     """
@@ -86,7 +86,7 @@ class StoreWriter:
             self.discarded = self._why_unusable(previous)
             if self.discarded is not None:
                 self._begin()
-            self.moved = self.discarded is None and previous["source"] != source
+            self.source_changed = self.discarded is None and previous["source"] != source
             self._file = (self.folder / FILE).open("r+b", buffering=0)
             # An array, because the memory must not grow with the work
             self._digests = _read_journal(self.folder, plan)
@@ -110,10 +110,10 @@ class StoreWriter:
         """The first rows of the batches that are not yet written."""
         return self._starts(written=False)
 
-    def keep(self, same: Callable[[int, np.ndarray], bool]) -> None:
-        """Keep the batches whose images are the same though their files are not, and note the new source.
+    def keep_unchanged(self, same: Callable[[int, np.ndarray], bool]) -> None:
+        """Keep the batches whose images have the same pixels as before, drop the others, and note the new source.
 
-        same: whether the images from row `start` on have the digests (B, 32) that were stored with their features.
+        same: whether the images from row `start` on have these digests (B, 32), which were stored with their features.
         """
         for start, stop in self.done.items():
             digests = np.frombuffer(self._read("image_sha256", start, stop), np.uint8)
@@ -121,10 +121,10 @@ class StoreWriter:
                 self._note(start, bytes(DIGEST))
         with writing_to(self.target):
             _write_content(self.folder, self._content)
-        self.moved = False
+        self.source_changed = False
 
     def write(self, start: int, batch: dict[str, np.ndarray]) -> None:
-        """Store rows `start…` of every array of the layout, then note their digest in the journal."""
+        """Write a batch, the rows from `start` on of every array of the layout; then note its digest in the journal."""
         stop, digest = start + batch["features"].shape[1], hashlib.sha256()
         with writing_to(self.target):
             for name, (dtype, _) in self._layout.items():
@@ -137,17 +137,17 @@ class StoreWriter:
         self._note(start, digest.digest())
 
     def array(self, name: str) -> np.ndarray:
-        """The rows written so far, for what is derived from them at the end."""
+        """An array of the layout as written so far, mapped; rows that are missing are zeros."""
         place = self._places[name]
         return np.memmap(self.folder / FILE, place.dtype, "r", place.offset, place.shape)
 
     def finish(
         self, header: dict[str, Any], whole: dict[str, np.ndarray], rows: np.ndarray | None = None
     ) -> FeatureStore:
-        """Complete the file with header and the arrays `whole`, put it in place, clear the partial folder.
+        """Add the header and the arrays `whole` to the file, put it in place, and clear the partial folder.
 
-        rows: those of the batches that are kept, ascending; None for all, and then nothing that is written is copied.
-        Raises UserError where the disk does not give back what it was given, and as `write_store` does.
+        rows: those of the batches that the store gets, ascending; None for all, without any copy.
+        Raises UserError where what is read back from the disk is not what was written, and as `write_store` does.
         """
         if missing := self.missing():
             raise ValueError(f"all batches must be written, {len(missing)} are missing")
@@ -168,7 +168,7 @@ class StoreWriter:
         return FeatureStore.open(self.target)
 
     def _copy(self, rows: np.ndarray) -> tuple[str, Layout]:
-        """Another file of some of the rows alone: if rows were moved within the first one, it could not be resumed."""
+        """Copy some of the rows into a second file. Moving them within the first one could not be resumed."""
         layout: Layout = {}
         for name, (dtype, shape) in self._layout.items():
             axis = int(name == "features")
@@ -188,8 +188,8 @@ class StoreWriter:
     def _why_unusable(self, previous: dict[str, Any]) -> str | None:
         """Return why the folder cannot be resumed, "" if it is empty, None if it can."""
         if not previous:
-            there = self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - {LOCK}
-            return "is damaged" if there else ""
+            files = self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - {LOCK}
+            return "is damaged" if files else ""
         wanted = json.loads(canonical_json(self._content))
         if previous["plan"] != wanted["plan"]:
             keys = sorted(set(previous["plan"]) | set(wanted["plan"]))
@@ -220,14 +220,14 @@ class StoreWriter:
             )
 
     def _read(self, name: str, start: int, stop: int) -> bytes:
-        """Return rows of an array from the disk; nothing if it does not give them, which their digest then tells."""
+        """Return rows of an array from the disk; b"" on an error, so that the digest does not match."""
         ranges = row_ranges(name, self._places[name], start, stop)
         with contextlib.suppress(OSError):
             return b"".join(read_at(self._file, offset, size) for offset, size in ranges)
         return b""
 
     def _is_sound(self, start: int, stop: int) -> bool:
-        """Whether a batch is on the disk as the journal notes it."""
+        """Whether a batch on the disk has the digest that the journal notes."""
         digest = hashlib.sha256(b"".join(self._read(name, start, stop) for name in self._layout)).digest()
         return digest == self._digests[start // self._batch_size].tobytes()
 
@@ -243,14 +243,14 @@ class StoreWriter:
 
 
 def row_ranges(name: str, place: ArrayPlace, start: int, stop: int) -> list[tuple[int, int]]:
-    """Where rows of an array lie in the file, and how many bytes they take, for each view."""
+    """The (offset, bytes) of rows of an array in the file, one for each view."""
     views, n = place.shape[:2] if name == "features" else (1, place.shape[0])
     width = place.nbytes // (views * n)
     return [(place.offset + (view * n + start) * width, (stop - start) * width) for view in range(views)]
 
 
 def reserve(file: int, size: int) -> None:
-    """Have the disk keep room for `size` bytes of an open file: a full one shows now, before hours of work."""
+    """Reserve `size` bytes on the disk for an open file, so that a full disk is noticed before hours of work."""
     if hasattr(os, "posix_fallocate"):
         with contextlib.suppress(NotImplementedError):
             os.posix_fallocate(file, 0, size)
@@ -259,7 +259,7 @@ def reserve(file: int, size: int) -> None:
 
 
 def _read_content(folder: Path) -> dict[str, Any]:
-    """What the plan's file says, {} where it is missing or not what was written."""
+    """The content of the plan's file, {} where it is missing or damaged."""
     try:
         sealed = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         content = sealed["content"]
@@ -274,7 +274,7 @@ def _write_content(folder: Path, content: dict[str, Any]) -> None:
 
 
 def _read_journal(folder: Path, plan: dict[str, Any]) -> np.ndarray:
-    """The digests (batches, 32) that are noted; zeros for what is missing, as after a kill."""
+    """The digests (batches, 32) in the journal; zeros where it ends early, as after a kill."""
     size = -(-plan["n"] // plan["batch_size"]) * DIGEST
     try:
         content = (folder / JOURNAL).read_bytes()[:size]

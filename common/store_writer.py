@@ -1,6 +1,6 @@
-"""Writing a feature store: HDF5 draws up the file in memory, plain writes, whose errors are seen, put it on the disk.
+"""Writes feature stores. HDF5 builds the file in memory, without its arrays; plain writes put it on the disk.
 
-The HDF5 library may report a write error where nobody hears it, when it frees its objects. It never touches the disk.
+The HDF5 library can lose a write error, when it frees its objects. So it never touches the disk.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from common.store_header import (
 )
 
 ALIGNMENT = 64
-# These come first in the file, so that their places are known, and they can be written, before anything else is
+# These come first in the file, so that their places are known before anything else is, and they can be written early
 BATCHED = ("features", "image_sha256", "thumbnails")
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]  # {name: (dtype, shape)}
@@ -38,9 +38,9 @@ Layout = dict[str, tuple[str, tuple[int, ...]]]  # {name: (dtype, shape)}
 def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write one feature store atomically. The digests of the identity and of the blocks are added to `header`.
 
-    What is on the disk is read back and compared before it takes its place. Raises UserError when the disk is full,
-    cannot be written, or does not give back what it was given; then `target` is as it was. Raises ValueError, naming
-    the key, when header or arrays are not as the specification says.
+    What was written is read back and compared before it takes its place. Raises UserError when the disk is full,
+    cannot be written, or returns other bytes; then `target` is as it was. Raises ValueError, naming the key, when the
+    header or an array is not as the specification says.
     """
     with atomic_path(target) as temporary:
         temporary.touch()
@@ -48,14 +48,14 @@ def write_store(target: Path, header: dict[str, Any], arrays: dict[str, np.ndarr
 
 
 def complete_store(
-    path: Path, target: Path, header: dict[str, Any], there: Layout, arrays: dict[str, np.ndarray]
+    path: Path, target: Path, header: dict[str, Any], present: Layout, arrays: dict[str, np.ndarray]
 ) -> None:
-    """Make a store of a file that has the arrays `there` at their `places_of` already, and put it at `target`.
+    """Complete a file that has the arrays `present` already, at their `places_of`, and rename it to `target`.
 
-    Nothing of these is copied. As `write_store` for the rest; until the file takes its place they stay as they are.
+    These are not copied, and do not change. Otherwise as `write_store`.
     """
     with writing_to(target):
-        _complete(path, target, header, there, arrays)
+        _complete(path, target, header, present, arrays)
         path.replace(target)
         flush_folder(target.parent)
 
@@ -71,14 +71,14 @@ def block_digests(array: np.ndarray) -> list[str]:
     return [hashlib.sha256(data[i : i + BLOCK_BYTES]).hexdigest() for i in range(0, len(data), BLOCK_BYTES)]
 
 
-def _complete(path: Path, target: Path, header: dict[str, Any], there: Layout, arrays: dict[str, np.ndarray]) -> None:
-    """Write all of a store but the arrays that are `there` into a file, and compare what the disk gives back."""
+def _complete(path: Path, target: Path, header: dict[str, Any], present: Layout, arrays: dict[str, np.ndarray]) -> None:
+    """Write all of a store except the arrays `present` into a file, then read everything back and compare."""
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    present = places_of(there) if there else {}
-    mapped = {name: np.memmap(path, place.dtype, "r", place.offset, place.shape) for name, place in present.items()}
+    fixed = places_of(present) if present else {}
+    mapped = {name: np.memmap(path, place.dtype, "r", place.offset, place.shape) for name, place in fixed.items()}
     metadata, places = _build_metadata(header, {**mapped, **arrays})
-    if any(places[name] != place for name, place in present.items()):
-        raise ValueError(f"the arrays must lie where they are, at {present}, got {places}")
+    if any(places[name] != place for name, place in fixed.items()):
+        raise ValueError(f"the arrays must lie where they are, at {fixed}, got {places}")
     del mapped
     with path.open("r+b", buffering=0) as file:
         _write(file, {**metadata, **{places[name].offset: array for name, array in arrays.items()}})
@@ -115,8 +115,8 @@ def name_arrays(names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def _build_hdf5(text: str, layout: Layout) -> tuple["_SparseFile", int, dict[str, ArrayPlace]]:
-    """Return the file as HDF5 makes it, without the bytes of the arrays, the offset of the header, and the places."""
-    import h5py
+    """Return the HDF5 file without the bytes of the arrays, the offset of the header, and the place of each array."""
+    import h5py  # here, because `--help` and "up to date" must not wait for it
 
     memory, places = _SparseFile(), {}
     options = {"libver": ("v108", "v108"), "userblock_size": BLOCK, "meta_block_size": 1 << 14}
@@ -158,13 +158,13 @@ def write_all(file: io.FileIO, data: Any) -> None:
 
 
 def _write(file: io.FileIO, pieces: dict[int, Any]) -> None:
-    """Write the pieces at their offsets, the last one being the end of the file, and have them put on the disk."""
+    """Write {offset: piece}, end the file behind the last piece, and flush it to the disk."""
     for offset, piece in sorted(pieces.items()):
         file.seek(offset)
         write_all(file, piece)
     file.truncate()
     os.fsync(file.fileno())
-    if hasattr(os, "posix_fadvise"):  # what is read back comes from the disk, where the system can do that
+    if hasattr(os, "posix_fadvise"):  # drop the cache, so that what is read back comes from the disk
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

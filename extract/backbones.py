@@ -18,7 +18,7 @@ from common.files import sha256_file
 from extract.preprocessing import Preprocessing
 from extract.weights import load_weights
 
-# name: where its kind lives; nothing is imported before it is asked for
+# name: where its class is; imported only when it is used
 KINDS = {"torchvision": "extract.torchvision_models:TorchvisionModels", "timm": "extract.timm_models:TimmModels"}
 DEFAULT_KIND = "torchvision"
 PRETRAINED = ("torchvision", "pretrained")
@@ -31,9 +31,9 @@ _generator_turn = threading.Lock()
 class Backbone:
     """A frozen network (B, 3, H, W) → features (B, D), and where its weights come from.
 
-    `layers` says how D is made up: name and dimension of each layer, the network's own features ("last") first.
-    `weights_sha256` is the digest of the weights file; for random weights, of the tensors themselves.
-    `note` is what was decided about a file that holds more than plain weights, "" where nothing was.
+    layers: the name and the dimension of each layer; they sum to D. The network's own features, "last", come first.
+    weights_sha256: the digest of the weights file; for random weights, of the tensors.
+    note: what was decided about a file that holds more than plain weights, or "".
     """
 
     name: str
@@ -59,16 +59,16 @@ class BackboneKind(Protocol):
     """One kind of backbone: models by name, from one library."""
 
     def build(self, name: str, image_size: int | None) -> nn.Module:
-        """A network with weights drawn from torch's global generator. Raises UserError for an unknown name."""
+        """A network with random weights from torch's global generator. Raises UserError for an unknown name."""
 
     def pretrained(self, name: str, image_size: int | None) -> tuple[nn.Module, Path]:
         """A network with its published weights, and the file that they are in."""
 
     def remove_classifier(self, module: nn.Module) -> str:
-        """Make the network return what its classifier gets; returns where that was, "" for nowhere."""
+        """Make the network return the input of its classifier; returns the name of that, "" for none."""
 
     def preprocessing(self, name: str, image_size: int | None, views: tuple[str, ...]) -> Preprocessing:
-        """What the model's images go through; image_size: None for the model's own."""
+        """The preprocessing of the model's images; image_size: None for the model's own."""
 
 
 def backbone_kind(name: str) -> tuple[str, BackboneKind, str]:
@@ -85,7 +85,7 @@ def backbone_kind(name: str) -> tuple[str, BackboneKind, str]:
 
 
 def preprocessing_of(name: str, image_size: int | None = None, views: tuple[str, ...] = ("plain",)) -> Preprocessing:
-    """What images go through before a backbone that could be loaded; image_size: None for the model's own."""
+    """The preprocessing of a backbone, which is not loaded; image_size: None for the model's own."""
     _, kind, model = backbone_kind(name)
     return kind.preprocessing(model, image_size, views)
 
@@ -106,7 +106,7 @@ def load_backbone(
         digest = sha256_file(path)
         kind.remove_classifier(module)
     else:
-        # The global generator is lent, to one thread at a time, and given back as it was
+        # The global generator is used by one thread at a time, and restored
         with _generator_turn, torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             module = kind.build(model, image_size)
@@ -134,7 +134,7 @@ def parse_layers(text: str) -> tuple[str, ...]:
 
 
 class PooledLayers(nn.Module):
-    """A network's features, and behind them the mean of each of some layers: (B, 3, H, W) → (B, D).
+    """A network's features, followed by the means of some of its layers: (B, 3, H, W) → (B, D).
 
     A layer is a module of the network, such as "layer3" or "blocks.5". The mean is over space, or over tokens.
     Raises UserError for an unknown layer.
@@ -164,13 +164,13 @@ class PooledLayers(nn.Module):
         return [outputs[LAST].flatten(1), *(_mean_over_space(values) for values in maps)]
 
 
-@fx.wrap  # what is traced has no axes to count
+@fx.wrap  # a traced value does not know its number of axes
 def _mean_over_space(values: Tensor) -> Tensor:
     return values.mean(POOLED[values.ndim])
 
 
 class HookedLayers(nn.Module):
-    """A network whose way cannot be traced: its output ("last") and those of some layers, caught as they are made."""
+    """A network that cannot be traced: hooks catch the outputs of some layers; its own output is "last"."""
 
     def __init__(self, network: nn.Module, layers: tuple[str, ...]):
         super().__init__()

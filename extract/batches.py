@@ -1,6 +1,6 @@
-"""From images to batches of features: files are decoded by many threads, and the frozen network is in this process.
+"""From images to batches of features. Many threads decode files; the frozen network is in this process.
 
-`extract.ray_pool` has the same `Network` on many machines.
+`extract.ray_pool` implements the same `Network` on many machines.
 """
 
 import contextlib
@@ -30,21 +30,20 @@ from extract.progress import Stopwatch, ahead
 from extract.sources import ImageSource
 
 THUMBNAIL, THUMBNAIL_FROM = 32, 256  # pixels a side, of as many or more
-LISTED = 10  # unreadable images in one sentence; each was told when it was met
+LISTED = 10  # unreadable images in one sentence; each has had a line of its own before
 GROUP = 4  # images that a thread takes at a time
-AT_ONCE = 256  # images that are compared while others wait
+AT_ONCE = 256  # images that are compared at a time
 SAMPLE = 160  # images, by which an engine is chosen
-MIN_GAIN = 20  # choosing an engine takes as long as a few passes of its sample: fewer images are not worth it
+MIN_GAIN = 20  # times the sample: for fewer images, choosing an engine takes longer than it saves
 
 
 @dataclass(frozen=True)
 class Extraction:
     """All that fixes the features, and how to compute them.
 
-    `precision` is the lowest one that is allowed: "bfloat16" may end in float32, where that is as fast or nothing else
-    is true. `request` is what the user asked for, as JSON, with a cheap fingerprint of the images: by it an unchanged
-    request is recognised without reading them. on_error: "fail" or "skip" images that cannot be read.
-    threads: of the engine, None for as many as it takes by itself.
+    precision: the lowest one that is allowed. With "bfloat16", float32 is used where bfloat16 is not faster, or not
+    exact enough. request: `Request.as_json`. on_error: "fail" or "skip" images that cannot be read.
+    threads: of the engine, None for its default.
     """
 
     source: ImageSource
@@ -60,21 +59,21 @@ class Extraction:
 
     @property
     def choice(self) -> EngineChoice:
-        """The engines that there are for it."""
+        """The engines that can compute it here."""
         size = self.preprocessing.image_size
         return EngineChoice(self.backbone, self.precision, self.device, size, self.engine, self.threads)
 
 
 @dataclass
 class Unreadable:
-    """The images that could not be read, {row: reason}, told to `say` as they are met."""
+    """The images that could not be read, {row: reason}. `say` gets a line when one is found."""
 
     names: Sequence[str]
     say: Callable[[str], None]
     reasons: dict[int, str] = field(default_factory=dict)
 
     def note(self, row: int, error: UnreadableImage) -> None:
-        """Tell of an image."""
+        """Add an image."""
         if row not in self.reasons:
             self.say(error.message)
         self.reasons[row] = error.reason
@@ -93,7 +92,7 @@ class Unreadable:
 def digests_of(
     source: ImageSource, rows: range, progress: Progress, unreadable: Unreadable | None = None
 ) -> np.ndarray:
-    """The pixel digests (n, 32) of these images, zeros for what cannot be read, which is noted."""
+    """The pixel digests (n, 32) of these images; zeros for those that cannot be read, which `unreadable` gets."""
 
     def digest(row: int) -> bytes | UnreadableImage:
         try:
@@ -115,9 +114,9 @@ def digests_of(
 
 
 def read_sample(source: ImageSource, preprocessing: Preprocessing, size: int) -> Tensor | None:
-    """What the network sees (n, 3, H, W), n ≤ `size`, of training images that are evenly spaced, in the first view.
+    """Preprocessed images (n, 3, H, W), n ≤ `size`: training images, evenly spaced, in the first view.
 
-    What cannot be read is left out; None where nothing can.
+    Unreadable images are left out. None where no image can be read.
     """
     rows, seen = source.rows_of("train"), []
     for number in np.unique(np.linspace(0, len(rows) - 1, size).astype(int)):
@@ -135,7 +134,8 @@ def read_batch(
 ) -> dict[str, Any]:
     """Images of these rows: preprocessed (V, B, 3, size, size), image_sha256 (B, 32), thumbnails (B, 32, 32, 3).
 
-    What is no image is black, has zeros for a digest, and is noted. A thread takes `GROUP` images at a time.
+    An unreadable image is black, its digest is zeros, and it is added to `unreadable`. A thread takes `GROUP` images at
+    a time.
     """
     n, size = len(rows), preprocessing.image_size
     preprocessed = torch.empty(len(preprocessing.views), n, 3, size, size)
@@ -172,17 +172,17 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
-    step = max(1, side // THUMBNAIL_FROM)  # what is larger is only sampled: it is a picture for people
+    step = max(1, side // THUMBNAIL_FROM)  # of larger images, only every n-th pixel: thumbnails are for people
     box = tuple(edge / step for edge in (left, top, left + side, top + side))
     sampled = Pillow.fromarray(image[::step, ::step])
     return np.asarray(sampled.resize((THUMBNAIL, THUMBNAIL), Pillow.Resampling.BILINEAR, box))
 
 
 class Network(Protocol):
-    """A frozen network at work, its engine chosen.
+    """A frozen network, ready to compute on a chosen engine.
 
-    environment: engine, fidelity, device and versions, the part of the plan and of the provenance that they make up.
-    precision: what is executed.
+    environment: its engine, fidelity, device and versions, for the plan and the provenance.
+    precision: the executed one.
     """
 
     environment: dict[str, Any]
@@ -197,16 +197,16 @@ class Network(Protocol):
         """
 
     def summary(self) -> str:
-        """What is added to the last line, such as the rate of each node; "" for nothing."""
+        """Text for the last line, such as the rate of each node; may be ""."""
 
 
 Connect = Callable[[Extraction, dict[str, Any]], AbstractContextManager[Network]]
-"""A job and the environment of an extraction that is resumed, {} for none → a network at work."""
+"""Starts the network of a job, given the environment of the extraction to resume, {} for none."""
 
 
 @contextlib.contextmanager
 def local_network(job: Extraction, resumed: dict[str, Any]) -> Iterator[Network]:
-    """The network in this process, its engine chosen. resumed: the environment of the extraction to resume, or {}."""
+    """The network in this process. resumed: the environment of the extraction to resume, {} for none."""
 
     def sample() -> Tensor | None:
         return read_sample(job.source, job.preprocessing, SAMPLE)
@@ -218,7 +218,7 @@ def local_network(job: Extraction, resumed: dict[str, Any]) -> Iterator[Network]
 class LocalNetwork:
     """A `Network` in this process, on an engine.
 
-    A batch is made in two steps, so that some may be read while another is computed. Many threads may do both.
+    A batch is first read, then computed, so that one can be read while another is computed. Both are thread-safe.
     """
 
     def __init__(self, job: Extraction, engine: Engine, environment: dict[str, Any], readers: int | None = None):
@@ -239,18 +239,18 @@ class LocalNetwork:
 
         for start, batch in ahead(read, starts):
             with watch.time("network"):
-                made = self.compute(start, batch)
-            if made is not None:
-                yield start, made
+                arrays = self.compute(start, batch)
+            if arrays is not None:
+                yield start, arrays
 
     def read(self, image: Callable[[int], np.ndarray], rows: range, unreadable: Unreadable) -> dict[str, Any]:
-        """A batch of images, each given by its row, decoded, preprocessed and brought to the device."""
+        """Decode and preprocess the images of these rows, and bring them to the device."""
         batch = read_batch(self._pool, image, rows, self._job.preprocessing, unreadable)
         batch["uploaded"] = [self._engine.upload(view) for view in batch.pop("images")]
         return batch
 
     def compute(self, start: int, batch: dict[str, Any]) -> dict[str, Any] | None:
-        """The same with its features (V, B, D); None where an image is missing and must not be skipped."""
+        """The batch with its features (V, B, D); None where an image is unreadable and must not be skipped."""
         if self._job.on_error == "fail" and not batch["image_sha256"].any(1).all():
             return None
         with self._turn:
@@ -261,13 +261,13 @@ class LocalNetwork:
         return ""
 
     def close(self) -> None:
-        """Start nothing more."""
+        """Start no further work."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def features_of(job: Extraction, engine: Engine, views: list, start: int) -> np.ndarray:
     """Uploaded images of each view → (V, B, D) in the precision of the store."""
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and the check says so
+    with np.errstate(over="ignore"):  # values that are too large become infinite, which is checked below
         features = np.stack([engine.features(view) for view in views]).astype(STORED_AS[job.precision])
     where = f"images {start} to {start + features.shape[1] - 1}"
     check_shape("features", features, where, D=job.backbone.feature_dim)
@@ -279,10 +279,10 @@ def features_of(job: Extraction, engine: Engine, views: list, start: int) -> np.
 def choose_engine(
     job: Extraction, resumed: dict[str, Any], n: int, sample: Callable[[], Tensor | None], tell: Callable[[str], object]
 ) -> tuple[Engine, dict[str, Any]]:
-    """The engine for `n` images, and the environment that it makes up.
+    """The engine for `n` images, and its environment: engine, fidelity, device and versions.
 
-    resumed: the environment of the extraction to resume, whose engine is taken if it can be had here; {} for none.
-    sample: reads some images, where a choice is worth it. tell: gets what was decided, in a line each.
+    resumed: the environment of the extraction to resume, whose engine is used if possible; {} for none.
+    sample: reads some images; called only where choosing saves time. tell: gets a line for each decision.
     """
     environment: dict[str, Any] = {"device": job.device.type, "versions": versions()}
     choice = job.choice

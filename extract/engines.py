@@ -1,6 +1,6 @@
-"""Engines: ways to run a frozen backbone, which differ in speed and in the last digits; and the choice of one.
+"""Engines run a frozen backbone; they differ in speed and in the last digits. And the choice of an engine.
 
-The choice follows a rule that noise cannot turn: OpenVINO before torch, bfloat16 where it gains clearly.
+The rule of the choice is stable under noise: OpenVINO before torch, bfloat16 only where it is clearly faster.
 """
 
 import importlib.util
@@ -22,22 +22,19 @@ from extract.backbones import Backbone
 
 MIN_COSINE = 0.9999
 MAX_ERROR = {"float32": 1e-5, "bfloat16": float("inf")}
-MARGIN = 1.3  # times float32's pace: what bfloat16 must reach, more than the noise of a busy machine
+MARGIN = 1.3  # times the speed of float32, which bfloat16 must reach; more than the noise of a busy machine
 MAX_TRIES = 4
 TIMED_IMAGES = 32
 PRODUCTS = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul")  # what OpenVINO calls such layers
 
 
 class NotHere(Exception):
-    """This machine cannot run such an engine, or would compute in another arithmetic than its name says."""
+    """This machine cannot run an engine, or would compute in another precision than the engine's name says."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """A network in one or two parts that follow each other: (module, whether its products are of bfloat16 numbers).
-
-    `name` is what a store says about it.
-    """
+    """A network in one or two consecutive parts: (module, whether it multiplies in bfloat16)."""
 
     name: str
     parts: tuple[tuple[nn.Module, bool], ...]
@@ -51,8 +48,7 @@ class Arithmetic:
 class TorchEngine:
     """PyTorch, eager, channels last, bfloat16 by autocast. In float32 it is the reference.
 
-    `name` says all that decides over the last digits, and only what is executed. `precision` is the lowest one of its
-    products, "float32" or "bfloat16".
+    name: the engine and the executed arithmetic. precision: the lowest one of its products, "float32" or "bfloat16".
     """
 
     def __init__(self, arithmetic: Arithmetic, device: torch.device):
@@ -65,10 +61,10 @@ class TorchEngine:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def upload(self, images: Tensor) -> Tensor:
-        """Bring preprocessed images (B, 3, H, W) float32 to the device; called in a reading thread, ahead of time."""
+        """Bring preprocessed images (B, 3, H, W) float32 to the device; called early, by a reading thread."""
         if self._copies is None:
             return images.to(self.device, memory_format=torch.channels_last)
-        # From pinned memory and on a stream of its own, the copy runs beside the work on the batch before
+        # From pinned memory and on its own stream, the copy runs while the batch before is computed
         with torch.cuda.stream(self._copies):
             uploaded = images.pin_memory().to(self.device, non_blocking=True).to(memory_format=torch.channels_last)
         self._copies.synchronize()
@@ -76,7 +72,7 @@ class TorchEngine:
 
     def features(self, images: Any) -> np.ndarray:
         """What `upload` returned → features (B, D) float32."""
-        # TF32 would make "float32" mean less on a recent GPU than the store says
+        # With TF32, a recent GPU would be less exact than the "float32" of the store says
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
             for module, low in self._parts:
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
@@ -87,7 +83,7 @@ class TorchEngine:
 class OpenVinoEngine:
     """Intel's OpenVINO on the CPU: fused layers, Winograd convolutions, bfloat16 where the CPU has it.
 
-    Raises NotHere where it would compute in another precision than `arithmetic` asks for: it does so without a word.
+    Raises NotHere where it would compute in another precision than that of `arithmetic`, which it does silently.
     """
 
     CHUNK = 16  # images at a time: their activations stay in the cache
@@ -148,7 +144,7 @@ def _executed_precisions(compiled: Any) -> set[str]:
 
 
 def available(device: torch.device) -> list[str]:
-    """The kinds of engines that can run on a device, what is usually the fastest first."""
+    """The kinds of engines that can run on a device, the usually fastest first."""
     has_openvino = device.type == "cpu" and importlib.util.find_spec("openvino") is not None
     return ["openvino", "torch"] if has_openvino else ["torch"]
 
@@ -183,15 +179,15 @@ def float32(backbone: Backbone) -> Arithmetic:
 
 
 def bfloat16(backbone: Backbone) -> Iterator[Arithmetic]:
-    """All of the network in bfloat16, then, for truth at some cost, with ever more of its first layers in float32.
+    """The whole network in bfloat16; then, slower but more exact, with more and more of its first layers in float32.
 
-    Errors of the first layers are the ones that grow on the way: of a ResNet18's error, nine tenths come from its stem
-    and its first block. The network is cut where a single tensor is passed on.
+    Errors of the first layers grow most: of a ResNet18's error, nine tenths come from its stem and its first block. The
+    network is cut where a single tensor is passed on.
     """
     yield Arithmetic("bfloat16", ((backbone.module, True),))
     try:
         traced = fx.symbolic_trace(backbone.module)
-    except Exception:  # whatever a foreign network raises when its input is no tensor
+    except Exception:  # a network may raise any error when it is traced
         return
     for layers, last in _cuts(traced).items():
         first, rest = _split(traced, last)
@@ -231,7 +227,7 @@ def _cuts(traced: fx.GraphModule) -> dict[int, fx.Node]:
 
 
 def measure_fidelity(reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
-    """How near features (n, D) come to the reference's, on the same images.
+    """How near features (n, D) are to the reference's, on the same images.
 
     cosine: with the reference's, the lowest of all images. error: the largest difference, over the largest absolute
     feature.
@@ -247,15 +243,15 @@ def measure_fidelity(reference: np.ndarray, features: np.ndarray) -> dict[str, f
 
 
 def suffices(fidelity: dict[str, float], precision: str) -> bool:
-    """Whether features may stand in for the reference's."""
+    """Whether features are near enough to the reference's to be stored."""
     return fidelity["cosine"] >= MIN_COSINE and fidelity["error"] <= MAX_ERROR[precision]
 
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """What engines there are for a backbone; `wanted` is "auto", "torch" or "openvino".
+    """Finds an engine for a backbone; `wanted` is "auto", "torch" or "openvino".
 
-    precision: "float32"; or "bfloat16", as far as that is true and faster than float32 on this machine.
+    precision: "float32"; or "bfloat16", where that is exact enough and faster on this machine.
     Raises UserError when `wanted` cannot be loaded for the device.
     """
 
@@ -275,12 +271,12 @@ class EngineChoice:
 
     @cached_property
     def kinds(self) -> list[str]:
-        """The kinds of engines that are wanted and can run here, what is usually the fastest first."""
+        """The kinds of engines that are wanted and can run here, the usually fastest first."""
         return [kind for kind in available(self.device) if self.wanted in ("auto", kind)]
 
     @cached_property
     def low_kinds(self) -> list[str]:
-        """Those that may gain from bfloat16 here; none where it was not asked for."""
+        """Those that may be faster in bfloat16 here; none where only float32 is allowed."""
         return [kind for kind in self.kinds if self.precision != "float32" and gains_from_bfloat16(kind, self.device)]
 
     def reference(self) -> Engine:
@@ -288,7 +284,7 @@ class EngineChoice:
         return TorchEngine(float32(self.backbone), self.device)
 
     def named(self, name: str) -> Engine | None:
-        """The engine of this name, or None where it is not among those wanted, or cannot be had on this machine."""
+        """The engine of this name; None where it is not wanted, or this machine cannot run it."""
         kind, _, executed = name.partition(" ")
         if kind in self.kinds:
             for arithmetic in itertools.chain([float32(self.backbone)], self._in_bfloat16()):
@@ -299,19 +295,19 @@ class EngineChoice:
     def choose(self, sample: Tensor) -> tuple[Engine, dict[str, Any]]:
         """The engine for images like those of a sample (n, 3, H, W), and its fidelity; {} for the reference.
 
-        In float32 the first kind that is true to the reference. In bfloat16 the first that is true, if it is `MARGIN`
-        times as fast as that. Only this is measured.
+        In float32, the first kind that is near the reference (`suffices`). In bfloat16, the first that is near, if it
+        is `MARGIN` times as fast as that one. No other speed is measured.
         """
         expected = _features(self.reference(), sample)
         in_float32 = ((kind, [float32(self.backbone)]) for kind in self.kinds)
-        full = self._first_true(in_float32, sample, expected) or (self.reference(), {})
-        low = self._first_true(((kind, self._in_bfloat16()) for kind in self.low_kinds), sample, expected)
+        full = self._first_near(in_float32, sample, expected) or (self.reference(), {})
+        low = self._first_near(((kind, self._in_bfloat16()) for kind in self.low_kinds), sample, expected)
         return low if low is not None and _gain(low[0], full[0], sample) >= MARGIN else full
 
-    def _first_true(
+    def _first_near(
         self, tries: Iterable[tuple[str, Iterable[Arithmetic]]], sample: Tensor, expected: np.ndarray
     ) -> tuple[Engine, dict[str, Any]] | None:
-        """The first engine that is true, and its fidelity."""
+        """The first engine that is near the reference, and its fidelity."""
         for kind, arithmetics in tries:
             for arithmetic in arithmetics:
                 if (engine := self._build(kind, arithmetic)) is None:
@@ -337,9 +333,9 @@ def _features(engine: Engine, images: Tensor) -> np.ndarray:
 
 
 def _gain(engine: Engine, other: Engine, images: Tensor) -> float:
-    """How many times as fast as another an engine is.
+    """The speed of an engine over that of another.
 
-    They take turns, and the best time of each counts: other work on the machine slows both, and never speeds one up.
+    They are timed in turn, and the best time of each is used: other work on the machine can only slow them.
     """
     seconds = {id(engine): float("inf"), id(other): float("inf")}
     for batch in images.split(TIMED_IMAGES):

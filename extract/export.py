@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
-from common.errors import UserError
+from common.errors import UserError, import_optional
 from common.files import atomic_path
 from common.images import printable
 from common.store import SPLITS, FeatureStore
@@ -40,8 +41,6 @@ def _write_npz(store: FeatureStore, path: Path) -> None:
 
 def _write_safetensors(store: FeatureStore, path: Path) -> None:
     """Image `i` is called `name_bytes[name_offsets[i] : name_offsets[i + 1]]`; the metadata are JSON."""
-    from safetensors.numpy import save_file
-
     arrays = {name: store.array(name) for name in ("features", "labels", "split", "name_offsets", "name_bytes")}
     path.touch()
     mode = path.stat().st_mode
@@ -51,17 +50,14 @@ def _write_safetensors(store: FeatureStore, path: Path) -> None:
 
 def _write_parquet(store: FeatureStore, path: Path) -> None:
     """One row an image, and a column of features for each view."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError("pyarrow is not installed: `pip install pyarrow`, or export to .npz or .safetensors") from error
+    alternative = "export to .npz or .safetensors"
+    pyarrow, parquet = (import_optional(name, alternative) for name in ("pyarrow", "pyarrow.parquet"))
     features, classes, splits = store.features, np.array(store.class_names), np.array(SPLITS)
     vector = pyarrow.list_(pyarrow.from_numpy_dtype(features.dtype), store.feature_dim)
     columns = {"name": pyarrow.string(), "split": pyarrow.string(), "label": pyarrow.int64(), "class": pyarrow.string()}
     schema = pyarrow.schema(columns | {f"features_{view}": vector for view in store.views}, _as_json(store))
     # Repeated floats are not worth looking for
-    with pyarrow.parquet.ParquetWriter(path, schema, use_dictionary=["name", "split", "class"]) as writer:
+    with parquet.ParquetWriter(path, schema, use_dictionary=["name", "split", "class"]) as writer:
         for start in range(0, len(store.labels), ROWS):
             rows = slice(start, start + ROWS)
             labels = store.labels[rows]

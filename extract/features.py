@@ -1,6 +1,6 @@
-"""From a request to its feature store: the one that is there, or one made now. Imports nothing heavy.
+"""From a request to its feature store: the existing one, or a new one, which `extract.pipeline` makes.
 
-So "up to date" is said at once; `extract.pipeline` makes what is not there.
+Nothing heavy is imported here, so that "up to date" is answered at once.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from common.store import DamagedStore, FeatureStore, ForeignStore, MissingStore,
 from common.store_partial import clear_up, read_progress
 from extract.sources import Reading, source_kind
 
-IMAGE_SIZES = {"resnet18": 224}  # known without asking the model, so that "up to date" is said without torch
+IMAGE_SIZES = {"resnet18": 224}  # known without loading the model and torch
 # Options of a Reading that decide over the pixels and the rows
 SETTINGS = ("test_fraction", "on_error", "decode", "image_column", "label_column")
 
@@ -166,9 +166,9 @@ def find_or_make(request: Request, target: Path) -> tuple[FeatureStore, str]:
 
 
 def store_at(path: Path, overwrite: bool) -> FeatureStore | None:
-    """The store at a path, None where there is none, or what is there may be overwritten and is no sound store.
+    """The store at a path; None where there is none, or no sound one and it may be overwritten.
 
-    Raises UserError for a file that is something else, unless `overwrite`, and for one that cannot be read.
+    Raises UserError for any other file, and for one that cannot be read.
     """
     try:
         return FeatureStore.open(path)

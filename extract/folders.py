@@ -1,4 +1,4 @@
-"""People's own images in folders: with a folder for each class, or without labels. Every file is accounted for."""
+"""The user's own images in folders: one folder for each class, or no labels. Every file is used or left out."""
 
 import os
 from collections.abc import Iterator
@@ -17,14 +17,14 @@ HIDDEN, LOOP, ODD, UNLISTED = "hidden", "a link to a folder above it", "no regul
 OUTPUT = "a folder of results"
 
 
-# A file below a root: its name relative to it; why it is no image of the data set, "" for one; where to ask for more
+# A file below a root: its relative name; the reason why it is left out, "" for an image; its directory entry
 Listed = tuple[str, str, "os.DirEntry[str] | None"]
 
 
 class ImageFolder:
     """The source "imagefolder": `train/<class>/…` and `test/<class>/…` (or `val/`), or `<class>/…` without a split.
 
-    What lies deeper belongs to its class, in the order of torchvision's ImageFolder.
+    Files in deeper folders belong to the class above them, in the order of torchvision's ImageFolder.
     """
 
     own_files = True
@@ -83,7 +83,7 @@ class Folder(ImageFolder):
 
 
 def walk(folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[Listed]:
-    """Every file at and below a folder. Links are followed, but not in a circle; what is hidden is not entered."""
+    """Every file at and below a folder. Links are followed, but not in a circle. Hidden folders are not entered."""
     # os.scandir and strings, because 60,000 pathlib objects alone would cost the second that "up to date" may take
     try:
         status = os.stat(folder)  # noqa: PTH116
@@ -96,7 +96,7 @@ def walk(folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) 
     if here in above:
         yield below, LOOP, None
         return
-    if any(entry.name == OUTPUT_MARK for entry in entries):  # pages and copies are no images of the set
+    if any(entry.name == OUTPUT_MARK for entry in entries):  # our own output holds copies of images
         yield below, OUTPUT, None
         return
     for entry in entries:
@@ -106,12 +106,12 @@ def walk(folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) 
         elif _is_folder(entry):
             yield from walk(entry.path, f"{name}/", (*above, here))
         else:
-            # A pipe would be read for ever
+            # A pipe would never end
             yield name, why_no_image(entry.name) if _is_file(entry) else ODD, entry
 
 
 def list_images(root: Path, reading: Reading) -> list[Listed]:
-    """`walk`, with a UserError for folders that cannot be read, unless they are to be skipped."""
+    """`walk` as a list. Raises UserError for folders that cannot be read, unless they are to be skipped."""
     listing = list(walk(str(root)))
     unlisted = [printable(name) or str(root) for name, reason, _ in listing if reason == UNLISTED]
     if unlisted and reading.on_error == "fail":
@@ -129,7 +129,7 @@ def stamps_digest(root: Path) -> str:
 
 
 def unique_class_names(folders: list[str]) -> list[str]:
-    """Class names for people and for JSON, from names of folders or labels. Raises UserError where two are one."""
+    """Printable class names, of folders or labels. Raises UserError where two become equal."""
     names = [printable(folder) for folder in folders]
     for name in names:
         if names.count(name) > 1:
@@ -143,7 +143,7 @@ def _require_folder(root: Path) -> None:
 
 
 def _layout(root: Path) -> tuple[tuple[str, str] | None, list[str]]:
-    """The folders of the train and the test split, None where there is no split, and what is worth a note."""
+    """The folders of the train and the test split, None where there is no split; and notes."""
     folders = _folders(root)
     test = next((name for name in ("test", *VALIDATION) if name in folders), "test")
     # A class may be called "train": then it holds images, and no folders
@@ -182,7 +182,7 @@ def _is_output(folder: str) -> bool:
 
 
 def _is_file(entry: "os.DirEntry[str]") -> bool:
-    """Whether it is a file, or a link that leads nowhere: an image that cannot be read."""
+    """True for a file, and for a broken link, which is an image that cannot be read."""
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
     except OSError:
@@ -190,7 +190,7 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
 
 
 def stamp_of(file: "os.DirEntry[str] | Path") -> tuple[int, int]:
-    """The size and the time of a file, zeros for one that is not there."""
+    """The size and the time of a file, zeros for a missing one."""
     try:
         status = file.stat()
     except OSError:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError, is_scarce, unknown_name
+from common.errors import UserError, import_optional, is_scarce, unknown_name
 from common.files import sha256_text
 from common.images import UnreadableImage, read_image
 from common.progress import is_quiet
@@ -75,19 +75,13 @@ class HuggingFace:
     def fingerprint(self, root: Path) -> str:
         if root.exists():
             return stamps_digest(root)
-        # What the cache has of it: whether the hub has something newer is not asked
+        # By the files in the cache; the hub is not asked for a newer version
         cached = Path(_import_library().config.HF_DATASETS_CACHE) / str(root).partition(":")[0].replace("/", "___")
         return sha256_text(f"{root} {stamps_digest(cached)}")
 
 
 def _import_library() -> ModuleType:
-    try:
-        import datasets  # here, because it takes a second
-    except ImportError as error:
-        raise UserError(
-            "the library `datasets` is not installed: `pip install datasets`, or give --dataset imagefolder or csv"
-        ) from error
-    return datasets
+    return import_optional("datasets", "give --dataset imagefolder or csv")
 
 
 def _load(library: ModuleType, root: Path) -> dict[str, Any]:
@@ -98,7 +92,7 @@ def _load(library: ModuleType, root: Path) -> dict[str, Any]:
     if is_quiet():
         library.disable_progress_bars()
     try:
-        # What it prints must not be where the path of the store is to stand alone
+        # Only the path of the store may be on stdout
         with contextlib.redirect_stdout(sys.stderr):
             if not root.is_dir():
                 loaded = library.load_dataset(name, config or None)
@@ -123,30 +117,37 @@ def _load(library: ModuleType, root: Path) -> dict[str, Any]:
     return splits
 
 
-def _image_column(root: Path, features: Any, image_type: type, asked: str | None) -> str:
-    if asked is not None and asked not in features:
-        raise unknown_name(f"column of {root}", asked, features)
-    found = [asked] if asked else [name for name, feature in features.items() if isinstance(feature, image_type)]
-    if len(found) != 1:
-        which = f"several image columns ({', '.join(found)})" if found else f"no image column ({', '.join(features)})"
-        raise UserError(f"{root} has {which}: name one with --image-column")
-    return found[0]
+def _image_column(root: Path, features: Any, image_type: type, wanted: str | None) -> str:
+    columns = _columns(root, features, image_type, wanted)
+    if len(columns) != 1:
+        some = (
+            f"several image columns ({', '.join(columns)})" if columns else f"no image column ({', '.join(features)})"
+        )
+        raise UserError(f"{root} has {some}: name one with --image-column")
+    return columns[0]
 
 
-def _label_column(root: Path, features: Any, label_type: type, asked: str | None) -> str | None:
+def _label_column(root: Path, features: Any, label_type: type, wanted: str | None) -> str | None:
     """The column of labels, None where there is none."""
-    if asked is not None and asked not in features:
-        raise unknown_name(f"column of {root}", asked, features)
-    found = [asked] if asked else [name for name, feature in features.items() if isinstance(feature, label_type)]
-    if len(found) > 1:
-        raise UserError(f"{root} has several columns of labels ({', '.join(found)}): name one with --label-column")
-    if not found and "label" in features:
-        found = ["label"]
-    if found and not isinstance(features[found[0]], label_type):
-        kind = str(getattr(features[found[0]], "dtype", ""))
-        if not VALUES.fullmatch(kind):
-            raise UserError(f"the column {found[0]} of {root} holds no labels ({kind}): name one with --label-column")
-    return found[0] if found else None
+    columns = _columns(root, features, label_type, wanted)
+    if len(columns) > 1:
+        raise UserError(f"{root} has several columns of labels ({', '.join(columns)}): name one with --label-column")
+    column = columns[0] if columns else "label"
+    if column not in features:
+        return None
+    kind = str(getattr(features[column], "dtype", ""))
+    if not isinstance(features[column], label_type) and not VALUES.fullmatch(kind):
+        raise UserError(f"the column {column} of {root} holds no labels ({kind}): name one with --label-column")
+    return column
+
+
+def _columns(root: Path, features: Any, kind: type, wanted: str | None) -> list[str]:
+    """The column that the user names; or else all columns of a type."""
+    if wanted is None:
+        return [name for name, feature in features.items() if isinstance(feature, kind)]
+    if wanted not in features:
+        raise unknown_name(f"column of {root}", wanted, features)
+    return [wanted]
 
 
 def _labels(root: Path, splits: dict[str, Any], column: str | None) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -159,14 +160,14 @@ def _labels(root: Path, splits: dict[str, Any], column: str | None) -> tuple[lis
     else:
         known = sorted({value for part in values.values() for value in part if value is not None})
         numbers = {None: -1, **{value: label for label, value in enumerate(known)}}
-    labels = {name: np.array([numbers.get(each, each) for each in part], np.int64) for name, part in values.items()}
+    labels = {name: np.array([numbers.get(value, value) for value in part], np.int64) for name, part in values.items()}
     if not any((part >= 0).any() for part in labels.values()):
         raise UserError(f"the column {column} of {root} has no label: name another one with --label-column")
     return unique_class_names([str(name) for name in known]), labels
 
 
 def _choose_splits(root: Path, names: Sequence[str], label_column: str | None) -> tuple[list[str], list[str]]:
-    """The split to train on and that to test on, or those that are to be taken as one; and what is worth a note."""
+    """The splits to train and to test on, or those to be joined; and notes."""
     if label_column is None:
         return list(names), [f"{root} has no column of labels: it can be looked at with find"]
     test = next((name for name in ("test", *VALIDATION) if name in names), None)
@@ -198,9 +199,9 @@ def _file_names(part: Any, column: str, root: Path) -> list[str] | None:
     """The names of the files below `root` that the images of a split are, None where they are none."""
     prefix, names = os.path.join(os.path.abspath(root), ""), []  # noqa: PTH100, PTH118 (a million files)
     for batch in part.iter(BATCH):
-        for each in batch[column]:
-            path = (each or {}).get("path") or ""
-            if not path.startswith(prefix) or each["bytes"] is not None:
+        for encoded in batch[column]:
+            path = (encoded or {}).get("path") or ""
+            if not path.startswith(prefix) or encoded["bytes"] is not None:
                 return None
             names.append(path[len(prefix) :].replace(os.sep, "/"))
     return names

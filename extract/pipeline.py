@@ -1,4 +1,4 @@
-"""From a request to a feature store: each image is read, preprocessed and seen by the network once; resumable."""
+"""From a request to a feature store: each image is read, preprocessed and seen by the network once. Resumable."""
 
 import contextlib
 import hashlib
@@ -40,9 +40,9 @@ from extract.superclasses import superclasses_of
 
 
 def make_features(request: Request, target: Path, existing: FeatureStore | None) -> tuple[FeatureStore, str]:
-    """Make the store of what is asked for at `target`; return it, and a line if it was there already.
+    """Make the store of a request at `target`; return it, and a line if it was there already.
 
-    existing: the store that is there, made for another request: it is kept if its identity is the same.
+    existing: the store at `target`, made for another request. It is kept if its identity is the same.
     """
     views, layers = parse_views(request.views), parse_layers(request.layers)
     device, connect = connection(request)
@@ -64,7 +64,7 @@ def make_features(request: Request, target: Path, existing: FeatureStore | None)
     )
     if existing is None:
         return extract(job, target, connect), ""
-    if existing.identity["precision"] == "float32":  # as true as bfloat16 may be
+    if existing.identity["precision"] == "float32":  # at least as exact as bfloat16
         job = replace(job, precision="float32")
     job, image_sha256 = readable(job)
     require_identity(existing, identity(job, image_sha256), image_sha256)
@@ -79,9 +79,9 @@ def make_features(request: Request, target: Path, existing: FeatureStore | None)
 
 
 def connection(request: Request) -> tuple[torch.device, Connect]:
-    """The device, as far as it is known before a cluster's nodes are, and what gives the network at work.
+    """The device, and the function that starts the network: in this process, or on the cluster of the request.
 
-    Raises UserError for a device that is not there, and for one that the workers of a cluster cannot share out.
+    Raises UserError for a device that is missing, and for one that Ray cannot assign to workers.
     """
     device, cluster = request.device, request.cluster
     if cluster is None:
@@ -89,14 +89,14 @@ def connection(request: Request) -> tuple[torch.device, Connect]:
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"with --ray, --device must be auto, cpu or cuda (Ray chooses which), got {device}")
     gpus = {"auto": cluster.gpus, "cpu": 0.0, "cuda": cluster.gpus or 1.0}[device]
-    # By name, so that one machine's path does without Ray's part
+    # By name, so that on one machine nothing of Ray is imported
     on_cluster = pkgutil.resolve_name("extract.ray_pool:on_cluster")
     connect = partial(on_cluster, cluster=replace(cluster, gpus=gpus), ship_images=request.ship_images)
     return torch.device("cpu" if device == "cpu" else "cuda"), connect
 
 
 def _tell(source: ImageSource, backbone: Backbone, list_left_out: bool) -> None:
-    """Say what was decided about images and weights, in a line each."""
+    """Print what was decided about images and weights, in a line each."""
     for name, reason in source.left_out if list_left_out else ():
         say(f"left out: {printable(name)}: {reason}")
     for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.note]:
@@ -112,15 +112,15 @@ def _tell(source: ImageSource, backbone: Backbone, list_left_out: bool) -> None:
 def extract(job: Extraction, target: Path, connect: Connect = local_network) -> FeatureStore:
     """Make the store at `target`, or resume one that was interrupted, and return it.
 
-    connect: gives the network at work; by default in this process.
-    Raises UserError for unreadable images, when all others are done, non-finite features, a target that cannot be
-    written, while another process is at work on the same target, and as `connect` does.
+    connect: starts the network; by default in this process.
+    Raises UserError for unreadable images (after all others are done), for features that are not finite, for a target
+    that cannot be written or that another process is writing, and as `connect` does.
     """
     with exclusive(partial_folder(target), busy(target), target), contextlib.ExitStack() as stack:
         network = stack.enter_context(connect(job, read_plan(target).get("environment", {})))
-        job = replace(job, precision=network.precision)  # from here on what is executed, no longer what was asked for
+        job = replace(job, precision=network.precision)  # from here on the executed one, not the requested one
         writer = _writer(job, target, network.environment)
-        _keep_what_is_sound(writer, job.source)
+        _keep_unchanged(writer, job.source)
         unreadable = Unreadable(job.source.names, say)
         with keeping(lambda: f"{writer.rows_done:,} of {len(job.source):,} images are saved"):
             _fill(writer, network, unreadable)
@@ -137,7 +137,7 @@ def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> Store
         "image_sha256": ("|u1", (n, 32)),
         "thumbnails": ("|u1", (n, THUMBNAIL, THUMBNAIL, 3)),
     }
-    # Batches of another size, engine, device or library may differ in the last digits: a resumed file must not
+    # Batches of another size, engine, device or library may differ in the last digits; then a file is not resumed
     plan = {
         "n": n,
         "request": {key: value for key, value in job.request.items() if key != "fingerprint"},
@@ -151,10 +151,10 @@ def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> Store
     return writer
 
 
-def _keep_what_is_sound(writer: StoreWriter, source: ImageSource) -> None:
-    """Keep the batches whose pixels are the same, if files have changed since: an image was repaired, say."""
+def _keep_unchanged(writer: StoreWriter, source: ImageSource) -> None:
+    """If files have changed since, keep only the batches whose pixels are the same."""
     before = len(writer.done)
-    if writer.moved:
+    if writer.source_changed:
         progress = Progress(writer.rows_done, "comparing", "images")
 
         def same(start: int, digests: np.ndarray) -> bool:
@@ -162,7 +162,7 @@ def _keep_what_is_sound(writer: StoreWriter, source: ImageSource) -> None:
             return bool((digests_of(source, rows, progress) == digests).all())
 
         with progress:
-            writer.keep(same)
+            writer.keep_unchanged(same)
     if before:
         again = before - len(writer.done)
         say(
@@ -219,11 +219,11 @@ def without_unreadable(job: Extraction, digests: np.ndarray) -> tuple[Extraction
 
 
 def _facts_about_files(source: ImageSource) -> dict[str, Any]:
-    """For the provenance: how a source's files were split, left out and decoded, as far as there is anything."""
+    """For the provenance: how the files of a source were split, left out and decoded."""
     reasons = dict(sorted(Counter(reason for _, reason in source.left_out).items()))
     least_side = source.files.least_side if source.files else None
-    account = {"layout": source.notes, "left_out": reasons, "least_side": least_side}
-    return {key: value for key, value in account.items() if value}
+    facts = {"layout": source.notes, "left_out": reasons, "least_side": least_side}
+    return {key: value for key, value in facts.items() if value}
 
 
 def _header(job: Extraction, image_sha256: np.ndarray, environment: dict[str, Any]) -> dict[str, Any]:
@@ -244,7 +244,7 @@ def _header(job: Extraction, image_sha256: np.ndarray, environment: dict[str, An
 
 
 def identity(job: Extraction, image_sha256: np.ndarray) -> dict[str, Any]:
-    """What features are: two stores of one identity are interchangeable, whatever their paths and times.
+    """All that fixes the features. Two stores of one identity are interchangeable, whatever their paths and times.
 
     image_sha256: the pixel digests (N, 32) of the job's images.
     """
@@ -279,20 +279,20 @@ def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
 
 
 def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
-    """Write the same features with the request and the file names of today: next time nothing needs to be decoded.
+    """Write the store again with the new request and file names, so that next time nothing needs to be decoded.
 
-    Raises DamagedStore, since what is damaged must not be sealed again, and UserError where it cannot be written.
+    Raises DamagedStore, since damage must not be sealed again, and UserError where it cannot be written.
     """
     with exclusive(partial_folder(store.path), busy(store.path), store.path):
-        today = {"request": job.request, "data_set": as_text(job.source.name)}
-        header = {**store.header, "provenance": {**store.header["provenance"], **today}}
+        changes = {"request": job.request, "data_set": as_text(job.source.name)}
+        header = {**store.header, "provenance": {**store.header["provenance"], **changes}}
         arrays = {name: store.array(name) for name in store.places}
         write_store(store.path, header, {**arrays, **name_arrays(job.source.names)})
     return FeatureStore.open(store.path)
 
 
 def as_text(name: str) -> str:
-    """A path as text: what is not UTF-8 in it is replaced."""
+    """A path as text; bytes that are not UTF-8 are replaced."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,9 +60,9 @@ class Preprocessing:
         return batch
 
     def least_side(self) -> int:
-        """Pixels that the shorter side of a decoded image needs, so that more would not be seen in the features.
+        """Pixels that the shorter side of a decoded image needs; more would not change the features noticeably.
 
-        By measurement (`python -m bench.scaled`): 27/8 of what it is resized to, in the smallest view.
+        Measured (`python -m bench.scaled`): 27/8 of the size that it is resized to, in the smallest view.
         """
         cropped = any(view not in ("plain", "mirror") for view in self.views)
         return math.ceil(27 / 8 * (self.resize or self.image_size) * (8 / 7 if cropped else 1))
@@ -73,55 +73,54 @@ class Preprocessing:
         mode = self.interpolation.partition(",")[0]
         if self.crop != SQUASH:
             pixels = _without_far_ends(pixels)
-        rows, columns = (self._axis(length, min(pixels.shape[-2:])) for length in pixels.shape[-2:])
-        # All is linear, so the order is free: normalising the fewer pixels is cheaper
-        if max(pixels.shape[-2:]) <= SMALL:
-            resized = _matrix(*rows, mode) @ ((pixels - mean) / std) @ _matrix(*columns, mode).T
+        height, width = pixels.shape[-2:]
+        resize, size = self.resize or self.image_size, self.image_size
+        if self.crop == SQUASH:
+            rows = columns = resize
         else:
-            resized = (_interpolate(pixels, rows, columns, mode) - mean) / std
+            rows, columns = (resize * length // min(height, width) for length in (height, width))
+        # All is linear, so the order is free: normalising the fewer pixels is cheaper
+        if max(height, width) <= SMALL:
+            resized = (
+                _matrix(height, rows, size, mode) @ ((pixels - mean) / std) @ _matrix(width, columns, size, mode).T
+            )
+        else:
+            resized = (_interpolate(pixels, rows, columns, size, mode) - mean) / std
         if mode == "bicubic":  # which overshoots
             resized = torch.minimum(torch.maximum(resized, -mean / std), (255 - mean) / std)
         return resized
 
-    def _axis(self, length: int, shorter: int) -> "Axis":
-        resize = self.resize or self.image_size
-        resized = resize if self.crop == SQUASH else resize * length // shorter
-        return Axis(length, resized, round((resized - self.image_size) / 2), self.image_size)
 
-
-class Axis(NamedTuple):
-    """An axis of `length` pixels is resized to `resized`; of these, `size` from `start` on are kept."""
-
-    length: int
-    resized: int
-    start: int
-    size: int
+def _crop_of(resized: int, size: int) -> slice:
+    """The pixels of a resized axis that the centre crop keeps."""
+    start = round((resized - size) / 2)
+    return slice(start, start + size)
 
 
 @functools.lru_cache(maxsize=256)
-def _matrix(length: int, resized: int, start: int, size: int, mode: str) -> Tensor:
+def _matrix(length: int, resized: int, size: int, mode: str) -> Tensor:
     """The matrix (size, length) that resizes and crops an axis: what torch's `interpolate` makes of an identity."""
     identity = torch.eye(length)[None, None]
-    return functional.interpolate(identity, (resized, length), mode=mode, antialias=True)[0, 0, start : start + size]
+    return functional.interpolate(identity, (resized, length), mode=mode, antialias=True)[0, 0, _crop_of(resized, size)]
 
 
-def _interpolate(pixels: Tensor, rows: Axis, columns: Axis, mode: str) -> Tensor:
-    """(B, 3, H, W) uint8 → (B, 3, size, size) float32: torch's `interpolate` of the whole, to the bit, then the crop.
+def _interpolate(pixels: Tensor, rows: int, columns: int, size: int, mode: str) -> Tensor:
+    """(B, 3, H, W) uint8 → (B, 3, size, size) float32: torch's `interpolate`, bit by bit, and a crop.
 
-    It, too, resizes along the rows first. A strip at a time, the memory does not grow with the image.
+    Like torch it resizes along the rows first. It does so in strips, so that memory does not grow with the image.
     """
-    narrow = torch.empty(*pixels.shape[:2], rows.length, columns.size)
-    step = max(1, STRIP_PIXELS // columns.length)
-    for top in range(0, rows.length, step):
+    height, width = pixels.shape[-2:]
+    narrow = torch.empty(*pixels.shape[:2], height, size)
+    step = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, step):
         strip = pixels[:, :, top : top + step].float()
-        resized = functional.interpolate(strip, (strip.shape[2], columns.resized), mode=mode, antialias=True)
-        narrow[:, :, top : top + step] = resized[..., columns.start : columns.start + columns.size]
-    resized = functional.interpolate(narrow, (rows.resized, columns.size), mode=mode, antialias=True)
-    return resized[:, :, rows.start : rows.start + rows.size]
+        resized = functional.interpolate(strip, (strip.shape[2], columns), mode=mode, antialias=True)
+        narrow[:, :, top : top + step] = resized[..., _crop_of(columns, size)]
+    return functional.interpolate(narrow, (rows, size), mode=mode, antialias=True)[:, :, _crop_of(rows, size)]
 
 
 def _without_far_ends(pixels: Tensor) -> Tensor:
-    """The middle of an image that is more than `MAX_RATIO` times as long as wide: its ends are far outside the crop."""
+    """The middle of an image that is more than `MAX_RATIO` times as long as wide; the crop never sees its ends."""
     height, width = pixels.shape[-2:]
     longest = MAX_RATIO * min(height, width)
     top, left = max(0, height - longest) // 2, max(0, width - longest) // 2
@@ -166,7 +165,7 @@ def parse_views(text: str) -> tuple[str, ...]:
 
 
 def _end_of_run(images: list[np.ndarray], start: int) -> int:
-    """Where the run of small images of one shape ends that begins at `start`; a larger image is a run by itself."""
+    """The end of the run of small images of one shape that begins at `start`; a larger image is a run by itself."""
     shape, stop = images[start].shape, start + 1
     while max(shape) <= SMALL and stop < len(images) and images[stop].shape == shape:
         stop += 1

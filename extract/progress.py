@@ -1,4 +1,4 @@
-"""Working ahead in a thread, and the seconds that each stage takes."""
+"""Prefetching in a thread, and the seconds that each stage takes."""
 
 import contextlib
 import time
@@ -43,7 +43,7 @@ class Stopwatch:
         self.seconds[stage] += time.perf_counter() - started
 
     def line(self, images: int) -> str:
-        """How fast so many images were, and which stage set the pace."""
+        """One line: images a second, the share of each stage, and the slowest stage."""
         total = time.perf_counter() - self._started
         shares = ", ".join(f"{stage} {seconds / total:.0%}" for stage, seconds in self.seconds.items())
         slowest = max(self.seconds, key=self.seconds.__getitem__)

@@ -1,4 +1,4 @@
-"""Image sources: where images, labels and class names come from, behind one contract. `SOURCES` is the only list."""
+"""Image sources: where images, labels and class names come from. `SOURCES` lists them all."""
 
 import pkgutil
 from collections import Counter
@@ -13,7 +13,7 @@ from common.errors import UserError, unknown_name
 from common.images import MAX_PIXELS, Files
 from common.store import SPLITS
 
-# name: where its kind lives; nothing is imported before it is asked for
+# name: where its class is; imported only when it is used
 SOURCES = {
     "cifar100": "extract.cifar:CIFAR100",
     "cifar10": "extract.cifar:CIFAR10",
@@ -50,7 +50,7 @@ class Reading:
     label_column: str | None = None
 
     def files(self, folder: Path) -> Files:
-        """What reads the files below a folder."""
+        """The reader of files below a folder."""
         return Files(folder, self.max_pixels, self.least_side if self.decode == "scaled" else None)
 
 
@@ -61,8 +61,8 @@ class ImageSource:
     labels: (N,) int64. split: (N,) uint8, an index into `SPLITS`; a source may give whether an image is for the test.
     image: a row → its image (H, W, 3) uint8. Raises UnreadableImage.
     names: the file of each row, relative to the root; by default split and number.
-    left_out: the files that are no images of it, as (name, reason). notes: what was decided about its layout.
-    files: where its images are files, what reads them by their names: another machine may do that, too.
+    left_out: the (name, reason) of each file that is not used. notes: what was decided about its layout.
+    files: reads the images by their names, if they are files; another machine can do that, too.
     """
 
     name: str
@@ -94,9 +94,9 @@ class ImageSource:
         return replace(self, labels=labels, split=split, image=lambda row: image(int(rows[row])), names=names)
 
     def check(self) -> None:
-        """Raise UserError where there is no image at all; note the classes that cannot be trained on.
+        """Raise UserError if there is no image; add a note if some classes cannot be trained on.
 
-        `find` judges what there is of a class. Training says itself what it needs.
+        Such a source is no error, since `find` can judge it.
         """
         if not len(self):
             raise UserError(
@@ -118,7 +118,7 @@ class ImageSource:
 
 
 class SourceKind(Protocol):
-    """One kind of source. `own_files`: --root must be given, and names files that are decoded by the rule."""
+    """One kind of source. own_files: the user must give --root, and the images there are decoded by `common.images`."""
 
     own_files: bool
 
@@ -126,7 +126,7 @@ class SourceKind(Protocol):
         """The source at `root`. Raises UserError where its data are missing."""
 
     def fingerprint(self, root: Path) -> str:
-        """A cheap sign that a source has not changed, no pixel read."""
+        """A text that changes when the images may have changed; no pixel is read."""
 
 
 def source_kind(name: str) -> SourceKind:
@@ -156,7 +156,7 @@ def left_out_line(left_out: list[tuple[str, str]]) -> str:
 
 
 def split_by_class(labels: np.ndarray, class_names: list[str], fraction: float | None) -> tuple[np.ndarray, str]:
-    """Which images (n,) bool are for the test, `fraction` of each class, at least one on each side; and a note of it.
+    """Which images (n,) bool are for the test: `fraction` of each class, at least one on each side. And a note of it.
 
     It depends on the class's name, the number of its images and `SPLIT_SEED` alone. A single image is for training.
     """

@@ -1,4 +1,4 @@
-"""People's own images by a table: a CSV file with the columns path, label and, if you like, split."""
+"""The user's own images by a table: a CSV file with the columns path, label and, optionally, split."""
 
 import csv
 import os
@@ -110,7 +110,7 @@ def _rows(path: Path, file) -> Iterator[Row]:
 
 
 def _without_missing(root: Path, rows: list[Row], reading: Reading) -> tuple[list[Row], list[tuple[str, str]]]:
-    """The rows whose files are there; what is missing is an error, unless it is to be skipped."""
+    """The rows whose files exist, and the others as left out. Raises UserError for missing ones, unless skipped."""
     missing = [row for row in rows if not (root.parent / row.path).is_file()]
     if missing and reading.on_error == "fail":
         first = ", ".join(f"line {row.line} ({row.path})" for row in sorted(missing, key=lambda row: row.line)[:5])

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from common.errors import UserError, unknown_name
+from common.errors import UserError, import_optional, unknown_name
 from extract.preprocessing import Preprocessing
 from extract.weights import load_weights
 
@@ -77,8 +77,4 @@ class TimmModels:
 
 
 def _timm() -> Any:
-    try:
-        import timm
-    except ImportError as error:
-        raise UserError("timm is not installed: `pip install timm`, or choose a model of torchvision") from error
-    return timm
+    return import_optional("timm", "choose a model of torchvision")

@@ -83,5 +83,5 @@ def _download(name: str) -> Path:
 
 def _hash_prefix(path: Path) -> str:
     """The digits of the SHA-256 that torchvision puts into its file names: resnet18-f37072fd.pth."""
-    found = re.search(r"-([0-9a-f]{8,})\.", path.name)
-    return found.group(1) if found else ""
+    match = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    return match[1] if match else ""

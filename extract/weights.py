@@ -1,4 +1,4 @@
-"""Reading a state dict from a file, whatever it is wrapped in, and never by running what the file says."""
+"""Reads a state dict from a file, in whatever wrapper it is, without ever running code from the file."""
 
 import contextlib
 import io
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from common.errors import UserError, is_scarce
 
 State = dict[str, Tensor]
-# What a network may end in after fine-tuning or self-supervision; it is thrown away like the classifier
+# Names of what a network may end in after fine-tuning or self-supervision; ignored like the classifier
 HEADS = ("fc", "head", "heads", "classifier", "head_dist", "projector", "projection_head", "predictor", "prototypes")
 MAX_DEPTH = 4  # of dictionaries in dictionaries
-SLACK = 1 << 26  # bytes that a file may declare beyond its own size: what torch saves is not compressed
+SLACK = 1 << 26  # bytes by which the unpacked file may be larger: torch saves without compression
 SAVE = "save it with torch.save(model.state_dict(), …) in the program that it comes from"
 
 
 def load_weights(module: nn.Module, name: str, path: Path, classifier: str = "") -> str:
     """Load the weights in a file into a network without classifier; returns a note of what was decided, or "".
 
-    classifier: where the network had it. Wrappers and prefixes are taken off where what is inside fits in exactly one
-    way. Raises UserError, which names the file, for everything else.
+    classifier: the name that it had in the network. Wrappers and prefixes are removed if exactly one set of weights
+    inside fits. Raises UserError, which names the file, for everything else.
     """
     if not path.is_file():
         raise UserError(f"there are no weights at {path}: give --weights (make: WEIGHTS=) a file with a state dict")
@@ -56,7 +56,7 @@ def load_weights(module: nn.Module, name: str, path: Path, classifier: str = "")
 
 
 def _read(path: Path) -> Any:
-    """What a file holds, read safely. Raises UserError for what is no weights file, by its first bytes where it can."""
+    """The content of a file, read safely. Raises UserError if it is no weights file, often by its first bytes."""
     with path.open("rb") as file:
         start = file.read(512)
     text = start.lstrip().lower()
@@ -71,7 +71,7 @@ def _read(path: Path) -> Any:
     source = _checked_archive(path) if start.startswith(b"PK") else path
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is odd in a file; whether it will do is seen below
+            warnings.simplefilter("ignore")  # about oddities of the file; it is checked below
             return torch.load(source, map_location="cpu", weights_only=True)
     except MemoryError as error:
         raise UserError(f"{path} asks for more memory than there is: get the weights again") from error
@@ -91,10 +91,10 @@ def _read_safetensors(path: Path) -> State:
 
 
 def _checked_archive(path: Path) -> Path | io.BytesIO:
-    """A zip file as torch may read it. Refuses TorchScript, and archives that would grow in the memory.
+    """A zip file that torch can read safely. Refuses TorchScript, and archives that would grow in the memory.
 
-    Its parts are checked by their checksums and put together anew: torch heeds fields of the directory that no checksum
-    covers, and gives other memory as weights where they are damaged.
+    The entries are checked by their checksums and written into a new archive: torch trusts fields of the directory that
+    no checksum covers, and takes foreign memory for weights where they are damaged.
     """
     with _damage(path), zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -106,14 +106,14 @@ def _checked_archive(path: Path) -> Path | io.BytesIO:
         )
     if any(entry.filename.endswith("/constants.pkl") for entry in entries):
         raise UserError(f"{path} is a TorchScript program, not a state dict: {SAVE}")
-    if not any(entry.CRC for entry in entries):  # torch leaves checksums out where it is told to
+    if not any(entry.CRC for entry in entries):  # torch can be told to write no checksums
         return path
-    anew = io.BytesIO()
-    with _damage(path), zipfile.ZipFile(path) as archive, zipfile.ZipFile(anew, "w") as copy:
+    rebuilt = io.BytesIO()
+    with _damage(path), zipfile.ZipFile(path) as archive, zipfile.ZipFile(rebuilt, "w") as copy:
         for entry in entries:
             copy.writestr(entry.filename, archive.read(entry))
-    anew.seek(0)
-    return anew
+    rebuilt.seek(0)
+    return rebuilt
 
 
 @contextlib.contextmanager
@@ -129,9 +129,9 @@ def _damage(path: Path) -> Iterator[None]:
 
 def _unreadable(path: Path, error: Exception) -> str:
     reason = str(error)
-    found = re.search(r"(?:GLOBAL|global) `?([\w.]+)`?|class ([\w.]+)", reason)
-    if isinstance(error, pickle.UnpicklingError) and found and "Weights only load failed" in reason:
-        kind = found[1] or found[2]
+    match = re.search(r"(?:GLOBAL|global) `?([\w.]+)`?|class ([\w.]+)", reason)
+    if isinstance(error, pickle.UnpicklingError) and match and "Weights only load failed" in reason:
+        kind = match[1] or match[2]
         return (
             f"{path} holds Python objects ({kind}) beside tensors, which could run any program, so is refused: {SAVE}"
         )
@@ -140,7 +140,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _fitting(content: Any, wanted: State, classifier: str) -> tuple[dict[str, State], State]:
-    """The sets of weights in a file that fit, by where they are; and the one that has most keys of the network."""
+    """The sets of weights in a file that fit, by their place in it; and the one with most keys of the network."""
     fitting: dict[str, State] = {}
     nearest: State = {}
     for where, state in _dictionaries(content):
@@ -169,16 +169,16 @@ def _dictionaries(content: Any, where: str = "", seen: tuple[int, ...] = ()) -> 
 def _prefixes(state: State, wanted: State) -> list[str]:
     """What may stand before the network's names: what stands before one of them."""
     first = next(iter(wanted), "")
-    found = [key[: -len(first)] for key in state if key.endswith(first) and first]
-    return [prefix for prefix in found if not prefix or prefix.endswith(".")]
+    prefixes = [key[: -len(first)] for key in state if key.endswith(first) and first]
+    return [prefix for prefix in prefixes if not prefix or prefix.endswith(".")]
 
 
 def _difference(state: State, wanted: State, classifier: str) -> str:
     """The first name at which weights differ from those of the network, its classifier aside; "" where they fit."""
     expected, found = _shapes(wanted), _shapes(state)
     heads = tuple(f"{head}." for head in (*HEADS, classifier) if head)
-    odd = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
-    return next((key for key in odd if key in expected or not key.startswith(heads)), "")
+    differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    return next((key for key in differing if key in expected or not key.startswith(heads)), "")
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:
@@ -192,8 +192,8 @@ def _equal(a: State, b: State) -> bool:
 
 def _why_not(path: Path, name: str, content: Any, wanted: State, nearest: State) -> str:
     if isinstance(content, dict) and any(not isinstance(key, str) for key in content):
-        odd = next(key for key in content if not isinstance(key, str))
-        return f"{path} is not a state dict, its key {odd!r} is no text: {SAVE}"
+        key = next(key for key in content if not isinstance(key, str))
+        return f"{path} is not a state dict, its key {key!r} is no text: {SAVE}"
     if not any(True for _ in _dictionaries(content)):
         return f"{path} is not a state dict {{name: tensor}}: {SAVE}"
     nearest = nearest or max((state for _, state in _dictionaries(content)), key=len)

@@ -172,6 +172,20 @@ def make_findings(
     return Findings(mode, **(values | options))
 
 
+def invoke(command: click.Command, *arguments: Any, code: int = 0) -> Result:
+    """Run a command line in this process. It must end with this exit code and without a traceback."""
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def smooth(height: int, width: int, seed: int = 0) -> Image.Image:
+    """A picture of this size without sharp edges."""
+    small = np.random.default_rng(seed).integers(256, size=(6, 8, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
 def of_split(source: ImageSource, split: str) -> ImageSource:
     """The images of one split alone."""
     return source.subset(source.rows_of(split))

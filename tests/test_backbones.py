@@ -1,11 +1,12 @@
+import errno
 import hashlib
-import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from fabricate import fails_with
 
 from common.errors import UserError
 from extract.backbones import HookedLayers, PooledLayers, load_backbone, parse_layers, preprocessing_of
@@ -162,10 +163,7 @@ def test_imagenet_weights_are_downloaded_once_and_checked_always(server, tmp_pat
 
 
 def test_without_a_network_the_weights_can_be_put_there_by_hand(server, tmp_path, monkeypatch):
-    def no_network(*_, **__):
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr("torch.hub.urlopen", no_network)
+    monkeypatch.setattr("torch.hub.urlopen", fails_with(errno.ENETUNREACH))
     place = tmp_path / "hub/checkpoints" / server.name
     with pytest.raises(UserError) as caught:
         load_backbone("resnet18", "torchvision", 0, 32)

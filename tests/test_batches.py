@@ -4,18 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from fabricate import smooth
 
 from common.images import Files, read_image
 from extract.batches import Unreadable, read_batch
 from extract.preprocessing import Preprocessing
 
 THREADS = 8
-
-
-def photograph(path, height, width, seed):
-    small = np.random.default_rng(seed).integers(256, size=(6, 8, 3), dtype=np.uint8)
-    Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC).save(path, quality=80)
 
 
 def test_threads_that_meet_a_size_at_the_same_moment_see_what_one_thread_sees():
@@ -43,7 +38,7 @@ def test_a_batch_of_files_of_any_sizes_is_the_same_with_any_number_of_threads(tm
     names = [f"{number}.jpg" for number in range(40)]
     for number, name in enumerate(names):
         height, width = (32, 32) if number % 5 == 0 else generator.integers(40, 700, 2)
-        photograph(tmp_path / name, height, width, number)
+        smooth(height, width, number).save(tmp_path / name, quality=80)
     files, preprocessing = Files(tmp_path, least_side=least_side), Preprocessing(64)
     batches = []
     for threads in (1, 2, THREADS, THREADS):
@@ -60,7 +55,7 @@ def test_a_batch_of_files_of_any_sizes_is_the_same_with_any_number_of_threads(tm
 
 
 def test_what_cannot_be_read_is_black_without_a_digest_and_noted(tmp_path):
-    photograph(tmp_path / "a.jpg", 100, 90, 0)
+    smooth(100, 90).save(tmp_path / "a.jpg")
     (tmp_path / "b.jpg").write_bytes(b"no image")
     files, names, said = Files(tmp_path), ["a.jpg", "b.jpg"], []
     unreadable = Unreadable(names, said.append)

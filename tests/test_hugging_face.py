@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
-from fabricate import of_split
+from fabricate import invoke, of_split
 from PIL import Image
 
 from common.errors import UserError
@@ -80,6 +79,8 @@ def test_a_saved_dict_of_splits(datasets, tmp_path):
     assert of_split(source, "test").names[:2] == ["test/00000", "test/00001"]
     assert source.notes == [f"split validation of {tmp_path / 'saved'} left out"]
     assert source.files is None, "a worker gets the pixels"
+    with pytest.raises(UserError, match="leave it out"):
+        load_source("hf", tmp_path / "saved", Reading(test_fraction=0.5))
 
 
 def test_a_saved_single_data_set_is_split_by_class(datasets, tmp_path):
@@ -153,39 +154,23 @@ def test_without_labels_all_is_one_class(datasets, tmp_path):
         load_source("hf", root, Reading(test_fraction=0.5))
 
 
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({"a": [0, 1], "b": [0, 1]}, "has the splits a, b, and none of them is train"),
-        ({"train": [-1, -1], "test": [-1, -1]}, "the column label of .* has no label"),
-    ],
-)
-def test_splits_that_do_not_suit(datasets, tmp_path, parts, message):
-    made = {name: make(datasets, range(len(labels)), labels) for name, labels in parts.items()}
-    with pytest.raises(UserError, match=message):
-        load_source("hf", saved(tmp_path, datasets.DatasetDict(made)))
-
-
-def test_splits_of_other_classes_and_of_no_images(datasets, tmp_path):
-    a, b = make(datasets, [1], [0]), make(datasets, [1], [0], datasets.ClassLabel(names=["dog", "cat"]))
-    with pytest.raises(UserError, match=r"differ in their columns or classes \(train, test\)"):
-        load_source("hf", saved(tmp_path, datasets.DatasetDict(train=a, test=b)))
+def test_data_sets_that_do_not_suit(datasets, tmp_path, monkeypatch):
+    a, unlabelled = make(datasets, [1], [0]), make(datasets, [1], [-1])
+    swapped = make(datasets, [1], [0], datasets.ClassLabel(names=["dog", "cat"]))
     words = datasets.Dataset.from_dict({"text": ["a"], "label": [0]})
-    with pytest.raises(UserError, match=r"has no image column \(text, label\)"):
-        load_source("hf", saved(tmp_path / "b", words))
-
-
-def test_a_data_set_without_rows(datasets, monkeypatch):
+    for number, (data, message) in enumerate(
+        (
+            (datasets.DatasetDict(a=a, b=a), "has the splits a, b, and none of them is train"),
+            (datasets.DatasetDict(train=unlabelled, test=unlabelled), "the column label of .* has no label"),
+            (datasets.DatasetDict(train=a, test=swapped), r"differ in their columns or classes \(train, test\)"),
+            (words, r"has no image column \(text, label\)"),
+        )
+    ):
+        with pytest.raises(UserError, match=message):
+            load_source("hf", saved(tmp_path / str(number), data))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(train=make(datasets, [], [])))
     with pytest.raises(UserError, match="no/rows has no rows"):
         load_source("hf", Path("no/rows"))
-
-
-def test_a_split_cannot_be_split_again(datasets, tmp_path):
-    data = make(datasets, range(2), [0, 1])
-    root = saved(tmp_path, datasets.DatasetDict(train=data, test=data))
-    with pytest.raises(UserError, match="leave it out"):
-        load_source("hf", root, Reading(test_fraction=0.5))
 
 
 def test_a_row_without_an_image_or_with_a_broken_one_is_named(datasets, tmp_path):
@@ -199,19 +184,14 @@ def test_a_row_without_an_image_or_with_a_broken_one_is_named(datasets, tmp_path
             of_split(source, "train").image(row)
 
 
-@pytest.mark.parametrize("place", ["../nowhere", "/nowhere", "a/b/c", "no spaces"])
-def test_what_is_no_place(datasets, place):
-    with pytest.raises(UserError, match="no folder, and no name on the hub"):
-        load_source("hf", Request(dataset=f"hf:{place}").root)
-
-
-def test_a_folder_that_the_library_does_not_know(datasets, tmp_path):
+def test_what_is_no_place(datasets, tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("../nowhere", "/nowhere", "a/b/c", "no spaces", tmp_path / "file"):
+        with pytest.raises(UserError, match="no folder, and no name on the hub"):
+            load_source("hf", Request(dataset=f"hf:{place}").root)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty cannot be loaded by `datasets` \("):
         load_source("hf", tmp_path / "empty")
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="no folder"):
-        load_source("hf", tmp_path / "file")
 
 
 def test_a_name_on_the_hub(datasets, tmp_path, monkeypatch):
@@ -231,20 +211,15 @@ def test_a_name_on_the_hub(datasets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wanted = Request(dataset="hf:owner/beans:small", weights="random", image_size=32)
     before = wanted.as_json()
-    result = CliRunner().invoke(
-        main, ["features", "--dataset", "hf:owner/beans:small", "--weights", "random", "--image-size", "32"]
-    )
-    assert result.exit_code == 0, result.stderr
+    command = ["features", "--dataset", "hf:owner/beans:small", "--weights", "random", "--image-size", 32]
+    result = invoke(main, *command)
     assert asked == [("owner/beans", "small")]
     assert result.stdout == f"{wanted.default_store()}\n"
     assert result.stdout.startswith("data/features/hf-beans-small-resnet18-")
     assert FeatureStore.open(tmp_path / result.stdout.strip()).class_names == ["cat", "dog"]
     assert wanted.as_json() != before, "it is in the cache now"
     assert wanted.as_json()["fingerprint"] != source_kind("hf").fingerprint(Request(dataset="hf:owner/other").root)
-    again = CliRunner().invoke(
-        main, ["features", "--dataset", "hf:owner/beans:small", "--weights", "random", "--image-size", "32"]
-    )
-    assert "up to date" in again.stderr
+    assert "up to date" in invoke(main, *command).stderr
     assert len(asked) == 1
     with pytest.raises(UserError, match=r"no folder no/such, .* cannot be loaded by `datasets` \(Couldn't find it\)"):
         load_source("hf", Request(dataset="hf:no/such").root)
@@ -254,14 +229,11 @@ def test_a_folder_is_recognised_and_its_change_seen(datasets, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     root = make_images(tmp_path / "images", classes=2, train=4, test=2)
     command = ["features", "--dataset", "hf:images", "--weights", "random", "--image-size", "32", "--store", "s.h5"]
-    first = CliRunner().invoke(main, command)
-    assert first.exit_code == 0, first.stderr
+    invoke(main, *command)
     assert FeatureStore.open("s.h5").names([0]) == ["train/class0/000.png"]
-    assert CliRunner().invoke(main, command).stderr == "up to date: s.h5\n"
+    assert invoke(main, *command).stderr == "up to date: s.h5\n"
     (root / "train/class0/000.png").unlink()
-    changed = CliRunner().invoke(main, command)
-    assert changed.exit_code == 2
-    assert "1 gone" in changed.stderr
+    assert "1 gone" in invoke(main, *command, code=2).stderr
 
 
 def test_the_request_names_the_columns():

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+from fabricate import smooth
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from common.images import UnreadableImage, image_suffixes, read_image, why_no_image
@@ -58,7 +59,7 @@ SHORT, DOUBLE = 3, 12
 
 @pytest.mark.parametrize(("high", "white"), [(255, 255), (1000, 1023), (4095, 4095), (30000, 65535), (65535, 65535)])
 def test_grey_of_16_bits_is_scaled_by_the_bits_that_its_values_need(tmp_path, high, white, capsys, monkeypatch):
-    monkeypatch.setattr("common.images._told", set())
+    monkeypatch.setattr("common.images._reported", set())
     wide = (GREY.astype(np.int64) * high // GREY.max()).astype(np.uint16)
     expected = grey3((wide.astype(np.int64) * 255 + white // 2) // white)
     Image.fromarray(wide).save(tmp_path / "a.png")
@@ -246,11 +247,6 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert (found.shape, found.min() >= 0) == (RGB.shape, True)
     if mode in ("RGBA", "YCbCr", "CMYK", "LAB"):
         assert np.abs(found - RGB).mean() < 4
-
-
-def smooth(height, width, seed=0):
-    small = np.random.default_rng(seed).integers(256, size=(6, 8, 3), dtype=np.uint8)
-    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
 
 
 @pytest.mark.parametrize(

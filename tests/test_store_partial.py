@@ -57,14 +57,6 @@ def expected(tmp_path):
     return complete(writer(tmp_path / "whole.h5")).path.read_bytes()
 
 
-def test_it_writes_what_it_is_given_and_clears_up(path):
-    store = complete(writer(path))
-    assert (store.features == FEATURES).all()
-    assert (store.image_sha256 == DIGESTS).all()
-    store.verify()
-    assert list(partial_folder(path).iterdir()) == []
-
-
 def test_going_on_gives_the_same_bytes(path, expected):
     write(writer(path), 5)
     resumed = writer(path)
@@ -96,7 +88,7 @@ def test_another_source_keeps_the_batches_whose_images_are_the_same(path, expect
     for start in (0, 5, 15):
         write(first, start)
     moved = writer(path, source="after")
-    assert moved.moved
+    assert moved.source_changed
     assert moved.done == {0: 5, 5: 10, 15: 18}
     asked = []
 
@@ -105,11 +97,11 @@ def test_another_source_keeps_the_batches_whose_images_are_the_same(path, expect
         assert (digests == DIGESTS[start : start + BATCH]).all()
         return start != 5
 
-    moved.keep(same)
+    moved.keep_unchanged(same)
     assert asked == [0, 5, 15]
     assert moved.done == {0: 5, 15: 18}
     again = writer(path, source="after")
-    assert not again.moved
+    assert not again.source_changed
     assert again.done == {0: 5, 15: 18}
     assert complete(again).path.read_bytes() == expected
 
