@@ -26,7 +26,7 @@ VERBS = {
 }
 UNSORTED = {"odd": "folder", "audit": "imagefolder"}  # verbs that take pictures, and the image source that reads them
 # The options of an extraction that these verbs have, too
-READ = ["on_error", "max_pixels", "decode", "backbone", "weights", "weights_seed"]
+READ = ["on_error", "max_pixels", "decode", "image_column", "label_column", "backbone", "weights", "weights_seed"]
 READ += ["image_size", "views", "layers", "precision", "engine", "batch_size", "device"]
 
 
@@ -71,10 +71,12 @@ def _of_pictures(command: click.Command, dataset: str) -> click.Command:
 
     def find(store_path: Path, open_page: bool, cache: Path | None, **options: Any) -> None:
         read = {name: options.pop(name) for name in READ}
-        if store_path.is_dir() or store_path.suffix.lower() == ".csv":
+        if str(store_path).startswith("hf:"):
+            store_path = _store({"dataset": str(store_path), **read}, cache or _cache())
+        elif store_path.is_dir() or store_path.suffix.lower() == ".csv":
             options["root"] = options["root"] or store_path
             source = dataset if store_path.is_dir() else "csv"
-            store_path = _store(store_path, source, cache or _cache(), read)
+            store_path = _store({"dataset": source, "root": store_path, **read}, cache or _cache())
         options["out"] = options["out"] or Path("runs") / f"find-{store_path.stem}"
         with stoppable("the same command starts anew, and finds the features made"):
             click.get_current_context().invoke(command, store_path=store_path, **options)
@@ -85,7 +87,8 @@ def _of_pictures(command: click.Command, dataset: str) -> click.Command:
         command.name,
         callback=find,
         help=(command.help or "").replace("STORE", "PICTURES")
-        + "\n\nPICTURES is a folder, a CSV file of paths and labels, or a store. Features of pictures are made once.",
+        + "\n\nPICTURES is a folder, a CSV file of paths and labels, a data set of Hugging Face (hf:FOLDER or "
+        "hf:OWNER/NAME), or a store. Features of pictures are made once.",
         params=[
             click.Argument(["store_path"], type=click.Path(path_type=Path), metavar="PICTURES"),
             click.Option(["--open", "open_page"], is_flag=True, help="Show the page in the browser."),
@@ -105,17 +108,19 @@ def _cache() -> Path:
         raise UserError("there is no home folder to keep the features in: give --cache a folder") from error
 
 
-def _store(pictures: Path, dataset: str, cache: Path, read: dict[str, Any]) -> Path:
+def _store(request: dict[str, Any], cache: Path) -> Path:
     """The store of these pictures in the cache: the one that is there, or one made now, also over an older one.
 
-    Its name is of the folder and of the options, so that each folder has its own.
+    Its name is of the place and of the options, so that each place has its own.
     """
     from common.store import identity_digest
     from extract.features import Request, find_or_make
 
-    wanted = Request(dataset=dataset, root=pictures, overwrite=True, **read)
+    wanted = Request(overwrite=True, **request)
     asked = wanted.as_json()
-    constant = {key: value for key, value in asked.items() if key != "fingerprint"} | {"root": str(pictures.resolve())}
+    # A name on the hub is the same from every folder
+    place = wanted.folder.resolve() if wanted.folder.exists() else wanted.folder
+    constant = {key: value for key, value in asked.items() if key != "fingerprint"} | {"root": str(place)}
     name = wanted.default_store()
     path = cache / f"{name.stem}-{identity_digest(constant)[:8]}.h5"
     click.echo(f"features: {path}", err=True)

@@ -13,7 +13,7 @@ from find.duplicates import find_copies
 from find.findings import Findings
 from find.foreign import class_distances
 from find.inputs import Inputs, take_inputs
-from find.listing import TYPICAL, make_findings, require_features
+from find.listing import TYPICAL, flag_and_list, require_features, unflagged
 from find.rates import find_caveat, p_values
 
 SMALLEST = 3  # different images of a class that can be judged
@@ -61,17 +61,17 @@ def audit(
     if judged.posterior:
         said["noise_rate"] = round(judged.posterior.noise, 5)
         said["wrong_labels_to_similar_classes"] = round(judged.posterior.near, 3)
-    return make_findings(
-        "audit",
-        make_candidates(inputs, copies, judged),
-        len(inputs.features),
-        inputs.rate,
-        typical,
-        caveats=_caveats(judged, inputs.rate),
+    candidates = Findings(
+        mode="audit",
+        findings=tuple(make_candidates(inputs, copies, judged)),
         class_names=inputs.class_names,
+        typical=typical,
+        counts={"images": len(inputs.features)},
+        thresholds=unflagged(inputs.rate, _caveats(judged, inputs.rate)),
         too_small=too_small,
         settings=dict(settings or {}) | said,
     )
+    return flag_and_list(candidates, inputs.rate)
 
 
 def judge(

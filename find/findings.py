@@ -107,7 +107,7 @@ class Group:
     typical: tuple[Image, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """All that one run of `find` has to say.
 
@@ -127,7 +127,7 @@ class Findings:
 
     mode: str
     findings: tuple[Finding, ...]
-    conclusion: str
+    conclusion: str = ""
     class_names: tuple[str, ...]
     typical: Mapping[str, tuple[Image, ...]]
     counts: Mapping[str, int]

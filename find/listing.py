@@ -3,12 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from find.findings import Finding, Findings, Group, Image, Threshold
+from find.findings import Finding, Findings, Image, Threshold
 
 LISTED = 0.02  # findings of a lower probability are left out, but for the first of all
 AT_LEAST = 100
@@ -41,32 +40,17 @@ class Images:
         return tuple(self.image(int(i)) for i in chosen)
 
 
-def make_findings(
-    mode: str,
-    candidates: Sequence[Finding],
-    n: int,
-    rate: float,
-    typical: Mapping[str, tuple[Image, ...]],
-    *,
-    caveats: Mapping[str, str | None],
-    class_names: Sequence[str] = (),
-    too_small: Mapping[str, int] | None = None,
-    groups: tuple[Group, ...] = (),
-    settings: Mapping[str, Any] | None = None,
-) -> Findings:
-    """The result of a run on n images, of a candidate for each image that may be in the list; see `Findings`.
-
-    candidates: `flagged` is set here. caveats: of each question asked, why its rate cannot be promised; None if it can.
-    """
-    flagged = (replace(each, flagged=each.question != "duplicate" and each.q <= rate) for each in candidates)
+def flag_and_list(candidates: Findings, rate: float) -> Findings:
+    """The result of a run: the candidates that are listed, each flagged where its `q` is at most `rate`."""
+    flagged = (replace(each, flagged=each.question != "duplicate" and each.q <= rate) for each in candidates.findings)
     ranked = enumerate(sorted(flagged, key=_rank))
     listed = (each for i, each in ranked if i < AT_LEAST or each.probability >= LISTED or each.flagged or each.copies)
-    thresholds = {question: Threshold(rate, 0, None, caveat) for question, caveat in caveats.items()}
-    names, counts = tuple(class_names), {"images": n}
-    found = Findings(
-        mode, tuple(listed), "", names, typical, counts, thresholds, too_small or {}, groups, settings=settings or {}
-    )
-    return summarise(found)
+    return summarise(replace(candidates, findings=tuple(listed)))
+
+
+def unflagged(rate: float, caveats: Mapping[str, str | None]) -> dict[str, Threshold]:
+    """Thresholds before anything is flagged. caveats: of each question, why its rate cannot be promised, or None."""
+    return {question: Threshold(rate, 0, None, caveat) for question, caveat in caveats.items()}
 
 
 def summarise(findings: Findings) -> Findings:

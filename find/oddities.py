@@ -13,7 +13,7 @@ from find.findings import Findings, Group
 from find.foreign import log_distance
 from find.groups import find_groups
 from find.inputs import Inputs, take_features, take_inputs, take_labels
-from find.listing import TYPICAL, make_findings, require_features
+from find.listing import TYPICAL, flag_and_list, require_features, unflagged
 from find.rates import conformal_p_values, find_caveat, p_values
 from find.scorers import Scorer, from_head, from_reference
 from train.gaussian import ClassSpace
@@ -69,16 +69,18 @@ def odd(
     no_label = np.zeros(len(x), np.int64)
     central = np.argsort(scores, kind="stable")
     groups = [(counted[part], counted[central[np.isin(central, part)][:TYPICAL]]) for part in parts]
-    return make_findings(
-        "odd",
-        make_candidates(inputs, copies, Judged(counted, no_label, p, np.zeros(len(x)), no_label, scores, None)),
-        len(inputs.features),
-        inputs.rate,
-        {FOLDER: inputs.images.shown(counted[central[:TYPICAL]])},
-        caveats={"foreign": find_caveat(p, inputs.rate)},
+    judged = Judged(counted, no_label, p, np.zeros(len(x)), no_label, scores, None)
+    candidates = Findings(
+        mode="odd",
+        findings=tuple(make_candidates(inputs, copies, judged)),
+        class_names=(),
+        typical={FOLDER: inputs.images.shown(counted[central[:TYPICAL]])},
+        counts={"images": len(inputs.features)},
+        thresholds=unflagged(inputs.rate, {"foreign": find_caveat(p, inputs.rate)}),
         groups=() if member is None else tuple(_group(inputs, k, *group) for k, group in enumerate(groups)),
         settings=dict(settings or {}) | {"scores": name, "seed": inputs.seed},
     )
+    return flag_and_list(candidates, inputs.rate)
 
 
 def _require_enough(n: int, what: str) -> None:

@@ -169,7 +169,7 @@ def make_findings(
         "thresholds": {question: Threshold(rate, flagged, 1 - rate if flagged else None)},
         "root": None if root is None else str(root),
     }
-    return Findings(mode, **(values | options))
+    return Findings(mode=mode, **(values | options))
 
 
 def invoke(command: click.Command, *arguments: Any, code: int = 0) -> Result:

@@ -22,8 +22,8 @@ from common.errors import UserError
 from common.images import pixel_digest, read_image
 from common.store_writer import name_arrays, write_store
 from common.synthetic import make_header
-from find.findings import Finding
-from find.listing import Images, make_findings
+from find.findings import Finding, Findings
+from find.listing import Images, flag_and_list, unflagged
 from tests.victims import Counts, Victim, calls_of, report
 
 ERRORS = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ENAMETOOLONG")
@@ -61,7 +61,15 @@ def prepare(base: Path) -> None:
         Finding(row=i, path=NAMES[i], split="train", question="foreign", own=names[0], probability=0.9, q=i / n)
         for i in range(n)
     ]
-    result = make_findings("audit", found, n, 0.4, typical, caveats={"foreign": None}, class_names=names)
+    candidates = Findings(
+        mode="audit",
+        findings=tuple(found),
+        class_names=tuple(names),
+        typical=typical,
+        counts={"images": n},
+        thresholds=unflagged(0.4, {"foreign": None}),
+    )
+    result = flag_and_list(candidates, 0.4)
     find.auditing.audit = lambda *_, **__: result
 
 

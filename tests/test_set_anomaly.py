@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from common.synthetic import make_images
+from find.findings import Findings
 from set_anomaly import VERBS, main
 
 SMALL = ["--weights", "random", "--image-size", "32", "--engine", "torch"]
@@ -71,6 +72,27 @@ def test_pictures_get_a_store_that_is_used_again(tmp_path, monkeypatch):
     assert call("audit", "images", *SMALL).exit_code == 0
     assert [store] == list((tmp_path / "cache/set-anomaly").glob("*.h5"))
     assert store.stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize("verb", ["audit", "odd"])
+def test_a_data_set_of_hugging_face_is_taken_as_a_folder_is(verb, tmp_path, monkeypatch):
+    library = pytest.importorskip("datasets", reason="Hugging Face datasets is missing: pip install '.[hf]'")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "images", classes=3, train=12, test=4)
+    files = sorted(str(file) for file in (tmp_path / "images").rglob("*.png"))
+    types = {"image": library.Image(), "label": library.ClassLabel(names=["class0", "class1", "class2"])}
+    columns = {"image": files, "label": [Path(file).parent.name for file in files]}
+    library.Dataset.from_dict(columns, features=library.Features(types)).save_to_disk("saved")
+    command = [verb, "hf:saved", "--cache", "here", "--out", "page", "--label-column", "label", *SMALL]
+    first = call(*command)
+    assert first.exit_code == 0, first.stderr
+    assert Findings.read("page").counts["images"] == len(files)
+    assert Path("page/index.html").is_file()
+    (store,) = Path("here").glob("*.h5")
+    before = store.stat().st_mtime_ns
+    assert call(*command).exit_code == 0
+    assert store.stat().st_mtime_ns == before, "its features are made once"
 
 
 def test_open_shows_the_page(tmp_path, monkeypatch):
