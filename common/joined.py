@@ -126,10 +126,7 @@ class JoinedStore(FeatureStore):
             say(f"the stores have other views ({views}): used are the first {len(self.views)} of each")
 
 
-AnyStore = FeatureStore  # a JoinedStore is one, too
-
-
-def open_stores(paths: Sequence[Path | str], say: Callable[[str], object] = tell) -> AnyStore:
+def open_stores(paths: Sequence[Path | str], say: Callable[[str], object] = tell) -> FeatureStore:
     """Open one store, or several side by side."""
     return FeatureStore.open(paths[0]) if len(paths) == 1 else JoinedStore.join(paths, say)
 

@@ -8,7 +8,8 @@ import click
 
 from common.command_line import CommandLine
 from common.errors import UserError
-from common.joined import AnyStore, open_stores
+from common.joined import open_stores
+from common.store import SPLITS, FeatureStore
 
 
 class FindCommandLine(CommandLine):
@@ -96,25 +97,24 @@ def audit(store_path: Path, beside: tuple[Path, ...], seed: int, rate: float, **
     output.write(found, own=[store.class_names[label] for label in store.labels], **named)
 
 
-def _open(paths: Sequence[Path]) -> AnyStore:
+def _open(paths: Sequence[Path]) -> FeatureStore:
     store = open_stores(paths)
     store.verify(("features", "labels", "split", "image_sha256"))
     return store
 
 
-def _names(store: AnyStore) -> dict[str, Any]:
-    from common.store import SPLITS
+def _names(store: FeatureStore) -> dict[str, Any]:
 
     splits = [SPLITS[number] for number in store.split]
     paths = store.names(range(len(splits))) or [f"{s}/{i}" for s, i in zip(splits, store.image_index, strict=True)]
     return {"paths": paths, "splits": splits}
 
 
-def _labelled(store: AnyStore, rows: Any = slice(None)) -> Any:
+def _labelled(store: FeatureStore, rows: Any = slice(None)) -> Any:
     return store.mean_views(rows), store.labels[rows]
 
 
-def _comparable(paths: Sequence[Path], store: AnyStore) -> AnyStore:
+def _comparable(paths: Sequence[Path], store: FeatureStore) -> FeatureStore:
     """Open reference stores. Raises UserError where their features are of another kind than those of `store`."""
     if len(paths) != len(store.stores):
         given = ", ".join(str(each.path) for each in store.stores)
@@ -136,7 +136,7 @@ def _comparable(paths: Sequence[Path], store: AnyStore) -> AnyStore:
     return reference
 
 
-def _head(run_path: Path | None, store: AnyStore, reference: Sequence[Path]) -> tuple[Any, Any]:
+def _head(run_path: Path | None, store: FeatureStore, reference: Sequence[Path]) -> tuple[Any, Any]:
     """The head of a run, and labelled images to learn from what its scores say: those of its store's test split."""
     if run_path is None:
         return None, None
@@ -176,7 +176,7 @@ def _stores_of(run_path: Path) -> list[Path]:
         return []
 
 
-def _settings(store: AnyStore, run: Path | None, reference: Sequence[Path]) -> dict[str, Any]:
+def _settings(store: FeatureStore, run: Path | None, reference: Sequence[Path]) -> dict[str, Any]:
     from common.machine import versions
 
     return {

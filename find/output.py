@@ -19,7 +19,7 @@ from common.files import (
     write_bytes,
     writing_to,
 )
-from common.joined import AnyStore
+from common.store import FeatureStore
 from find import review
 from find.copying import copy_flagged, require_copy_target
 from find.findings import Findings
@@ -39,7 +39,7 @@ class Output:
     Raises UserError where something is missing, cannot be read, or is somebody else's. Nothing is written yet.
     """
 
-    store: AnyStore
+    store: FeatureStore
     out: Path | None
     root: Path | None
     reviewed: Path | None

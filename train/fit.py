@@ -8,9 +8,9 @@ from typing import Any
 from common.command_line import keeping
 from common.errors import UserError
 from common.files import clear_up_folder, exclusive, write_text
-from common.joined import AnyStore
 from common.progress import is_quiet
 from common.schema import to_toml
+from common.store import FeatureStore
 from train.checkpoint import load_state, require_fitting, save_checkpoint
 from train.config import Config
 from train.events import NAMES, Events, require_tensorboard
@@ -24,7 +24,7 @@ from train.task import Task, prepare
 Say = Callable[[str], object]
 
 
-def fit(config: Config, store: AnyStore, run: Path | str, say: Say = print, tensorboard: bool = False) -> Report:
+def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print, tensorboard: bool = False) -> Report:
     """Train the method of `config` on the features of `store`, write the run folder `run`, and return its report.
 
     A run that was stopped resumes after its last epoch; of a complete one the report is read. `say` gets lines of
@@ -42,13 +42,13 @@ def fit(config: Config, store: AnyStore, run: Path | str, say: Say = print, tens
         return _train(folder, config, store, say, tensorboard)
 
 
-def choose_run_folder(config: Config, config_path: Path | None, store: AnyStore) -> Path:
+def choose_run_folder(config: Config, config_path: Path | None, store: FeatureStore) -> Path:
     """Return the default folder: another one for another config or another store."""
     name = "recommended" if config_path is None else config_path.resolve().parent.name
     return Path("runs") / f"{name}-seed{config.training.seed}-{digest_config(config, store.identity_sha256)}"
 
 
-def _train(run: RunFolder, config: Config, store: AnyStore, say: Say, tensorboard: bool) -> Report:
+def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say, tensorboard: bool) -> Report:
     state = _load_state(run, config, store)
     if run.is_done and not run.find_missing():  # another process completed it in this very moment
         return _report_again(run, config, store, say, tensorboard)
@@ -83,7 +83,7 @@ def _train(run: RunFolder, config: Config, store: AnyStore, say: Say, tensorboar
     return report
 
 
-def _load_state(run: RunFolder, config: Config, store: AnyStore) -> RunState:
+def _load_state(run: RunFolder, config: Config, store: FeatureStore) -> RunState:
     """Load how far the run is. Raises UserError where the folder is of another run, of two, or of something else."""
     state = load_state(run.checkpoint, config, store.identity_sha256)
     names = [name for name in FILES if (run.path / name).is_file()]
@@ -101,7 +101,7 @@ def _save(run: RunFolder, config: Config, task: Task, state: RunState) -> None:
     run.write_metrics(state.history)
 
 
-def _report_again(run: RunFolder, config: Config, store: AnyStore, say: Say, tensorboard: bool) -> Report:
+def _report_again(run: RunFolder, config: Config, store: FeatureStore, say: Say, tensorboard: bool) -> Report:
     state = _load_state(run, config, store)
     if tensorboard and not any(run.path.glob(NAMES)):
         with Events(run.path) as events:

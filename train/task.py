@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError, unknown_name
-from common.joined import AnyStore
 from common.store import FeatureStore
 from train.config import DataConfig
 from train.sets import ClassIndex, Sets, draw_evaluation_sets, pair_within, split_validation
@@ -50,7 +49,7 @@ class Task:
     class_names: by label. superclass: (labels,) int64 by label, or None.
     """
 
-    store: AnyStore
+    store: FeatureStore
     features: tuple[Tensor, ...]
     train: ClassIndex
     val_images: ClassIndex
@@ -109,7 +108,7 @@ class Task:
         return torch.cat(mean), torch.cat(std)
 
 
-def prepare(store: AnyStore, config: DataConfig) -> Task:
+def prepare(store: FeatureStore, config: DataConfig) -> Task:
     """Make the task of a config from a store, whose bytes are verified first.
 
     Raises UserError for an unknown class, too few classes or images for sets of this size, and a damaged or non-finite
@@ -160,7 +159,7 @@ def prepare(store: AnyStore, config: DataConfig) -> Task:
     )
 
 
-def _class_labels(store: AnyStore, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+def _class_labels(store: FeatureStore, config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """The labels of the classes to train on, and of those to test on."""
     if len(store.class_names) < 2:
         raise UserError(

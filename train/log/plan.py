@@ -9,8 +9,8 @@ from typing import Annotated, NamedTuple
 from msgspec import Meta, Struct
 
 from common.errors import UserError
-from common.joined import AnyStore
 from common.schema import from_dict, override_keys, read_toml
+from common.store import FeatureStore
 from train.config import PLAN, Config, find_unused, require_effective
 from train.registry import depends_on_seed
 
@@ -89,11 +89,11 @@ class Planned(NamedTuple):
 
     path: Path
     config: Config
-    store: AnyStore
+    store: FeatureStore
 
 
 def plan_runs(
-    config_path: Path, stores: Sequence[AnyStore], root: Path, overrides: Sequence[str] = (), only: str = "*"
+    config_path: Path, stores: Sequence[FeatureStore], root: Path, overrides: Sequence[str] = (), only: str = "*"
 ) -> list[Planned]:
     """The runs of the phase at `config_path` whose name matches `only`, all of a seed before the next.
 

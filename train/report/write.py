@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from common.files import write_text
-from common.joined import AnyStore
 from common.machine import hardware, versions
 from common.shapes import check_shape
 from common.store import FeatureStore
@@ -103,7 +102,7 @@ def _measure(logits: np.ndarray, sets: Sets) -> Measured:
     )
 
 
-def _describe_stores(store: AnyStore, config: Config) -> Store:
+def _describe_stores(store: FeatureStore, config: Config) -> Store:
     views = store.views if config.data.views == "all" else store.views[:1]
     parts = [_describe_store(part, views, config.data.layers == "all") for part in store.stores]
     return parts[0] if len(parts) == 1 else join_stores(parts, store.identity_sha256)
