@@ -104,7 +104,6 @@ def _open(paths: Sequence[Path]) -> FeatureStore:
 
 
 def _names(store: FeatureStore) -> dict[str, Any]:
-
     splits = [SPLITS[number] for number in store.split]
     paths = store.names(range(len(splits))) or [f"{s}/{i}" for s, i in zip(splits, store.image_index, strict=True)]
     return {"paths": paths, "splits": splits}
