@@ -64,6 +64,7 @@ def audit(
     candidates = Findings(
         mode="audit",
         findings=tuple(make_candidates(inputs, copies, judged)),
+        conclusion="",
         class_names=inputs.class_names,
         typical=typical,
         counts={"images": len(inputs.features)},

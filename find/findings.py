@@ -114,7 +114,7 @@ class Findings:
     mode: "odd" or "audit".
     findings: "foreign" and "label" by falling probability, then "duplicate" by falling number of copies; not all
     images, see `counts`.
-    conclusion: one sentence for people, such as "nothing odd here".
+    conclusion: one sentence for people, such as "nothing odd here"; "" until they are listed.
     class_names: empty in mode "odd".
     typical: of each class (in mode "odd": of "the folder"), its four most typical images.
     counts: "images", "findings", "flagged", and the number of findings of each question.
@@ -127,7 +127,7 @@ class Findings:
 
     mode: str
     findings: tuple[Finding, ...]
-    conclusion: str = ""
+    conclusion: str
     class_names: tuple[str, ...]
     typical: Mapping[str, tuple[Image, ...]]
     counts: Mapping[str, int]

@@ -73,6 +73,7 @@ def odd(
     candidates = Findings(
         mode="odd",
         findings=tuple(make_candidates(inputs, copies, judged)),
+        conclusion="",
         class_names=(),
         typical={FOLDER: inputs.images.shown(counted[central[:TYPICAL]])},
         counts={"images": len(inputs.features)},

@@ -64,6 +64,7 @@ def prepare(base: Path) -> None:
     candidates = Findings(
         mode="audit",
         findings=tuple(found),
+        conclusion="",
         class_names=tuple(names),
         typical=typical,
         counts={"images": n},
