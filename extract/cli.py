@@ -13,7 +13,8 @@ import click
 from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
 from common.store import SPLITS, FeatureStore
-from extract.features import Request, find_or_make, store_status
+from extract.features import find_or_make, store_status
+from extract.request import Request
 from extract.sources import SOURCES, TEST_FRACTION
 
 ROWS = 10_000  # printed at a time

@@ -32,9 +32,9 @@ from extract.batches import (
     digests_of,
     local_network,
 )
-from extract.features import Request
 from extract.preprocessing import parse_views
 from extract.progress import Stopwatch
+from extract.request import Request
 from extract.sources import ImageSource, left_out_line, load_source
 from extract.superclasses import superclasses_of
 

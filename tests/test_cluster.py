@@ -19,12 +19,12 @@ from common.synthetic import make_store
 from extract import ray_pool
 from extract.batches import Extraction, Unreadable, local_network
 from extract.cli import main as extract_main
-from extract.features import Request
 from extract.pipeline import connection, extract
 from extract.preprocessing import Preprocessing
 from extract.progress import Stopwatch
 from extract.ray_pool import Orders, Pool, digests_seen
 from extract.ray_worker import Worker, code_digest
+from extract.request import Request
 from extract.sources import load_source
 from train.cli import main as train_main
 

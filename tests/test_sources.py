@@ -12,7 +12,7 @@ from fabricate import fails_with, of_split
 
 from common.errors import UserError
 from common.images import pixel_digest
-from extract.features import Request
+from extract.request import Request
 from extract.sources import load_source, source_kind, split_by_class
 from extract.superclasses import CIFAR100_SUPERCLASSES, superclasses_of
 

@@ -1,0 +1,135 @@
+"""What is asked for: the images, the network, and how to make the features."""
+
+import contextlib
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.cluster import Cluster
+from common.errors import UserError
+from common.files import sha256_file
+from common.images import RULE
+from extract.sources import Reading, source_kind
+
+IMAGE_SIZES = {"resnet18": 224}  # known without loading the model and torch
+# Options of a Reading that decide over the pixels and the rows
+SETTINGS = ("test_fraction", "on_error", "decode", "image_column", "label_column")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Reading):
+    """The options of `python -m extract features`: how files are read, what fixes the features, how to make them.
+
+    dataset: of `SOURCES`; "hf:PLACE" stands for "hf" and the root PLACE. root: None for a data set that is fetched,
+    which is kept in data/. image_size: None for the model's own.
+    cluster: where the network is to be at work, None for this process. ship_images: its nodes do not see the files.
+    Raises UserError where the root that the data set needs is missing, and for --ship-images without a cluster.
+    """
+
+    dataset: str = "cifar100"
+    root: Path | None = None
+    backbone: str = "resnet18"
+    weights: str = "torchvision"
+    weights_seed: int = 0
+    image_size: int | None = None
+    views: str = "plain"
+    layers: str = "last"
+    precision: str = "float32"
+
+    engine: str = "auto"
+    batch_size: int = 64
+    device: str = "auto"
+    overwrite: bool = False
+    list_left_out: bool = False
+    cluster: Cluster | None = None
+    ship_images: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dataset.startswith("hf:"):
+            if self.root is not None:
+                raise UserError(f"--dataset {self.dataset} says where the images are: leave --root (make: ROOT=) out")
+            object.__setattr__(self, "root", Path(self.dataset[3:]) if self.dataset[3:] else None)
+            object.__setattr__(self, "dataset", "hf")
+        if source_kind(self.dataset).own_files and self.root is None:
+            raise UserError(
+                f"--dataset {self.dataset} needs --root (make: ROOT=), the folder or the file with your images"
+            )
+        if self.ship_images and self.cluster is None:
+            raise UserError("--ship-images does nothing without --ray: leave it out, or give it")
+
+    @property
+    def folder(self) -> Path:
+        """Where the images are."""
+        return self.root or Path("data")
+
+    def as_json(self) -> dict[str, Any]:
+        """As recorded in the store, with a cheap fingerprint of the images and the digest of the weights file.
+
+        Raises UserError for an option that does nothing for this data set, and for a file of weights that is not there.
+        """
+        layers = self.layers.replace(" ", "")
+        return {
+            "dataset": self.dataset,
+            "fingerprint": source_kind(self.dataset).fingerprint(self.folder),
+            "backbone": self.backbone,
+            "weights": self._weights(),
+            "image_size": self._image_size,
+            "views": self.views.replace(" ", ""),
+            "precision": self.precision,
+            **({} if layers == "last" else {"layers": layers}),
+            **self._reading(),
+        }
+
+    def default_store(self) -> Path:
+        """A readable file name, one for each request."""
+        views, layers = (text.replace(" ", "").replace(",", "+") for text in (self.views, self.layers))
+        parts = [
+            self.dataset,
+            self.folder.resolve().stem.replace(":", "-") if source_kind(self.dataset).own_files else "",
+            self.backbone.replace(":", "-"),
+            self._weights().split(":")[-1][:8],
+            "" if self._image_size is None else str(self._image_size),
+            self.image_column or "",
+            self.label_column or "",
+            "" if self.test_fraction is None else f"test{self.test_fraction:g}",
+            "" if views == "plain" else views,
+            "" if layers == "last" else layers,
+            "" if self.decode == Reading.decode else self.decode,
+            "" if self.precision == "float32" else self.precision,
+        ]
+        return Path("data/features") / ("-".join(filter(None, parts)) + ".h5")
+
+    @property
+    def _image_size(self) -> int | None:
+        return self.image_size or IMAGE_SIZES.get(self.backbone)
+
+    def _weights(self) -> str:
+        if self.weights in ("torchvision", "pretrained"):
+            library = self.backbone.rpartition(":")[0] or "torchvision"
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                return "imagenet:" + importlib.metadata.version(library)
+            return "imagenet:"
+        if self.weights == "random":
+            return f"random:random{self.weights_seed}"
+        if not Path(self.weights).is_file():
+            raise UserError(
+                f"there are no weights at {self.weights}: give --weights (make: WEIGHTS=) a state dict file"
+            )
+        return "sha256:" + sha256_file(Path(self.weights))
+
+    def _reading(self) -> dict[str, Any]:
+        """How files are read: the rule of decoding, and what is not the default."""
+        changed = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) != getattr(Reading, name)}
+        if self.dataset != "hf" and (self.image_column or self.label_column):
+            raise UserError(
+                f"--image-column and --label-column do nothing for {self.dataset}: leave them out, or give hf:…"
+            )
+        if source_kind(self.dataset).own_files:
+            return {"decoding": RULE, **changed}
+        if changed or self.max_pixels != Reading.max_pixels:
+            raise UserError(
+                f"--on-error, --test-fraction, --max-pixels and --decode do nothing for {self.dataset}: leave them "
+                "out, or give your own images with --dataset imagefolder, folder or csv"
+            )
+        return {}
