@@ -76,6 +76,7 @@ log: $(READY)  ## reports of finished runs, and of the benchmark → the experim
 	@$(PY) -m train log
 	@$(PY) -m bench --readme docs/speed.md
 	@$(PY) -m bench.find --readme docs/find.md
+	@$(PY) -m bench.cost --readme docs/speed.md
 
 bench: $(READY)  ## the project beside its peers → bench/report.json, chart and table
 	@$(PY) -m bench

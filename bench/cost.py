@@ -17,7 +17,7 @@ from bench.timing import CPU, Work, measure_cases
 from common.figures import BLUE, ORANGE, figure_of, save_figure
 from common.files import readable_json, write_text
 from common.machine import fast_bfloat16, hardware, versions
-from common.markdown import fill_blocks, markdown_table, rewrite
+from common.markdown import fill_blocks, markdown_table, report_stale, rewrite
 from common.synthetic import make_images
 from extract.backbones import Backbone, load_backbone, preprocessing_of
 from extract.batches import Extraction
@@ -54,8 +54,9 @@ BOTH = ("resnet18-4", "lite0-4")  # side by side: the run "full"
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench/cost.json"), show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each request.")
 @click.option("--readme", type=click.Path(path_type=Path), help="Measure nothing: write OUT's table and chart.")
+@click.option("--check", is_flag=True, help="With --readme: change nothing, exit code 1 where the table is another.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("experiments/phase7/runs"), show_default=True)
-def main(out: Path, rounds: int, readme: Path | None, runs: Path) -> None:
+def main(out: Path, rounds: int, readme: Path | None, check: bool, runs: Path) -> None:
     """Measure how many images a second become features, for each store of phase 7."""
     if readme is None:
         with tempfile.TemporaryDirectory() as folder:
@@ -66,10 +67,12 @@ def main(out: Path, rounds: int, readme: Path | None, runs: Path) -> None:
     report = json.loads(out.read_text(encoding="utf-8"))
     groups = {group.name: group for group in group_runs(map(load_run, sorted(runs.glob("full*.json"))))}
     costs = add_accuracy(report["rates"], groups)
-    draw_costs(costs, readme.parent / "images/cost.png")
+    if not check:
+        draw_costs(costs, readme.parent / "images/cost.png")
     machine = report["machine"]
     made = f"{make_cost_table(costs)}\n\n{machine['cpu']}, {machine['threads']} threads."
-    rewrite(readme, lambda text: fill_blocks(text, "measured", {"cost": made}.get), check=False)
+    stale = rewrite(readme, lambda text: fill_blocks(text, "measured", {"cost": made}.get), check)
+    report_stale([readme] * stale, check)
 
 
 def measure_paces(folder: Path, rounds: int) -> dict[str, Any]:

@@ -448,10 +448,9 @@ def test_a_mistake_in_a_plan_is_one_sentence(tmp_path, plan, part):
     assert part in caught.value.message
 
 
-def test_the_recommended_recipe_is_that_of_phase_5():
-    phase5 = Path(__file__).parents[1] / "experiments" / "phase5" / "config.toml"
+def test_the_recommended_recipe_is_that_of_phase_7():
     recommended = Config.load(RECOMMENDED)
-    assert recommended == Config.load(phase5)
+    assert recommended == Config.load(Path(__file__).parents[1] / "experiments/phase7/config.toml")
     assert recommended.method == "posterior_transformer"
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from torch.utils.data import DataLoader
 
+import bench.cost
 from bench.find import tables
 from bench.report import make_speed_table
 from common.markdown import fill_blocks
@@ -99,6 +101,13 @@ def test_the_tables_of_find_are_those_of_its_benchmark():
     made = tables(json.loads((ROOT / "bench/find.json").read_text()))
     assert fill_blocks(text, "measured", {"find": made}.get) == text, "`make log` writes the tables"
     assert made in text
+
+
+def test_the_costs_are_those_of_their_benchmark_and_of_phase_7(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert "| resnet18 |" in Path("docs/speed.md").read_text(encoding="utf-8")
+    result = CliRunner().invoke(bench.cost.main, ["--readme", "docs/speed.md", "--check"])
+    assert result.exit_code == 0, result.output
 
 
 def test_a_store_is_a_dataset_of_torch_as_the_options_say(tmp_path, monkeypatch):
