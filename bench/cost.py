@@ -70,7 +70,7 @@ def main(out: Path, rounds: int, readme: Path | None, check: bool, runs: Path) -
     if not check:
         draw_costs(costs, readme.parent / "images/cost.png")
     machine = report["machine"]
-    made = f"{make_cost_table(costs)}\n\n{machine['cpu']}, {machine['threads']} threads."
+    made = f"{make_cost_table(costs)}\n\n{machine['cpu']}, {machine['threads']} thread(s)."
     stale = rewrite(readme, lambda text: fill_blocks(text, "measured", {"cost": made}.get), check)
     report_stale([readme] * stale, check)
 
@@ -125,7 +125,7 @@ def draw_costs(costs: dict[str, tuple[float, Group]], path: Path) -> None:
             axes.plot(*point, "o", color=colour)
             axes.annotate(name, point, (6, -4), textcoords="offset points", fontsize=8)
         axes.set(xlabel="minutes of extraction", ylabel="top-1 (%)", xscale="log", title=f"{sets} sets")
-        axes.margins(x=0.35, y=0.15)
+        axes.margins(x=0.6, y=0.15)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
