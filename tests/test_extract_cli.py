@@ -382,8 +382,8 @@ def test_a_stopped_extraction_keeps_its_batches_and_says_so(path, tmp_path, begi
     kept, n = read_progress(path)
     assert 8 <= kept < n == 400
     # The signal may strike after a batch was noted and before it was counted
-    sentences = [f"stopped: {n} of 400 images are saved; run the same command again to resume" for n in (kept - 4, kept)]
-    assert error.strip().splitlines()[-1] in sentences
+    said = [f"stopped: {n} of 400 images are saved; run the same command again to resume" for n in (kept - 4, kept)]
+    assert error.strip().splitlines()[-1] in said
     assert sorted(file.name for file in tmp_path.iterdir()) == [".s.h5.partial", "images"]
 
 
