@@ -45,7 +45,6 @@ REQUESTS = {
     "resnet18-4": Request("resnet18", 160, FOUR, ("last", "layer3"), float32_layers=3),
     "lite0": Request("timm:tf_efficientnet_lite0", 224),
     "lite0-4": Request("timm:tf_efficientnet_lite0", 224, FOUR, ("last", "blocks.6", "blocks.5", "blocks.4.2.bn2")),
-    "lite2": Request("timm:tf_efficientnet_lite2", 260),
 }
 BOTH = ("resnet18-4", "lite0-4")  # side by side: the run "full"
 
@@ -123,7 +122,7 @@ def draw_costs(costs: dict[str, tuple[float, Group]], path: Path) -> None:
         for name, (seconds, group) in costs.items():
             point = (seconds / 60, 100 * group.top1(sets).mean())
             axes.plot(*point, "o", color=colour)
-            axes.annotate(name, point, (6, -4), textcoords="offset points", fontsize=8)
+            axes.annotate(name.replace(" + ", "\n+ "), point, (6, -4), textcoords="offset points", fontsize=8)
         axes.set(xlabel="minutes of extraction", ylabel="top-1 (%)", xscale="log", title=f"{sets} sets")
         axes.margins(x=0.6, y=0.15)
         axes.xaxis.set_major_formatter("{x:g}")
