@@ -100,7 +100,7 @@ def test_a_killed_node_costs_nothing_but_its_batches(cluster, images, expected, 
     process = begin(command(images, tmp_path / "s.h5", cluster.address), tmp_path / LOG)
     wait_for_rows(tmp_path / "s.h5", 24, process)
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-    cluster.add_node(**NODE)
+    cluster.add_node(**NODE, node_name="node2")
     assert process.wait(150) == 0, (tmp_path / LOG).read_text()
     assert (tmp_path / "s.h5").read_bytes() == expected
 
