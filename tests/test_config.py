@@ -66,6 +66,7 @@ OTHER = {
     "distance.leave_one_out": "false",
     "distance.neighbours": "9",
     "distance.standardise": "true",
+    "distance.between_shrinkage": "0.3",
     "training.seed": "3",
     "training.epochs": "7",
     "training.batch_size": "32",

@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from common.synthetic import make_store
 from train.config import Config
-from train.gaussian import ClassSpace
+from train.gaussian import ClassSpace, diagonalise
 from train.loop import evaluate
 from train.methods import build_method
 from train.methods.base import Standardise
@@ -57,6 +57,7 @@ CLOSED_FORM = {
     "mahalanobis cosine": ["method=mahalanobis"],
     "plda": ["method=plda"],
     "normalised_plda": ["method=normalised_plda"],
+    "normalised_plda for new classes": ["method=normalised_plda", "distance.between_shrinkage=0.3"],
 }
 
 
@@ -278,6 +279,17 @@ def test_normalised_plda_has_the_coordinates_of_a_class_space(task, fitted):
     np.testing.assert_allclose(method.ratio[:coordinates], space.ratio, rtol=1e-5)
     assert not encoded[:, coordinates:].any()
     assert evaluate(method, task, task.test, 100)["top1"] > 0.9
+
+
+def test_between_shrinkage_lets_classes_differ_in_all_dimensions():
+    generator = np.random.default_rng(0)
+    within, means = np.cov(generator.normal(size=(6, 50))), generator.normal(size=(4, 6))
+    between = np.cov(means.T)
+    like_within = np.trace(np.linalg.solve(within, between)) / 6 * within  # of the same mean variance, where W is 1
+    projection, ratio = diagonalise(within, means, np.full(4, 1e12), 0.3)
+    np.testing.assert_allclose(projection.T @ within @ projection, np.eye(6), atol=1e-9)
+    drawn = 0.7 * between + 0.3 * like_within
+    np.testing.assert_allclose(projection.T @ drawn @ projection, np.diag(ratio), atol=1e-9)
 
 
 def test_plda_needs_no_more_classes_than_there_are_dimensions(tmp_path):

@@ -81,6 +81,7 @@ class DistanceConfig(Struct, frozen=True, kw_only=True):
     leave_one_out: bool = True  # centroid: distance to the mean of the other items; false: to that of all items
     neighbours: Count = 3  # k of knn, within the set
     standardise: bool = False  # as in `HeadConfig`
+    between_shrinkage: Part = 0.0  # normalised_plda: how far λ is drawn towards its mean; helps with classes never seen
 
 
 class TrainingConfig(Struct, frozen=True, kw_only=True):

@@ -105,18 +105,20 @@ class ClassSpace:
         return log_likelihood_ratio(embedded, self.sums, self.counts, self.ratio)
 
 
-def fit_two_covariances(read: Read, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def fit_two_covariances(
+    read: Read, labels: np.ndarray, between_shrinkage: float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Fit the model on normalised features → mean (D,), projection (D, K), λ (K,), class means (C, D).
 
-    labels: (n,) in 0 … C - 1. There are at most C - 1 coordinates: others tell no classes apart. Raises UserError where
-    classes are too few, or do not differ.
+    labels: (n,) in 0 … C - 1. between_shrinkage: as `diagonalise` takes it; with 0 there are at most C - 1 coordinates,
+    since others tell none of these classes apart. Raises UserError where classes are too few, or do not differ.
     """
     counts = np.bincount(labels)
     used = counts > 0
     if used.sum() < 2 or len(labels) <= used.sum():
         raise UserError("reference statistics need at least 2 classes of at least 2 images: give a larger store")
     within, means = estimate_within(read, labels, SHRINKAGE)
-    projection, ratio = diagonalise(within, means[used], counts[used])
+    projection, ratio = diagonalise(within, means[used], counts[used], between_shrinkage)
     differs = ratio > SMALLEST
     if not differs.any():
         raise UserError("the classes of the reference do not differ in these features: give another store")
@@ -152,17 +154,23 @@ def estimate_within(read: Read, labels: np.ndarray, shrinkage: float | None = No
     return (1 - shrinkage) * within + shrinkage * scale * identity, means
 
 
-def diagonalise(within: np.ndarray, means: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def diagonalise(
+    within: np.ndarray, means: np.ndarray, counts: np.ndarray, shrinkage: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the projection (D, K) to coordinates where W is 1, and the variances λ (K,) of the class means in them.
 
     means: (C, D), of counts (C,) images: they scatter by B, and by W / count since they are means. Where W is 1, the
     means themselves span all directions in which they scatter, K ≤ C of them; in all others λ is 0.
+    shrinkage: how far λ is drawn towards its mean over all D directions. Classes never seen differ in other directions,
+    too; so then K = D.
     """
     root = cholesky(within, lower=True)
     white = solve_triangular(root, (means - means.mean(0)).T, lower=True)
-    directions, deviation, _ = svd(white, full_matrices=False)
-    ratio = deviation**2 / (len(means) - 1) - np.mean(1 / counts)
-    return solve_triangular(root, directions, lower=True, trans="T"), ratio.clip(min=0)
+    directions, deviation, _ = svd(white, full_matrices=shrinkage > 0)
+    ratio = np.zeros(directions.shape[1])
+    ratio[: len(deviation)] = (deviation**2 / (len(means) - 1) - np.mean(1 / counts)).clip(min=0)
+    ratio = (1 - shrinkage) * ratio + shrinkage * ratio.mean()
+    return solve_triangular(root, directions, lower=True, trans="T"), ratio
 
 
 def log_density_ratio(x: Tensor, ratio: Tensor) -> Tensor:

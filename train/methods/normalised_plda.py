@@ -16,6 +16,8 @@ class NormalisedPLDA(Method):
     Features behind a ReLU are skewed, and their length says more about the picture than about its class; PLDA knows
     neither (Perronnin et al., *Improving the Fisher kernel*, 2010; Garcia-Romero and Espy-Wilson, *Analysis of i-vector
     length normalization*, 2011). Views are averaged after that, in training, too.
+
+    between_shrinkage: see `train.gaussian.diagonalise`. It helps with classes never seen, and harms with known ones.
     """
 
     settings = "distance"
@@ -26,8 +28,9 @@ class NormalisedPLDA(Method):
     shift: Tensor
     ratio: Tensor
 
-    def __init__(self, input_dim: int):
+    def __init__(self, input_dim: int, between_shrinkage: float):
         super().__init__(input_dim)
+        self.between_shrinkage = between_shrinkage
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("std", torch.ones(input_dim))
         self.register_buffer("projection", torch.eye(input_dim))
@@ -44,7 +47,7 @@ class NormalisedPLDA(Method):
             of_views = [self._normalise(task.gather(index.rows[None, part], view)[0]) for view in views]
             return torch.stack(of_views).mean(0).numpy()
 
-        mean, projection, ratio, _ = fit_two_covariances(read, task.train_labels)
+        mean, projection, ratio, _ = fit_two_covariances(read, task.train_labels, self.between_shrinkage)
         parts = (projection, mean @ projection, ratio)
         padded = (functional.pad(torch.from_numpy(part).float(), (0, self.input_dim - len(ratio))) for part in parts)
         self.projection, self.shift, self.ratio = padded
