@@ -5,6 +5,7 @@ from sklearn.metrics import roc_auc_score
 
 from common.synthetic import make_store
 from train.config import Config, DataConfig
+from train.loop import Scorer
 from train.methods.base import Method
 from train.methods.dummy import Dummy
 from train.methods.random import Random
@@ -27,6 +28,11 @@ def task_of(folder, *, classes=8, train=200, test=60, set_size=10):
     return prepare(store, DataConfig(set_size=set_size))
 
 
+def measure(model, task, batch_size):
+    images = np.concatenate([task.val_images.rows, task.test_images.rows])
+    return measure_other_sets(Scorer(model, task, images, batch_size), task)
+
+
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     return task_of(tmp_path_factory.mktemp("store"))
@@ -34,7 +40,7 @@ def task(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def oracle(task):
-    return measure_other_sets(Oracle(DIM), task, 100)
+    return measure(Oracle(DIM), task, 100)
 
 
 def test_an_oracle_is_right_at_every_size_and_about_any_number_of_anomalies_also_none(oracle):
@@ -61,7 +67,7 @@ def test_log_odds_tell_sets_apart_that_stand_out_alike():
 
 
 def test_a_blind_method_is_at_chance_in_everything(task):
-    blind = measure_other_sets(Random(DIM, 0), task, 100)
+    blind = measure(Random(DIM, 0), task, 100)
     for size, found in blind.set_size.items():
         low, high = found.top1_interval
         assert low <= found.top1 <= high
@@ -79,7 +85,7 @@ def test_a_blind_method_is_at_chance_in_everything(task):
 
 
 def test_a_method_of_one_size_is_measured_at_that_size_and_all_that_is_measured_can_be_json(task, oracle):
-    found = measure_other_sets(Dummy(DIM, 10), task, 100)
+    found = measure(Dummy(DIM, 10), task, 100)
     for measured in (oracle, found):
         assert msgspec.json.decode(msgspec.json.encode(measured), type=OtherSets) == measured
     assert list(found.set_size) == ["10"]
@@ -89,17 +95,17 @@ def test_a_method_of_one_size_is_measured_at_that_size_and_all_that_is_measured_
 
 
 def test_sizes_and_numbers_of_anomalies_end_where_images_and_classes_do(tmp_path):
-    found = measure_other_sets(Oracle(DIM), task_of(tmp_path, classes=2, test=19), 100)
+    found = measure(Oracle(DIM), task_of(tmp_path, classes=2, test=19), 100)
     assert list(found.set_size) == ["3", "5", "10", "20"]
     assert list(found.anomalies) == list(found.detection.auroc) == ["1"]
     small = tmp_path / "small"
-    found = measure_other_sets(Oracle(DIM), task_of(small, set_size=3), 100)
+    found = measure(Oracle(DIM), task_of(small, set_size=3), 100)
     assert list(found.anomalies) == ["1", "2"]
 
 
 def test_classes_that_are_just_large_enough_for_the_protocol_are_no_mistake(tmp_path):
     task = task_of(tmp_path, train=18, test=9)
-    found = measure_other_sets(Oracle(DIM), task, 100)
+    found = measure(Oracle(DIM), task, 100)
     assert found.set_size["10"].top1 == 1
     assert found.anomalies["1"].auroc_within_sets == 1
     assert found.detection is None
@@ -114,13 +120,13 @@ def test_a_large_store_is_measured_on_some_of_its_images(task, monkeypatch):
             seen.append(encoded[:, :, 0].unique().numel())
             return super().compare(encoded)
 
-    found = measure_other_sets(Watching(DIM), task, 1000)
+    found = measure(Watching(DIM), task, 1000)
     assert {each.n for each in (*found.set_size.values(), *found.anomalies.values(), found.detection)} == {50}
     assert set(seen) == {8}, "not of all classes"
 
 
 def test_the_sets_are_the_same_each_time_in_batches_of_any_size(task, oracle):
-    assert measure_other_sets(Oracle(DIM), task, 7) == oracle
+    assert measure(Oracle(DIM), task, 7) == oracle
 
 
 def test_the_threshold_lets_five_percent_of_the_clean_validation_sets_through():
@@ -169,5 +175,19 @@ def test_views_are_averaged(tmp_path):
             calls.append(len(encoded))
             return super().compare(encoded)
 
-    measure_other_sets(Counting(DIM), task, 1000)
+    measure(Counting(DIM), task, 1000)
     assert len(calls) == 2 * (3 + 4 + 2)  # views of: 3, 5 and 10 items; 0 to 3 anomalies; 0 and 1 in validation
+
+
+def test_a_method_that_averages_views_encodes_each_image_once(task):
+    encoded = []
+
+    class Averaging(Oracle):
+        averages_views = True
+
+        def encode(self, features):
+            encoded.append(len(features))
+            return features
+
+    assert measure(Averaging(DIM), task, 100) == measure(Oracle(DIM), task, 100)
+    assert sum(encoded) == len(task.val_images.rows) + len(task.test_images.rows)

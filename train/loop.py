@@ -90,20 +90,41 @@ def evaluate(model: Method, task: Task, sets: Sets, batch_size: int) -> dict[str
 
 
 def predict(model: Method, task: Task, sets: Sets, batch_size: int) -> Tensor:
-    """Logits (n, S) float32 on the CPU, in full precision, averaged over the task's views."""
-    return predict_rows(model, task, sets.rows, batch_size)
+    """Logits (n, S) of sets, as `Scorer` gives them."""
+    return Scorer(model, task, np.unique(sets.rows), batch_size)(sets.rows)
 
 
-def predict_rows(model: Method, task: Task, rows: np.ndarray, batch_size: int) -> Tensor:
-    """As `predict`, for sets of the rows (n, S)."""
-    device = device_of(model)
-    logits = []
-    for start in range(0, len(rows), batch_size):
-        images, items = np.unique(rows[start : start + batch_size], return_inverse=True)
-        index = torch.from_numpy(items.reshape(-1, rows.shape[1])).to(device)
-        views = (task.gather(images, view).to(device) for view in range(task.views))
-        logits.append(model.score_views(views, index).cpu())
-    return torch.cat(logits)
+class Scorer:
+    """Logits of sets of the images (n,), rows of the store: in full precision, averaged over the task's views.
+
+    A method that averages views encodes each image once, in whatever sets it is. Another one encodes it in each batch
+    of sets, since it needs the views of all, and they may not fit into memory.
+    """
+
+    def __init__(self, model: Method, task: Task, images: np.ndarray, batch_size: int):
+        self.model, self._task, self._batch_size = model, task, batch_size
+        self._device = device_of(model)
+        self._images = np.sort(images)
+        parts = np.array_split(self._images, -(-len(images) // batch_size))
+        self._encoded = torch.cat([self._encode(part) for part in parts], 1) if model.averages_views else None
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        """Logits (n, S) float32 on the CPU, of sets of the rows (n, S)."""
+        logits = []
+        for start in range(0, len(rows), self._batch_size):
+            batch = rows[start : start + self._batch_size]
+            if self._encoded is None:
+                images, items = np.unique(batch, return_inverse=True)
+                encoded = self._encode(images)
+            else:
+                items, encoded = np.searchsorted(self._images, batch), self._encoded
+            index = torch.from_numpy(items.reshape(batch.shape)).to(self._device)
+            logits.append(self.model.score_encoded(encoded, index).cpu())
+        return torch.cat(logits)
+
+    def _encode(self, images: np.ndarray) -> Tensor:
+        views = (self._task.gather(images, view).to(self._device) for view in range(self._task.views))
+        return self.model.encode_views(views)
 
 
 def train_epoch(

@@ -93,14 +93,22 @@ class Method(nn.Module):
 
         Each image is encoded once. Scores are averaged over the views.
         """
+        return self.score_encoded(self.encode_views(views), items)
+
+    @torch.inference_mode()
+    def encode_views(self, views: Iterable[Tensor]) -> Tensor:
+        """What `encode` gives for images' features (n, D) in some views: (V, n, E); V is 1 where views are averaged."""
+        self.eval()
+        encoded = torch.stack([self.encode(features) for features in views])
+        return encoded.mean(0, keepdim=True) if self.averages_views else encoded
+
+    @torch.inference_mode()
+    def score_encoded(self, encoded: Tensor, items: Tensor) -> Tensor:
+        """As `score_views`, of what `encode_views` gave (V, n, E)."""
         sizes = {} if self.set_size is None else {"S": self.set_size}
         check_shape("rows", items, type(self).__name__, **sizes)
         self.eval()
-        with torch.inference_mode():
-            encoded = [self.encode(features) for features in views]
-            if self.averages_views:
-                encoded = [torch.stack(encoded).mean(0)]
-            scores = torch.stack([self.compare(of_view[items]) for of_view in encoded]).mean(0)
+        scores = torch.stack([self.compare(of_view[items]) for of_view in encoded]).mean(0)
         check_shape("scores", scores, type(self).__name__, B=items.shape[0], S=items.shape[1])
         return scores
 

@@ -1,14 +1,10 @@
 """Sets that are not those of the protocol: of other sizes, and with none, one or more anomalies."""
 
-from collections.abc import Callable
-from functools import partial
-
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from train.loop import predict_rows
-from train.methods.base import Method
+from train.loop import Scorer
 from train.metrics import top_k
 from train.report.failures import proportion
 from train.report.schema import BestThreshold, Detection, OtherSets, Proportion, Ranking
@@ -21,22 +17,19 @@ MOST_SETS = 2000
 FALSE_ALARMS = 0.05  # fraction of the validation sets without an anomaly that exceed the threshold
 SEED = 4
 
-Score = Callable[[np.ndarray], torch.Tensor]  # rows of sets (n, S) → their scores (n, S)
 
-
-def measure_other_sets(model: Method, task: Task, batch_size: int) -> OtherSets:
+def measure_other_sets(score: Scorer, task: Task) -> OtherSets:
     """What a method does on other sets of test images than those of the protocol.
 
     set_size: top-1 for each S that the method and the classes allow. anomalies: by their number k in a set of the
     protocol's size, AUROC over items within their set, and the precision of the k highest scores. detection: whether
     "there is no anomaly" can be told; None where classes are too small for sets without an anomaly.
     """
-    score = partial(predict_rows, model, task, batch_size=batch_size)
     largest = task.test_images.counts.min() + 1
     sizes = {
         str(size): _measure_size(score, task.test_images, size)
         for size in SIZES
-        if size <= largest and model.set_size in (None, size)
+        if size <= largest and score.model.set_size in (None, size)
     }
     mixed = {k: _score_mixed(score, task, task.test_images, k) for k in ANOMALIES if _fits(task.test_images, task, k)}
     detection = None
@@ -106,7 +99,7 @@ def _auroc(without: np.ndarray, with_anomalies: np.ndarray) -> float:
     return float(roc_auc_score(truth, np.concatenate([without, with_anomalies])))
 
 
-def _measure_size(score: Score, index: ClassIndex, size: int) -> Proportion:
+def _measure_size(score: Scorer, index: ClassIndex, size: int) -> Proportion:
     n = len(index.rows)
     anomalies = np.linspace(0, n - 1, min(MOST_SETS, n)).astype(int)
     sets = sample_sets(index, anomalies, size, np.random.default_rng([SEED, size]))
@@ -119,7 +112,7 @@ def _fits(images: ClassIndex, task: Task, k: int) -> bool:
     return 0 < inliers <= images.counts.min() and k < len(images.classes)
 
 
-def _score_mixed(score: Score, task: Task, images: ClassIndex, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _score_mixed(score: Scorer, task: Task, images: ClassIndex, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores (n, S) of sets with k anomalies, and which of their items these are (n, S) bool."""
     count = min(MOST_SETS, len(images.rows))
     rows, is_anomaly = sample_mixed_sets(images, count, k, task.set_size, np.random.default_rng([SEED, 100 + k]))

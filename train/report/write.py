@@ -13,7 +13,7 @@ from common.machine import hardware, versions
 from common.shapes import check_shape
 from common.store import FeatureStore
 from train.config import Config
-from train.loop import predict
+from train.loop import Scorer
 from train.methods.base import Method, device_of
 from train.metrics import evaluate_scores
 from train.report.failures import measure_attention, measure_failures, measure_twins
@@ -30,9 +30,10 @@ PICTURED_SETS = 6
 def write_report(run: RunFolder, config: Config, task: Task, model: Method, history: list[dict[str, Any]]) -> Report:
     """Evaluate the best head on validation and, once, on test; write report.json and the pictures."""
     started = time.perf_counter()
-    batch_size = config.training.evaluation_batch_size
+    images = np.concatenate([task.val_images.rows, task.test_images.rows])
+    score = Scorer(model, task, images, config.training.evaluation_batch_size)
     evaluated = {"test": task.test, "val": task.val} | ({"hard": task.hard} if task.hard else {})
-    logits = {name: predict(model, task, sets, batch_size).numpy() for name, sets in evaluated.items()}
+    logits = {name: score(sets.rows).numpy() for name, sets in evaluated.items()}
     solved = {name: scores.argmax(1) == evaluated[name].target for name, scores in logits.items()}
     measured = {name: _measure(logits[name], sets) for name, sets in evaluated.items()}
     epochs = msgspec.convert(history, list[Epoch])
@@ -46,7 +47,7 @@ def write_report(run: RunFolder, config: Config, task: Task, model: Method, hist
         hard=measured.get("hard"),
         without_twins=measure_twins(solved["test"], task),
         failures=measure_failures(solved["test"], task, solved.get("hard")),
-        other_sets=measure_other_sets(model, task, batch_size),
+        other_sets=measure_other_sets(score, task),
         attention=measure_attention(model, task),
         history=epochs,
         best_epoch=best.epoch if best else None,
