@@ -9,7 +9,7 @@ import click
 from common.command_line import CommandLine
 from common.errors import UserError
 from common.joined import open_stores
-from common.store import SPLITS, FeatureStore
+from common.store import FeatureStore
 
 
 class FindCommandLine(CommandLine):
@@ -66,14 +66,13 @@ def odd(
 
     store = _open([store_path, *beside])
     output = Output(store=store, **options)
-    named = _names(store)
     head, held_out = _head(run_path, store, reference)
-    given = None if not reference or head is not None else _labelled(_comparable(reference, store))
-    found = find_odd(
-        store.mean_views(), head=head, reference=given, held_out=held_out, rate=rate, seed=seed,
-        digests=store.image_sha256, settings=_settings(store, run_path, reference), **named,
+    labelled = None if not reference or head is not None else _labelled(_comparable(reference, store))
+    findings = find_odd(
+        store.mean_views(), head=head, reference=labelled, held_out=held_out, paths=output.paths,
+        splits=output.splits, digests=store.image_sha256, rate=rate, seed=seed,
     )  # fmt: skip
-    output.write(found, **named)
+    output.write(findings, _settings(store, run_path, reference))
 
 
 @main.command()
@@ -89,24 +88,17 @@ def audit(store_path: Path, beside: tuple[Path, ...], seed: int, rate: float, **
 
     store = _open([store_path, *beside])
     output = Output(store=store, **options)
-    named = _names(store)
-    found = find_wrong(
-        store.mean_views(), store.labels, class_names=store.class_names, rate=rate, seed=seed,
-        digests=store.image_sha256, settings=_settings(store, None, ()), **named,
+    findings = find_wrong(
+        store.mean_views(), store.labels, class_names=store.class_names, paths=output.paths,
+        splits=output.splits, digests=store.image_sha256, rate=rate, seed=seed,
     )  # fmt: skip
-    output.write(found, own=[store.class_names[label] for label in store.labels], **named)
+    output.write(findings, _settings(store))
 
 
 def _open(paths: Sequence[Path]) -> FeatureStore:
     store = open_stores(paths)
     store.verify(("features", "labels", "split", "image_sha256"))
     return store
-
-
-def _names(store: FeatureStore) -> dict[str, Any]:
-    splits = [SPLITS[number] for number in store.split]
-    paths = store.names(range(len(splits))) or [f"{s}/{i}" for s, i in zip(splits, store.image_index, strict=True)]
-    return {"paths": paths, "splits": splits}
 
 
 def _labelled(store: FeatureStore, rows: Any = slice(None)) -> Any:
@@ -175,7 +167,7 @@ def _stores_of(run_path: Path) -> list[Path]:
         return []
 
 
-def _settings(store: FeatureStore, run: Path | None, reference: Sequence[Path]) -> dict[str, Any]:
+def _settings(store: FeatureStore, run: Path | None = None, reference: Sequence[Path] = ()) -> dict[str, Any]:
     from common.machine import versions
 
     return {

@@ -15,8 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from common.files import claim_folder, sha256_text, write_text, writing_to
-from find.findings import QUESTIONS, Finding, Findings, Image
-from find.listing import TYPICAL
+from find.findings import QUESTIONS, TYPICAL, Finding, Findings, Image
 from find.pictures import THUMBNAIL, make_pictures
 from find.text import visible
 

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import UserError, unknown_name
-from find.findings import REVIEWS, Finding, Findings
-from find.listing import Images, summarise
+from find.findings import REVIEWS, Finding, Findings, summarise
 from find.text import plain_cell, visible
 
 DELIMITERS = ",;\t"  # Excel's depends on the country; its "Unicode text" has tabs
@@ -54,35 +53,39 @@ def _lines(file: Path) -> list[tuple[int, str, str]]:
 
 
 def apply(
-    findings: Findings, reviews: Mapping[str, str], images: Images, own: Sequence[str] | None = None
+    findings: Findings,
+    reviews: Mapping[str, str],
+    paths: Sequence[str],
+    splits: Sequence[str],
+    own: Sequence[str] | None = None,
 ) -> tuple[Findings, list[str]]:
     """The findings as people corrected them, and the paths of reviews that match no image.
 
-    images: all that were judged. own: the class of each, None where there are none.
+    paths, splits: of all images. own: the class of each, None where there are none.
     "keep": not flagged, probability 0. "wrong": flagged, probability 1, also where the image was not in the list.
     "unsure": as it was. Each bears its review. The list is sorted anew; its counts and conclusion are of the new list.
     """
-    place = {visible(path): i for i, path in enumerate(images.paths)}
-    listed = {visible(each.path) for each in findings.findings}
+    row_of = {visible(path): row for row, path in enumerate(paths)}
+    listed = {visible(finding.path) for finding in findings.findings}
     added = [
         Finding(
-            row=int(images.rows[i]),
-            path=images.paths[i],
-            split=images.splits[i],
+            row=row,
+            path=paths[row],
+            split=splits[row],
             question="foreign",
-            own=None if own is None else own[i],
+            own=None if own is None else own[row],
             probability=0.0,
             why=("marked by you",),
         )
         for path, review in reviews.items()
-        if review == "wrong" and path not in listed and (i := place.get(path)) is not None
+        if review == "wrong" and path not in listed and (row := row_of.get(path)) is not None
     ]
-    reviewed = [_reviewed(each, reviews.get(visible(each.path), each.review)) for each in (*findings.findings, *added)]
+    reviewed = [_review(each, reviews.get(visible(each.path), each.review)) for each in (*findings.findings, *added)]
     result = summarise(replace(findings, findings=tuple(reviewed)))
-    return result, [path for path in reviews if path not in place]
+    return result, [path for path in reviews if path not in row_of]
 
 
-def _reviewed(finding: Finding, review: str | None) -> Finding:
+def _review(finding: Finding, review: str | None) -> Finding:
     if review == "keep":
         return replace(finding, review=review, flagged=False, probability=0.0, q=1.0)
     if review == "wrong":

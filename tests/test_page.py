@@ -15,7 +15,6 @@ from PIL import Image
 from common.errors import UserError
 from find import pictures, review
 from find.findings import Findings, Group, Threshold
-from find.listing import Images
 from find.page import TEMPLATES, write_page
 
 EVIL = [
@@ -137,9 +136,8 @@ def test_a_store_without_files_has_its_thumbnails(tmp_path):
 
 
 def test_reviews_are_said_and_are_the_marks_to_begin_with(tmp_path):
-    images = Images.numbered(3, list("abc"), None)
     reviews = {"a": "keep", "b": "keep", "c": "wrong"}
-    findings, _ = review.apply(make_findings(list("abc"), flagged=2), reviews, images)
+    findings, _ = review.apply(make_findings(list("abc"), flagged=2), reviews, list("abc"), ["train"] * 3)
     page = write_page(findings, tmp_path)
     assert "Your reviews are in it: 1 wrong, 2 keep." in page.read_text()
     assert Page(page).data["review"] == {"0": "wrong", "1": "keep", "2": "keep"}
