@@ -69,9 +69,10 @@ def make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> tuple[Fin
     listed[conflicts] = True
     chosen = ranked[listed[ranked]]
     neighbours = _find_neighbours(inputs, copies, judged, chosen[is_foreign[chosen]])
-    findings = []
+    findings, no_copies = [], np.zeros(0, int)
     for i in chosen.tolist():
-        row, suggested = int(judged.rows[i]), None if is_foreign[i] else _likely_class(inputs, judged, i)
+        row, part = int(judged.rows[i]), parts.get(groups[i], no_copies)
+        suggested = None if is_foreign[i] else _likely_class(inputs, judged, i)
         scores = {"distance": judged.distance[i], "foreign": strange[i], "wrong label": judged.wrong[i]}
         findings.append(
             _finding(
@@ -84,7 +85,7 @@ def make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> tuple[Fin
                 flagged=round(float(q[i]), 6) <= inputs.rate,
                 why=(f"the same picture is in {suggested}" if i in conflicts else _reason(judged, i, suggested),),
                 neighbours=neighbours.get(i, ()),
-                copies=_others(inputs, parts[groups[i]], row) if copied[i] else (),
+                copies=inputs.images(part[part != row]),
                 scores={name: round(float(value), 6) for name, value in scores.items()},
             )
         )
@@ -147,17 +148,13 @@ def _duplicate(inputs: Inputs, copies: Copies, part: np.ndarray, row: int) -> Fi
     near = len(part) - 1 - same
     why = [f"{same:,} more of exactly this picture"] if same else []
     why += [f"{near:,} more of nearly this picture"] if near else []
-    others = _others(inputs, part, row)
+    others = inputs.images(part[part != row])
     return _finding(inputs, row, question="duplicate", probability=1.0, why=tuple(why), copies=others)
 
 
 def _finding(inputs: Inputs, row: int, **answer: Any) -> Finding:
     own = inputs.class_names[inputs.labels[row]] if inputs.class_names else None
     return Finding(row=row, path=inputs.paths[row], split=inputs.splits[row], own=own, **answer)
-
-
-def _others(inputs: Inputs, part: np.ndarray, row: int) -> tuple[Image, ...]:
-    return inputs.images(part[part != row])
 
 
 def _likely_class(inputs: Inputs, judged: Judged, i: int) -> str | None:

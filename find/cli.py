@@ -108,22 +108,22 @@ def _labelled(store: FeatureStore, rows: Any = slice(None)) -> Any:
 def _comparable(paths: Sequence[Path], store: FeatureStore) -> FeatureStore:
     """Open reference stores. Raises UserError where their features are of another kind than those of `store`."""
     if len(paths) != len(store.stores):
-        given = ", ".join(str(each.path) for each in store.stores)
+        judged = ", ".join(str(part.path) for part in store.stores)
         raise UserError(
-            f"{', '.join(map(str, paths))} cannot be compared with {given}: of each store with --beside, and of no "
+            f"{', '.join(map(str, paths))} cannot be compared with {judged}: of each store with --beside, and of no "
             "other, a reference is needed, made by the same backbone, in the same order"
         )
     reference = _open(paths)
-    for known, asked in zip(reference.stores, store.stores, strict=True):
+    for one, other in zip(reference.stores, store.stores, strict=True):
         for part, name in (("backbone", "backbone"), ("weights", "set of weights")):
-            if known.identity[part] != asked.identity[part]:
+            if one.identity[part] != other.identity[part]:
                 raise UserError(
-                    f"{known.path} was made with another {name} than {asked.path}: extract one of them again, both "
+                    f"{one.path} was made with another {name} than {other.path}: extract one of them again, both "
                     "must agree"
                 )
-        size = [each.identity["preprocessing"].get("image_size") for each in (known, asked)]
-        if size[0] != size[1]:
-            raise UserError(f"{known.path} was made at {size[0]} pixels, {asked.path} at {size[1]}: both must agree")
+        sizes = [each.identity["preprocessing"].get("image_size") for each in (one, other)]
+        if sizes[0] != sizes[1]:
+            raise UserError(f"{one.path} was made at {sizes[0]} pixels, {other.path} at {sizes[1]}: both must agree")
     return reference
 
 
@@ -141,7 +141,6 @@ def _head(run_path: Path | None, store: FeatureStore, reference: Sequence[Path])
             f"{store.feature_dim}: extract with the backbone and layers that the head was trained with, and give "
             "stores that it saw side by side by --beside"
         )
-    trained_on = load_checkpoint(checkpoint)["store_identity"]
     paths = reference or _stores_of(run_path)
     missing = [path for path in paths if not path.is_file()]
     if missing or not paths:
@@ -150,11 +149,13 @@ def _head(run_path: Path | None, store: FeatureStore, reference: Sequence[Path])
             f"the store that {run_path} was trained on is not {where}: give it by --reference, "
             "folders made of it tell what a score means"
         )
-    given = _comparable(paths, store)
-    if not reference and given.identity_sha256 != trained_on:
-        raise UserError(f"{given.path} is no longer the store that {run_path} was trained on: give one by --reference")
-    tested = given.rows_of("test")
-    return head, _labelled(given, tested if len(tested) else slice(None))
+    trained_on = _comparable(paths, store)
+    if not reference and trained_on.identity_sha256 != load_checkpoint(checkpoint)["store_identity"]:
+        raise UserError(
+            f"{trained_on.path} is no longer the store that {run_path} was trained on: give one by --reference"
+        )
+    tested = trained_on.rows_of("test")
+    return head, _labelled(trained_on, tested if len(tested) else slice(None))
 
 
 def _stores_of(run_path: Path) -> list[Path]:
@@ -171,7 +172,7 @@ def _settings(store: FeatureStore, run: Path | None = None, reference: Sequence[
     from common.machine import versions
 
     return {
-        "store": " + ".join(str(each.path) for each in store.stores),
+        "store": " + ".join(str(part.path) for part in store.stores),
         "store_identity": store.identity_sha256,
         "run": None if run is None else str(run),
         "reference": " + ".join(map(str, reference)) or None,

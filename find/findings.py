@@ -26,7 +26,6 @@ from common.files import claim_folder, readable_json, write_text
 from find.text import csv_table, visible
 
 FORMAT = 2
-MODES = ("odd", "audit")
 QUESTIONS = ("foreign", "label", "duplicate")
 REVIEWS = ("keep", "wrong", "unsure")
 LIST_MARK = " | "  # between the items of a list in one cell of the CSV file

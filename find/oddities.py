@@ -67,17 +67,16 @@ def odd(
     reference, held_out = _take_images(reference, "reference"), _take_images(held_out, "held-out images")
     name, judge = make_judge(head, reference, held_out, x, inputs.seed)
     group = find_groups(x)
-    if head is None and reference is None:  # near images are in the same group anyhow
-        scores, p = judge(x)
-    else:
-        scores, p = np.empty(len(x)), np.empty(len(x))
-        for number in range(group.max() + 1):
-            scores[group == number], p[group == number] = judge(x[group == number])
+    parts = [group == number for number in range(group.max() + 1)]
+    alone = head is None and reference is None  # then near images are in the same group anyhow
+    scores, p = np.empty(len(x)), np.empty(len(x))
+    for part in [np.ones(len(x), bool)] if alone else parts:
+        scores[part], p[part] = judge(x[part])
     central = np.argsort(scores, kind="stable")
     groups = []
-    for number in range(group.max() + 1):
-        members, typical = np.sort(rows[group == number]), rows[central[group[central] == number][:TYPICAL]]
-        groups.append(Group(f"group {number + 1}", len(members), tuple(members.tolist()), inputs.images(typical)))
+    for number, part in enumerate(parts, 1):
+        members, typical = np.sort(rows[part]), rows[central[part[central]][:TYPICAL]]
+        groups.append(Group(f"group {number}", len(members), tuple(members.tolist()), inputs.images(typical)))
     no_label = np.zeros(len(x), np.int64)
     judged = Judged(rows, no_label, p, np.zeros(len(x)), no_label, scores, None)
     result = Findings(
@@ -105,17 +104,16 @@ def make_judge(
 
     folder (m, D): the images to be judged.
     """
-    if head is None and reference is None:
-        return "the folder alone", judge_alone
-    if head:
+    if head is not None:
         scorer, held_out = from_head(head), held_out or reference
-    else:
-        assert reference is not None
+    elif reference is not None:
         if held_out is None:
             reference, held_out = halves(*reference, seed)
         _, labels = np.unique(reference[1], return_inverse=True)
         scorer = from_reference(ClassSpace.fit(reference[0], labels))
-    if scorer.dim not in (None, folder.shape[1]):
+    else:
+        return "the folder alone", judge_alone
+    if scorer.dim != folder.shape[1]:
         raise UserError(
             f"the folder's features have {folder.shape[1]} dimensions, {scorer.name} is made for {scorer.dim}: "
             "extract the folder with the same backbone, layers and image size"
@@ -123,7 +121,7 @@ def make_judge(
     known = None if held_out is None else clean_scores(scorer, *held_out, len(folder), seed)
 
     def judge(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores = scorer(x)
+        scores = scorer.score(scorer.embed(x))
         return scores, p_values(scores) if known is None else conformal_p_values(scores, known)
 
     return scorer.name, judge
@@ -174,14 +172,11 @@ def find_groups(features: np.ndarray) -> np.ndarray:
     _, _, directions = np.linalg.svd(x[some] - mean, full_matrices=False)
     x = (x - mean) @ directions[:DIRECTIONS].T
     best, groups = SEPARATE, None
+    least = max(FEWEST_OF_GROUP * len(some) / n, SMALLEST_SHARE * len(some))
     for k in range(2, min(MOST_GROUPS, n // FEWEST_OF_GROUP) + 1):
         model = KMeans(k, n_init=4, random_state=0).fit(x[some])
-        if np.bincount(model.labels_, minlength=k).min() < max(
-            FEWEST_OF_GROUP * len(some) / n, SMALLEST_SHARE * len(some)
-        ):
-            continue
-        score = silhouette_score(x[some], model.labels_)
-        if score > best:
+        large = np.bincount(model.labels_, minlength=k).min() >= least
+        if large and (score := silhouette_score(x[some], model.labels_)) > best:
             best, groups = score, model
     if groups is None:
         return np.zeros(n, np.int64)

@@ -20,7 +20,6 @@ from find.pictures import THUMBNAIL, make_pictures
 from find.text import visible
 
 TEMPLATES = Path(__file__).with_name("templates")
-GENERATOR = "set-anomaly find"
 PREVIEWS = 500
 PICTURES = "pictures"
 BESIDE = 5  # of one finding in so many, from the first, the images beside it are made small, too
@@ -38,31 +37,27 @@ def write_page(
     """
     folder = Path(folder)
     claim_folder(folder)
-    data = _data(findings)
+    asked = max((threshold.asked for threshold in findings.thresholds.values()), default=1.0)
+    data = _data(findings, asked)
     # The marks in a browser belong to a result. So do its pictures: an older page stays whole meanwhile
     data["digest"] = sha256_text(json.dumps(data))[:16]
     made = _pictures(findings, folder / PICTURES / data["digest"], thumbnails, previews)
     data["pictures"] = {str(row): name for row, (name, _) in made.items()}
     style, *scripts = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "marks.js", "page.js"))
     script = "".join(scripts)
-    text = (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            generator=GENERATOR,
-            findings=findings,
-            name=visible(Path(findings.root).name) if findings.root else "the data set",
-            rate=max((threshold.asked for threshold in findings.thresholds.values()), default=1.0),
-            questions=[question for question in QUESTIONS if findings.counts.get(question)],
-            from_thumbnails=sum(origin == THUMBNAIL for _, origin in made.values()),
-            beyond=max(0, len(findings.findings) - previews) if findings.root else 0,
-            previews=previews,
-            reviews=Counter(each.review for each in findings.findings if each.review),
-            data=_for_script(data),
-            style=style,
-            script=script,
-            policy=_policy(style, script),
-        )
+    text = _template().render(
+        findings=findings,
+        name=visible(Path(findings.root).name) if findings.root else "the data set",
+        rate=asked,
+        questions=[question for question in QUESTIONS if findings.counts.get(question)],
+        from_thumbnails=sum(origin == THUMBNAIL for _, origin in made.values()),
+        beyond=max(0, len(findings.findings) - previews) if findings.root else 0,
+        previews=previews,
+        reviews=Counter(finding.review for finding in findings.findings if finding.review),
+        data=_for_script(data),
+        style=style,
+        script=script,
+        policy=_policy(style, script),
     )
     write_text(folder / "index.html", visible(text))
     return folder / "index.html"
@@ -81,12 +76,8 @@ def _pictures(
     if root is None:  # there is nothing else to show of the others
         wanted.update({each.row: None for each in findings.findings[: previews * 10]})
         wanted.update({image.row: None for each in first for image in _beside(each)})
-
-    def thumbnail(row: int) -> np.ndarray | None:
-        return None if thumbnails is None or not 0 <= row < len(thumbnails) else thumbnails[row]
-
     with writing_to(folder):
-        return make_pictures(wanted, folder, thumbnail)
+        return make_pictures(wanted, folder, thumbnails)
 
 
 def _beside(finding: Finding) -> tuple[Image, ...]:
@@ -101,12 +92,11 @@ def _typical(findings: Findings) -> dict[str, tuple[Image, ...]]:
     return {**shown, **{group.name: group.typical for group in findings.groups}}
 
 
-def _data(findings: Findings) -> dict[str, Any]:
+def _data(findings: Findings, asked: float) -> dict[str, Any]:
     """What the script shows, a column for each field, so that 100,000 findings are read in a moment."""
     found = findings.findings
     names = _numbered(name for each in found for name in (each.own, each.suggested) if name is not None)
     whys = _numbered(text for each in found for text in each.why)
-    asked = max((threshold.asked for threshold in findings.thresholds.values()), default=1.0)
 
     def pairs(images: Sequence[Image]) -> list[tuple[int, str]]:
         return [(image.row, visible(image.path)) for image in images[:TYPICAL]]
@@ -159,7 +149,7 @@ def _policy(style: str, script: str) -> str:
     )
 
 
-def _environment() -> Any:
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -168,7 +158,7 @@ def _environment() -> Any:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(percent=_percent, visible=visible)
-    return environment
+    return environment.get_template("page.html.j2")
 
 
 def _percent(share: float) -> str:

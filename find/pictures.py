@@ -1,10 +1,9 @@
 """Small pictures for the page: from the originals, or from the store's thumbnails where an original cannot be read."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,21 +19,21 @@ ORIGINAL, THUMBNAIL = "original", "thumbnail"
 
 
 def make_pictures(
-    wanted: Mapping[int, Path | None], folder: Path, thumbnail: Callable[[int], np.ndarray | None]
+    wanted: Mapping[int, Path | None], folder: Path, thumbnails: np.ndarray | None = None
 ) -> dict[int, tuple[str, str]]:
     """Write a small picture of each wanted row into `folder`, several at once.
 
-    wanted: the original of each row, None where there is none. thumbnail: a row → (H, W, 3) uint8, or None.
+    wanted: the original of each row, None where there is none. thumbnails: of the store, (N, H, W, 3) uint8.
     Returns for each row that has a picture its file name and what it was made of, `ORIGINAL` or `THUMBNAIL`.
     """
     folder.mkdir(parents=True, exist_ok=True)
 
     def make(item: tuple[int, Path | None]) -> tuple[int, tuple[str, str] | None]:
         row, path = item
-        if path is not None and (name := _from_file(path, folder, row)):
-            return row, (name, ORIGINAL)
-        pixels = thumbnail(row)
-        return row, None if pixels is None else (_from_pixels(pixels, folder, row), THUMBNAIL)
+        picture, origin = None if path is None else _read(path), ORIGINAL
+        if picture is None and thumbnails is not None and row < len(thumbnails):
+            picture, origin = Image.fromarray(np.ascontiguousarray(thumbnails[row])), THUMBNAIL
+        return row, None if picture is None else (_save(picture, folder, row), origin)
 
     pictures = {}
     with (
@@ -48,29 +47,25 @@ def make_pictures(
     return pictures
 
 
-def _from_file(path: Path, folder: Path, row: int) -> str | None:
-    """Write the picture of an original: its name, or None where it cannot be read."""
+def _read(path: Path) -> Image.Image | None:
+    """The picture of an original, made small; None where it cannot be read."""
     if not path.is_file():  # reading a pipe would never end
         return None
     try:
         picture = Image.fromarray(read_image(path, MAX_PIXELS, LONGEST))
     except UnreadableImage:
         return None
-    if max(picture.size) <= SMALL:
-        return _saved(picture, folder / f"{row}.png")
-    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-    return _saved(picture, folder / f"{row}.jpg", quality=85)
+    if max(picture.size) > SMALL:
+        picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    return picture
 
 
-def _from_pixels(pixels: np.ndarray, folder: Path, row: int) -> str:
-    return _saved(Image.fromarray(np.ascontiguousarray(pixels)), folder / f"{row}.png")
-
-
-def _saved(picture: Any, path: Path, **options: Any) -> str:
-    """Write a picture; a page that shows the file meanwhile sees a whole one."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
+def _save(picture: Image.Image, folder: Path, row: int) -> str:
+    """Write a picture, and return its name; a page that shows the file meanwhile sees a whole one."""
+    suffix = "png" if max(picture.size) <= SMALL else "jpg"
+    path, temporary = (folder / f"{start}.{suffix}" for start in (row, f".{row}.{os.getpid()}-{os.urandom(4).hex()}"))
     try:
-        picture.save(temporary, **options)
+        picture.save(temporary, quality=85)  # which PNG does not know, and ignores
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

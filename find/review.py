@@ -20,19 +20,17 @@ def read(file: Path) -> dict[str, str]:
     As the page wrote it, or as a spreadsheet saved it: with commas, semicolons or tabs, in UTF-8 or UTF-16. Lines
     without a review are passed over. Raises UserError where it cannot be read, or a review is none of `REVIEWS`.
     """
-    reviews = {}
     try:
-        for number, path, review in _lines(file):
-            if review and review not in REVIEWS:
-                raise unknown_name(f"review in {file}, line {number}:", review, REVIEWS)
-            if path and review:
-                reviews[plain_cell(path)] = review
+        lines = _read_lines(file)
     except (csv.Error, UnicodeError) as error:
         raise UserError(f"{file} is not a CSV file in UTF-8 ({error}): export it from the page again") from error
-    return reviews
+    for number, _, review in lines:
+        if review and review not in REVIEWS:
+            raise unknown_name(f"review in {file}, line {number}:", review, REVIEWS)
+    return {plain_cell(path): review for _, path, review in lines if path and review}
 
 
-def _lines(file: Path) -> list[tuple[int, str, str]]:
+def _read_lines(file: Path) -> list[tuple[int, str, str]]:
     """The number of each line, its path and its review."""
     if file.exists() and not file.is_file():  # reading a pipe or a device might never end
         raise UserError(f"{file} is no regular file: give a CSV file that the page exported")
@@ -42,14 +40,13 @@ def _lines(file: Path) -> list[tuple[int, str, str]]:
         raise UserError(f"cannot read the reviews {file} ({error.strerror}): check the path") from error
     text = data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
     declared = text.startswith("sep=") and len(text) > 4  # a line by which Excel knows the delimiter
-    lines = io.StringIO(text.partition("\n")[2] if declared else text, newline="")
     delimiter = text[4] if declared else max(DELIMITERS, key=text.partition("\n")[0].count)
-    table = csv.reader(lines, delimiter=delimiter, strict=True)
-    header = [name.strip().lower() for name in next(table, [])]
-    if not {"path", "review"} <= set(header):
+    text = text.partition("\n")[2] if declared else text
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, restval="")
+    table.fieldnames = [name.strip().lower() for name in table.fieldnames or ()]
+    if not {"path", "review"} <= set(table.fieldnames):
         raise UserError(f'{file} has no columns "path" and "review": give a file that the page exported')
-    cells = [(table.line_num + declared, dict(zip(header, line, strict=False))) for line in table]
-    return [(number, line.get("path", ""), line.get("review", "").strip().lower()) for number, line in cells]
+    return [(table.line_num + declared, line["path"], line["review"].strip().lower()) for line in table]
 
 
 def apply(

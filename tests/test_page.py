@@ -217,4 +217,4 @@ def test_the_templates_are_installed():
 def test_a_picture_that_would_fill_the_memory_is_left_out(tmp_path, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
-    assert pictures.make_pictures({0: tmp_path / "bomb.png"}, tmp_path / "out", lambda row: None) == {}
+    assert pictures.make_pictures({0: tmp_path / "bomb.png"}, tmp_path / "out") == {}
