@@ -95,9 +95,8 @@ def judge(
 
 def _large_enough(inputs: Inputs, units: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
     """Those of the rows (m,) whose classes can be judged; and the classes that cannot, with the number of images."""
-    counts, images = (
-        np.bincount(inputs.labels[rows], minlength=len(inputs.class_names)) for rows in (units, slice(None))
-    )
+    classes = len(inputs.class_names)
+    counts, images = np.bincount(inputs.labels[units], minlength=classes), np.bincount(inputs.labels, minlength=classes)
     small = counts < SMALLEST
     if small.all():
         raise UserError(

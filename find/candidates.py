@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from find.classes import Posterior
-from find.duplicates import Copies
+from find.duplicates import Copies, repeated
 from find.findings import Finding, Image
 from find.foreign import nearest
 from find.inputs import Inputs
@@ -52,12 +52,12 @@ def take_one_of_each(inputs: Inputs, copies: Copies, labels: np.ndarray) -> np.n
 def make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> tuple[Finding, ...]:
     """A finding for every image that may be in the list, and for every group of copies that none of them shows."""
     groups = copies.group[judged.rows]
-    parts = {int(copies.group[part[0]]): part for part in copies.groups()}
-    judged, certain, conflicts = _settle_conflicts(inputs, copies, judged, parts)
+    parts = repeated(copies.group)
+    judged, certain, conflict = _settle_conflicts(inputs, copies, judged, parts)
     strange, q_foreign, q_label = 1 - local_rates(judged.foreign), q_values(judged.foreign), bayes_q_values(certain)
     is_foreign = (q_foreign <= inputs.rate) | ((q_label > inputs.rate) & (strange > judged.wrong))
     is_foreign |= judged.posterior is None
-    is_foreign[conflicts] = False
+    is_foreign[conflict] = False
     probability = np.where(is_foreign, strange, judged.wrong)
     q = np.where(is_foreign, q_foreign, q_label)
     # local rates are steps: on a step, what is the least likely to belong comes first
@@ -66,7 +66,7 @@ def make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> tuple[Fin
     listed[ranked[:AT_LEAST]] = probability[ranked[:AT_LEAST]] > 0
     copied = np.isin(groups, list(parts))
     listed &= ~copied | (q <= inputs.rate) | (probability >= SURE_OF_COPY)
-    listed[conflicts] = True
+    listed[conflict] = True
     chosen = ranked[listed[ranked]]
     neighbours = _find_neighbours(inputs, copies, judged, chosen[is_foreign[chosen]])
     findings, no_copies = [], np.zeros(0, int)
@@ -83,7 +83,7 @@ def make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> tuple[Fin
                 probability=round(float(probability[i]), 6),
                 q=round(float(q[i]), 6),
                 flagged=round(float(q[i]), 6) <= inputs.rate,
-                why=(f"the same picture is in {suggested}" if i in conflicts else _reason(judged, i, suggested),),
+                why=(f"the same picture is in {suggested}" if conflict[i] else _reason(judged, i, suggested),),
                 neighbours=neighbours.get(i, ()),
                 copies=inputs.images(part[part != row]),
                 scores={name: round(float(value), 6) for name, value in scores.items()},
@@ -97,23 +97,19 @@ def make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> tuple[Fin
 
 def _settle_conflicts(
     inputs: Inputs, copies: Copies, judged: Judged, parts: dict[int, np.ndarray]
-) -> tuple[Judged, np.ndarray, list[int]]:
+) -> tuple[Judged, np.ndarray, np.ndarray]:
     """Of each picture that is in several classes, leave the image in the least likely one to be found.
 
     Every copy is a vote for its class that is wrong as often as labels are. Returns what was judged, changed so; how
-    sure it is that an image or its copy has a wrong label (m,); and the images that are left of such pictures.
+    sure it is that an image or its copy has a wrong label (m,); and which images are left of such pictures (m,).
     """
+    conflict = np.zeros(len(judged.rows), bool)
     if judged.posterior is None:
-        return judged, judged.wrong, []
+        return judged, judged.wrong, conflict
     noise, log = judged.posterior.noise, judged.posterior.log
-    of_group: dict[int, list[int]] = {}
-    for i in np.flatnonzero(np.isin(copies.group[judged.rows], list(parts))).tolist():
-        of_group.setdefault(int(copies.group[judged.rows[i]]), []).append(i)
     foreign, wrong, likely = judged.foreign.copy(), judged.wrong.copy(), judged.likely.copy()
-    certain, conflicts = wrong.copy(), []
-    for group, images in of_group.items():
-        if len(images) < 2:
-            continue
+    certain = wrong.copy()
+    for group, images in repeated(copies.group[judged.rows]).items():
         part, own = parts[group], judged.labels[images]
         votes = [(inputs.labels[part] == inputs.labels[judged.rows[i]]).sum() for i in images]
         support = np.array(votes) * np.log((1 - noise) / noise) + log[images, own]
@@ -125,8 +121,8 @@ def _settle_conflicts(
         pairs = np.unique(np.stack([inputs.labels[part], equal]), axis=1)
         in_two_classes = pairs.shape[1] > len(np.unique(equal))  # equal pictures: one label is wrong for sure
         certain[i] = 1.0 if in_two_classes else wrong[i]
-        conflicts.append(i)
-    return replace(judged, foreign=foreign, wrong=wrong, likely=likely), certain, conflicts
+        conflict[i] = True
+    return replace(judged, foreign=foreign, wrong=wrong, likely=likely), certain, conflict
 
 
 def _find_neighbours(
@@ -157,9 +153,7 @@ def _finding(inputs: Inputs, row: int, **answer: Any) -> Finding:
     return Finding(row=row, path=inputs.paths[row], split=inputs.splits[row], own=own, **answer)
 
 
-def _likely_class(inputs: Inputs, judged: Judged, i: int) -> str | None:
-    if not inputs.class_names:
-        return None
+def _likely_class(inputs: Inputs, judged: Judged, i: int) -> str:
     return inputs.class_names[inputs.labels[judged.rows[judged.labels == judged.likely[i]][0]]]
 
 

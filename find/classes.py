@@ -1,6 +1,6 @@
 """Class posteriors of every image by classifiers that never saw it, where some of the labels are wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,6 +39,8 @@ LEAST_NOISE = 0.005
 WEIGHT_BOUNDS, NOISE_BOUNDS = (-5.0, 5.0), (-6.0, 0.0)
 ROWS = 20_000  # that weights and noise are learnt from, at most
 STEPS = 150  # of training at least; and two epochs more
+
+Part = tuple[np.ndarray, np.ndarray]  # rows to learn from, and the rows of a fold, which are judged
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,10 @@ def out_of_fold(
             with suppress(UserError):  # classes that do not differ are told apart by nothing
                 scores[0][np.ix_(rows, known)] = gaussian_scores(x, rest, codes, rows)
             progress.update()
-        if networks:
-            _train_networks(x, labels, parts, scores, seed, progress)
-        else:
-            scores.append(regress(x, labels, fold, trusted))
+        for _ in _train_networks(x, labels, parts, scores, seed) if networks else ():
+            progress.update()
+    if not networks:
+        scores.append(regress(x, labels, fold, trusted))
     for rest, rows in parts:
         unknown = np.bincount(labels[rest], minlength=classes) == 0
         if unknown.any():
@@ -160,10 +162,7 @@ def regress(x: np.ndarray, labels: np.ndarray, fold: np.ndarray, trusted: np.nda
 
 
 def minimise(
-    loss: Callable[[Tensor], Tensor],
-    start: np.ndarray,
-    bounds: Sequence[tuple[float, float]] | None = None,
-    **options: Any,
+    loss: Callable[[Tensor], Tensor], start: np.ndarray, bounds: list[tuple[float, float]] | None = None, **options: Any
 ) -> Tensor:
     """The values, float32 and shaped as `start`, at which a loss is least, by L-BFGS-B with these options."""
 
@@ -179,18 +178,13 @@ def minimise(
 
 
 def _train_networks(
-    x: np.ndarray,
-    labels: np.ndarray,
-    parts: Sequence[tuple[np.ndarray, np.ndarray]],
-    scores: Sequence[np.ndarray],
-    seed: int,
-    progress: Progress,
-) -> None:
-    """Fill scores[1:] with the logits of networks, one each for each fold's (other rows, own rows)."""
+    x: np.ndarray, labels: np.ndarray, parts: Sequence[Part], scores: Sequence[np.ndarray], seed: int
+) -> Iterator[None]:
+    """Fill scores[1:] with the logits of networks, one each for each fold; one after the other is done."""
     inputs, truth, fast = torch.from_numpy(x), torch.from_numpy(labels), fast_bfloat16(torch.device("cpu"))
     head = HeadConfig(hidden=HIDDEN, dropout=DROPOUT)
 
-    def fill(logits: np.ndarray, part: tuple[np.ndarray, np.ndarray], model: Method, seed: int) -> None:
+    def fill(logits: np.ndarray, part: Part, model: Method, seed: int) -> None:
         rest, rows = map(torch.from_numpy, part)
         train_network(model, inputs, truth, rest, seed, fast)
         with torch.inference_mode():
@@ -207,8 +201,7 @@ def _train_networks(
     # Steps this small are not worth sharing among threads: each thread trains a network of its own
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for done in [pool.submit(fill, *job) for job in jobs]:
-            done.result()
-            progress.update()
+            yield done.result()
     torch.set_num_threads(threads)
 
 

@@ -25,6 +25,7 @@ def _shared(command: Callable) -> Callable:
     """The options of both commands."""
     path = click.Path(path_type=Path)
     for option in (
+        click.argument("store_path", type=path, metavar="STORE"),
         click.option("--beside", type=path, multiple=True,
                      help="A store of the same images, whose features are put beside those of STORE."),
         click.option("--out", type=path, help="The folder of the page and its files.  [default: runs/find-<store>]"),
@@ -42,7 +43,6 @@ def _shared(command: Callable) -> Callable:
 
 
 @main.command()
-@click.argument("store_path", type=click.Path(path_type=Path), metavar="STORE")
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder of a trained head.")
 @click.option(
     "--reference",
@@ -57,9 +57,8 @@ def odd(
 ) -> None:  # fmt: skip
     """Find the images of STORE that do not belong to the others.
 
-    Classes in it are ignored. Prints the page's path last.
-
-    With the head of a run, with a reference store, with both, or with nothing but the images themselves.
+    Classes in it are ignored. With the head of a run, with a reference store, with both, or with nothing but the images
+    themselves. Prints the page's path last.
     """
     from find.oddities import odd as find_odd
     from find.output import Output
@@ -76,13 +75,9 @@ def odd(
 
 
 @main.command()
-@click.argument("store_path", type=click.Path(path_type=Path), metavar="STORE")
 @_shared
 def audit(store_path: Path, beside: tuple[Path, ...], seed: int, rate: float, **options: Any) -> None:
-    """Find wrong labels in STORE, images of no class, and copies.
-
-    Prints the page's path last.
-    """
+    """Find wrong labels in STORE, images of no class, and copies. Prints the page's path last."""
     from find.auditing import audit as find_wrong
     from find.output import Output
 
@@ -117,10 +112,7 @@ def _comparable(paths: Sequence[Path], store: FeatureStore) -> FeatureStore:
     for one, other in zip(reference.stores, store.stores, strict=True):
         for part, name in (("backbone", "backbone"), ("weights", "set of weights")):
             if one.identity[part] != other.identity[part]:
-                raise UserError(
-                    f"{one.path} was made with another {name} than {other.path}: extract one of them again, both "
-                    "must agree"
-                )
+                raise UserError(f"{one.path} was made with another {name} than {other.path}: extract one of them again")
         sizes = [each.identity["preprocessing"].get("image_size") for each in (one, other)]
         if sizes[0] != sizes[1]:
             raise UserError(f"{one.path} was made at {sizes[0]} pixels, {other.path} at {sizes[1]}: both must agree")

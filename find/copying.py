@@ -52,10 +52,9 @@ def copy_flagged(
                 copied = f"{reasons.count(''):,} of {len(flagged):,} flagged images are copied"
                 raise UserError(f"{error.message}; {copied}") from error
     # Last of all: before, the same command goes on and tidies up
-    copies = list(zip((finding.path for finding in flagged), reasons, strict=True))
-    rows = [(path, "no" if reason else "yes", reason) for path, reason in copies]
+    rows = [(one.path, "no" if reason else "yes", reason) for one, reason in zip(flagged, reasons, strict=True)]
     write_text(target / RECORD, csv_table([("path", "copied", "reason"), *rows]))
-    return [f"{visible(path)} {reason}" for path, reason in copies if reason]
+    return [f"{visible(path)} {reason}" for path, _, reason in rows if reason]
 
 
 def _copy(root: Path, target: Path, path: str, digest: bytes, least_side: int | None) -> str:

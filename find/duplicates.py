@@ -24,11 +24,12 @@ class Copies:
     group: np.ndarray
     equal: np.ndarray
 
-    def groups(self) -> list[np.ndarray]:
-        """The rows of each group of two or more, rising."""
-        order = np.argsort(self.group, kind="stable")
-        parts = np.split(order, np.flatnonzero(np.diff(self.group[order])) + 1)
-        return [part for part in parts if len(part) > 1]
+
+def repeated(numbers: np.ndarray) -> dict[int, np.ndarray]:
+    """Where each of these numbers (n,) is that is there twice or more."""
+    order = np.argsort(numbers, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+    return {int(numbers[part[0]]): part for part in parts if len(part) > 1}
 
 
 def find_copies(features: np.ndarray, digests: np.ndarray | None = None, near: float = NEAR) -> Copies:

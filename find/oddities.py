@@ -15,12 +15,11 @@ from find.findings import TYPICAL, Findings, Group, Threshold, summarise
 from find.foreign import log_distance, unit
 from find.inputs import take_features, take_inputs, take_labels
 from find.rates import conformal_p_values, find_caveat, p_values
-from find.scorers import Scorer, from_head, from_reference
+from find.scorers import Scorer, beside_folder, from_head
 from train.gaussian import ClassSpace, compress
 from train.methods.base import Method
 
 FEWEST = 3
-FOLDER = "the folder"
 FOLDERS = 100  # that are made of held-out images, at most
 FEWEST_OF_GROUP, SMALLEST_SHARE = 10, 0.1  # a smaller group is a few odd images
 MOST_GROUPS = 6
@@ -83,7 +82,7 @@ def odd(
         mode="odd",
         findings=make_candidates(inputs, copies, judged),
         class_names=(),
-        typical={FOLDER: inputs.images(rows[central[:TYPICAL]])},
+        typical={"the folder": inputs.images(rows[central[:TYPICAL]])},
         counts={"images": n},
         thresholds={"foreign": Threshold(inputs.rate, caveat=find_caveat(p, inputs.rate))},
         groups=tuple(groups) if len(groups) > 1 else (),
@@ -110,7 +109,8 @@ def make_judge(
         if held_out is None:
             reference, held_out = halves(*reference, seed)
         _, labels = np.unique(reference[1], return_inverse=True)
-        scorer = from_reference(ClassSpace.fit(reference[0], labels))
+        space = ClassSpace.fit(reference[0], labels)
+        scorer = beside_folder("reference statistics", space.embed, space.ratio, len(space.mean))
     else:
         return "the folder alone", judge_alone
     if scorer.dim != folder.shape[1]:

@@ -48,7 +48,7 @@ class Output:
         self.folder = self.out or RUNS / f"find-{self.store.stem}"
         require_own_folder(self.folder)
         try:
-            self._check_root()
+            self._find_root()
             if self.null and self.list_to is None:
                 raise UserError("--null does nothing without --list: leave it out, or give it")
             if self.list_to not in (None, STDOUT) and self.list_to.exists() and not self.list_to.is_file():
@@ -62,9 +62,8 @@ class Output:
             reason = os.strerror(error.errno or 0).lower()
             raise UserError(f"cannot look at {error.filename} ({reason}): check the path") from error
 
-    def _check_root(self) -> None:
-        root = self.root
-        if root is None:
+    def _find_root(self) -> None:
+        if (root := self.root) is None:
             return
         if root.is_file() and self.store.header["provenance"]["request"].get("dataset") == "csv":
             root = root.parent  # the paths in a table are relative to its folder
@@ -78,11 +77,11 @@ class Output:
         settings: where the findings come from, beside what they say themselves.
         Raises UserError, which says what is complete, where something cannot be written.
         """
-        root = None if self.root is None else str(self.root)
+        root = str(self.root) if self.root else None
         findings = replace(findings, root=root, settings={**settings, **findings.settings})
         if self.reviews:
             names = self.store.class_names
-            own = [names[label] for label in self.store.labels] if findings.mode == "audit" else None
+            own = [names[label] for label in self.store.labels] if findings.mode == "audit" else ()
             findings, unknown = review.apply(findings, self.reviews, self.paths, self.splits, own)
             if unknown:
                 _tell(f"{len(unknown):,} marks match no image: {_some(unknown, ', ')}")

@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,10 +14,12 @@ from urllib.parse import quote
 import jinja2
 import numpy as np
 from markupsafe import Markup
+from PIL import Image as Pillow
 
 from common.files import claim_folder, sha256_text, write_text, writing_to
+from common.images import MAX_PIXELS, UnreadableImage, read_image
+from common.progress import Progress
 from find.findings import QUESTIONS, TYPICAL, Finding, Findings, Image
-from find.pictures import THUMBNAIL, make_pictures
 from find.text import visible
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -24,10 +27,13 @@ PREVIEWS = 500
 PICTURES = "pictures"
 BESIDE = 5  # of one finding in so many, from the first, the images beside it are made small, too
 SCALE = 1_000_000  # probabilities are written as whole millionths
+LONGEST = 512  # pixels; a larger picture is made this small
+SMALL = 128  # up to here a picture is kept as it is, as PNG, which the page shows with crisp pixels; larger is JPEG
+WORKERS = 4  # at most; each holds one decoded original
 
 
 def write_page(
-    findings: Findings, folder: Path | str, *, thumbnails: np.ndarray | None = None, previews: int = PREVIEWS
+    findings: Findings, folder: Path, *, thumbnails: np.ndarray | None = None, previews: int = PREVIEWS
 ) -> Path:
     """Write `index.html` and `pictures/` into `folder`; the path of the page.
 
@@ -35,7 +41,6 @@ def write_page(
     findings a small picture is made, from the first; the others show their original, where it is now.
     Raises UserError where the folder cannot be written, or is somebody's.
     """
-    folder = Path(folder)
     claim_folder(folder)
     asked = max((threshold.asked for threshold in findings.thresholds.values()), default=1.0)
     data = _data(findings, asked)
@@ -50,7 +55,7 @@ def write_page(
         name=visible(Path(findings.root).name) if findings.root else "the data set",
         rate=asked,
         questions=[question for question in QUESTIONS if findings.counts.get(question)],
-        from_thumbnails=sum(origin == THUMBNAIL for _, origin in made.values()),
+        from_thumbnails=sum(from_thumbnail for _, from_thumbnail in made.values()),
         beyond=max(0, len(findings.findings) - previews) if findings.root else 0,
         previews=previews,
         reviews=Counter(finding.review for finding in findings.findings if finding.review),
@@ -65,7 +70,7 @@ def write_page(
 
 def _pictures(
     findings: Findings, folder: Path, thumbnails: np.ndarray | None, previews: int
-) -> dict[int, tuple[str, str]]:
+) -> dict[int, tuple[str, bool]]:
     """Make the pictures of the first findings, of what is beside them, and of every typical image that is shown."""
     first = findings.findings[:previews]
     images = [Image(each.row, each.path) for each in first]
@@ -78,6 +83,60 @@ def _pictures(
         wanted.update({image.row: None for each in first for image in _beside(each)})
     with writing_to(folder):
         return make_pictures(wanted, folder, thumbnails)
+
+
+def make_pictures(
+    wanted: Mapping[int, Path | None], folder: Path, thumbnails: np.ndarray | None = None
+) -> dict[int, tuple[str, bool]]:
+    """Write a small picture of each wanted row into `folder`, several at once, from its original or its thumbnail.
+
+    wanted: the original of each row, None where there is none. thumbnails: of the store, (N, H, W, 3) uint8.
+    Returns for each row that has a picture its file name, and whether it was made of its thumbnail.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def make(row: int) -> tuple[str, bool] | None:
+        path = wanted[row]
+        original = picture = None if path is None else _read(path)
+        if original is None and thumbnails is not None and row < len(thumbnails):
+            picture = Pillow.fromarray(np.ascontiguousarray(thumbnails[row]))
+        return None if picture is None else (_save(picture, folder, row), original is None)
+
+    made = {}
+    with (
+        ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool,
+        Progress(len(wanted), "making pictures", "pictures") as progress,
+    ):
+        for row, picture in zip(wanted, pool.map(make, wanted), strict=True):
+            progress.update()
+            if picture is not None:
+                made[row] = picture
+    return made
+
+
+def _read(path: Path) -> Pillow.Image | None:
+    """The picture of an original, made small; None where it cannot be read."""
+    if not path.is_file():  # reading a pipe would never end
+        return None
+    try:
+        picture = Pillow.fromarray(read_image(path, MAX_PIXELS, LONGEST))
+    except UnreadableImage:
+        return None
+    if max(picture.size) > SMALL:
+        picture.thumbnail((LONGEST, LONGEST), Pillow.Resampling.LANCZOS)
+    return picture
+
+
+def _save(picture: Pillow.Image, folder: Path, row: int) -> str:
+    """Write a picture, and return its name; a page that shows the file meanwhile sees a whole one."""
+    suffix = "png" if max(picture.size) <= SMALL else "jpg"
+    path, temporary = (folder / f"{start}.{suffix}" for start in (row, f".{row}.{os.getpid()}-{os.urandom(4).hex()}"))
+    try:
+        picture.save(temporary, quality=85)  # which PNG does not know, and ignores
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path.name
 
 
 def _beside(finding: Finding) -> tuple[Image, ...]:
@@ -150,15 +209,10 @@ def _policy(style: str, script: str) -> str:
 
 
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters.update(percent=_percent, visible=visible)
-    return environment.get_template("page.html.j2")
+    pages = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    pages.loader = jinja2.FileSystemLoader(TEMPLATES)
+    pages.filters.update(percent=_percent, visible=visible)
+    return pages.get_template("page.html.j2")
 
 
 def _percent(share: float) -> str:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError, unknown_name
 from find.findings import REVIEWS, Finding, Findings, summarise
@@ -50,30 +51,19 @@ def _read_lines(file: Path) -> list[tuple[int, str, str]]:
 
 
 def apply(
-    findings: Findings,
-    reviews: Mapping[str, str],
-    paths: Sequence[str],
-    splits: Sequence[str],
-    own: Sequence[str] | None = None,
+    findings: Findings, reviews: Mapping[str, str], paths: Sequence[str], splits: Sequence[str], own: Sequence[str] = ()
 ) -> tuple[Findings, list[str]]:
     """The findings as people corrected them, and the paths of reviews that match no image.
 
-    paths, splits: of all images. own: the class of each, None where there are none.
+    paths, splits: of all images. own: the class of each; empty where there are none.
     "keep": not flagged, probability 0. "wrong": flagged, probability 1, also where the image was not in the list.
     "unsure": as it was. Each bears its review. The list is sorted anew; its counts and conclusion are of the new list.
     """
     row_of = {visible(path): row for row, path in enumerate(paths)}
     listed = {visible(finding.path) for finding in findings.findings}
+    answer: dict[str, Any] = {"question": "foreign", "probability": 0.0, "why": ("marked by you",)}
     added = [
-        Finding(
-            row=row,
-            path=paths[row],
-            split=splits[row],
-            question="foreign",
-            own=None if own is None else own[row],
-            probability=0.0,
-            why=("marked by you",),
-        )
+        Finding(row=row, path=paths[row], split=splits[row], own=own[row] if own else None, **answer)
         for path, review in reviews.items()
         if review == "wrong" and path not in listed and (row := row_of.get(path)) is not None
     ]

@@ -9,7 +9,7 @@ import torch
 
 from common.errors import UserError
 from find.foreign import log_distance, unit
-from train.gaussian import ClassSpace, log_density_together
+from train.gaussian import log_density_together
 from train.methods.base import Method
 from train.methods.deep_plda import DeepPLDA
 from train.methods.normalised_plda import NormalisedPLDA
@@ -38,18 +38,13 @@ class Scorer:
     dim: int
 
 
-def from_reference(space: ClassSpace) -> Scorer:
-    """Reference statistics: log p(image | another class) - log p(image | the class of the folder's others)."""
-    return _beside_folder("reference statistics", space.embed, space.ratio, len(space.mean))
-
-
 def from_head(head: Method) -> Scorer:
     """A trained head. Raises UserError for one that scores sets of one size alone, or learns nothing."""
     name, encode, dim = type(head).__name__, partial(_encode, head), head.input_dim
     if isinstance(head, ClassPosterior | PosteriorTransformer):
         return Scorer(name, encode, another_class, dim)
     if isinstance(head, DeepPLDA | NormalisedPLDA):
-        return _beside_folder(name, encode, head.ratio.detach().numpy().astype(np.float64), dim)
+        return beside_folder(name, encode, head.ratio.detach().numpy().astype(np.float64), dim)
     if head.set_size is not None:
         raise UserError(
             f"a head of the method {name} judges sets of {head.set_size} images alone: "
@@ -58,8 +53,11 @@ def from_head(head: Method) -> Scorer:
     return Scorer(name, lambda features: features, partial(in_sets, head), dim)
 
 
-def _beside_folder(name: str, embed: Compute, ratio: np.ndarray, dim: int) -> Scorer:
-    """What is known from other classes, and what the folder shows itself: how near its images are to each other."""
+def beside_folder(name: str, embed: Compute, ratio: np.ndarray, dim: int) -> Scorer:
+    """What is known from other classes, and what the folder shows itself: how near its images are to each other.
+
+    embed, ratio: of a two-covariance model of other classes, such as `ClassSpace`.
+    """
     return Scorer(
         name,
         lambda features: np.concatenate([embed(features), unit(features)], 1),
@@ -69,9 +67,9 @@ def _beside_folder(name: str, embed: Compute, ratio: np.ndarray, dim: int) -> Sc
 
 
 def _alone(x: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """log p(image | another class) - log p(image | the class of the others) of coordinates (n, K), twice.
+    """log p(image | another class) - log p(image | the class of the others) of coordinates (n, K).
 
-    At the second look, those that look odd do not count among the others.
+    It is computed twice: at the second look, those that look odd do not count among the others.
     """
     x = x.astype(np.float64)
     member = np.ones(len(x))

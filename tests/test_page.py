@@ -13,7 +13,8 @@ from fabricate import make_findings
 from PIL import Image
 
 from common.errors import UserError
-from find import pictures, review
+from find import page as pages
+from find import review
 from find.findings import Findings, Group, Threshold
 from find.page import TEMPLATES, write_page
 
@@ -216,5 +217,5 @@ def test_the_templates_are_installed():
 
 def test_a_picture_that_would_fill_the_memory_is_left_out(tmp_path, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
-    assert pictures.make_pictures({0: tmp_path / "bomb.png"}, tmp_path / "out") == {}
+    monkeypatch.setattr(pages, "MAX_PIXELS", 100)
+    assert pages.make_pictures({0: tmp_path / "bomb.png"}, tmp_path / "out") == {}
