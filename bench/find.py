@@ -66,7 +66,7 @@ def main(
     if not stores:
         raise click.UsageError("give STORE, or --readme")
     opened = [FeatureStore.open(store) for store in stores]
-    foreign = {backbone_of(store): store for store in map(FeatureStore.open, foreign_paths)}
+    foreign = {store.identity["backbone"]["name"]: store for store in map(FeatureStore.open, foreign_paths)}
     here = {"hardware": hardware(CPU), "versions": versions() | {name: _version(name) for name in PEERS}}
     for part in only or PARTS:
         started = time.perf_counter()
@@ -75,7 +75,7 @@ def main(
             rows += [in_own_process(measure_growth, n) for n in GROWTH]
         for store in opened if part != "growth" else ():
             click.echo(f"{part}, {store.path.name} …", err=True)
-            rows += measure_store(part, store, foreign.get(backbone_of(store)), without, runs)
+            rows += measure_store(part, store, foreign.get(store.identity["backbone"]["name"]), without, runs)
         seconds = round(time.perf_counter() - started)
         report[part] = {"draws": DRAWS, "rows": rows, "seconds": seconds, **here}
         write_text(out, readable_json(report))
@@ -86,12 +86,10 @@ def measure_store(
     part: str, store: FeatureStore, foreign: FeatureStore | None, without: Path | None, runs: Sequence[Path]
 ) -> Iterator[Row]:
     """What a part measures on a store; and once more, where it has images that are named in a file."""
-    subsets, left_out = {store.path.stem.split("-")[0]: set[int]()}, _rows_named_in(without, store)
-    if left_out:
-        subsets |= {f"{name}, tidied": left_out for name in subsets}
-    for name, rows in subsets.items():
-        for row in measure_part(part, store, rows, foreign, runs):
-            yield {"set": name, "backbone": backbone_of(store), **row}
+    name, left_out = store.path.stem.split("-")[0], _rows_named_in(without, store)
+    for subset, rows in {name: set[int](), f"{name}, tidied": left_out}.items():
+        for row in measure_part(part, store, rows, foreign, runs) if rows or subset == name else ():
+            yield {"set": subset, "backbone": store.identity["backbone"]["name"], **row}
 
 
 def measure_part(
@@ -135,12 +133,6 @@ def make_judges(store: FeatureStore, runs: Sequence[Path], size: int) -> dict[st
         held_out = store.features[0][kept].astype(np.float32), labels[kept]
         judges[f"find.odd, {run.name}"] = make_judge(load_head(checkpoint), None, held_out, folder, 0)[1]
     return judges
-
-
-def backbone_of(store: FeatureStore) -> str:
-    """The name of the backbone that made a store."""
-    backbone = store.identity["backbone"]
-    return str(backbone.get("name", backbone) if isinstance(backbone, dict) else backbone)
 
 
 def images_of(store: FeatureStore, split: str | None, left_out: Collection[int] = ()) -> tuple[np.ndarray, np.ndarray]:
