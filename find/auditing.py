@@ -102,8 +102,8 @@ def _large_enough(inputs: Inputs, units: np.ndarray) -> tuple[np.ndarray, dict[s
         raise UserError(
             f"no class has {SMALLEST} different images or more: too few to know a class by; add images, or use find odd"
         )
-    kept = units[~small[inputs.labels[units]]]
-    return kept, {inputs.class_names[label]: int(images[label]) for label in np.flatnonzero(small)}
+    judged = units[~small[inputs.labels[units]]]
+    return judged, {inputs.class_names[label]: int(images[label]) for label in np.flatnonzero(small)}
 
 
 def _require_differing(inputs: Inputs, groups: np.ndarray, labels: np.ndarray) -> None:

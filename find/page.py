@@ -153,15 +153,15 @@ def _typical(findings: Findings) -> dict[str, tuple[Image, ...]]:
 
 def _data(findings: Findings, asked: float) -> dict[str, Any]:
     """What the script shows, a column for each field, so that 100,000 findings are read in a moment."""
-    found = findings.findings
-    names = _numbered(name for each in found for name in (each.own, each.suggested) if name is not None)
-    whys = _numbered(text for each in found for text in each.why)
+    listed = findings.findings
+    names = _numbered(name for each in listed for name in (each.own, each.suggested) if name is not None)
+    whys = _numbered(text for each in listed for text in each.why)
 
     def pairs(images: Sequence[Image]) -> list[tuple[int, str]]:
         return [(image.row, visible(image.path)) for image in images[:TYPICAL]]
 
     # What a URL holds of a path is its bytes; the script makes it from the text, but where that is not all of them
-    paths = {each.path for each in found} | {image.path for each in found for image in _beside(each)}
+    paths = {each.path for each in listed} | {image.path for each in listed for image in _beside(each)}
     return {
         "mode": findings.mode,
         "root": visible(findings.root or ""),
@@ -171,19 +171,19 @@ def _data(findings: Findings, asked: float) -> dict[str, Any]:
         "names": [visible(name) for name in names],
         "questions": QUESTIONS,
         "whys": [visible(text) for text in whys],
-        "row": [each.row for each in found],
-        "path": [visible(each.path) for each in found],
+        "row": [each.row for each in listed],
+        "path": [visible(each.path) for each in listed],
         "urls": {visible(path): quote(os.fsencode(path)) for path in sorted(paths) if visible(path) != path},
-        "own": [-1 if each.own is None else names[each.own] for each in found],
-        "suggested": [-1 if each.suggested is None else names[each.suggested] for each in found],
-        "probability": [int(each.probability * SCALE) for each in found],
-        "q": [round(each.q * SCALE) for each in found],
-        "question": [QUESTIONS.index(each.question) for each in found],
-        "why": [[whys[text] for text in each.why] for each in found],
-        "times": {i: len(each.copies) + 1 for i, each in enumerate(found) if each.copies},
-        "copies": {i: pairs(each.copies) for i, each in enumerate(found) if each.copies},
-        "neighbours": {i: pairs(each.neighbours) for i, each in enumerate(found) if each.neighbours},
-        "review": {i: each.review for i, each in enumerate(found) if each.review},
+        "own": [-1 if each.own is None else names[each.own] for each in listed],
+        "suggested": [-1 if each.suggested is None else names[each.suggested] for each in listed],
+        "probability": [int(each.probability * SCALE) for each in listed],
+        "q": [round(each.q * SCALE) for each in listed],
+        "question": [QUESTIONS.index(each.question) for each in listed],
+        "why": [[whys[text] for text in each.why] for each in listed],
+        "times": {i: len(each.copies) + 1 for i, each in enumerate(listed) if each.copies},
+        "copies": {i: pairs(each.copies) for i, each in enumerate(listed) if each.copies},
+        "neighbours": {i: pairs(each.neighbours) for i, each in enumerate(listed) if each.neighbours},
+        "review": {i: each.review for i, each in enumerate(listed) if each.review},
         "typical": {visible(name): [image.row for image in images] for name, images in _typical(findings).items()},
     }
 
