@@ -78,7 +78,7 @@ log: $(READY)  ## reports of finished runs, and of the benchmark → the experim
 	@$(PY) -m bench.find --readme docs/find.md
 	@$(PY) -m bench.cost --readme docs/speed.md
 
-bench: $(READY)  ## the project beside its peers → bench/report.json, chart and table
+bench: $(READY)  ## the project beside its peers → bench/report.json, and a table (make log: docs/speed.md, its chart)
 	@$(PY) -m bench
 
 test: $(READY)  ## all fast tests (PIP_ARGS= is passed to pip when .venv is made)

@@ -4,7 +4,6 @@ Paces are measured, in turns in one run. Accuracies are those of the reports of 
 """
 
 import contextlib
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,12 @@ from typing import Any
 import click
 
 from bench.extraction import IMAGES, extraction
-from bench.timing import CPU, Work, measure_cases
+from bench.report import fill_page, read_report, report_options
+from bench.timing import CPU, Cases, measure_cases
 from common.figures import BLUE, ORANGE, figure_of, save_figure
 from common.files import readable_json, write_text
 from common.machine import fast_bfloat16, hardware, versions
-from common.markdown import fill_blocks, markdown_table, report_stale, rewrite
+from common.markdown import markdown_table
 from common.synthetic import make_images
 from extract.backbones import Backbone, load_backbone, preprocessing_of
 from extract.batches import Extraction
@@ -27,6 +27,7 @@ from train.log.runs import Group, group_runs, load_run
 
 CIFAR = 60_000  # images
 FOUR = ("plain", "mirror", "upper-left", "lower-right-mirror")
+RUNS = Path("experiments/phase7/runs")
 
 
 @dataclass(frozen=True)
@@ -47,43 +48,37 @@ REQUESTS = {
     "lite0-4": Request("timm:tf_efficientnet_lite0", 224, FOUR, ("last", "blocks.6", "blocks.5", "blocks.4.2.bn2")),
 }
 BOTH = ("resnet18-4", "lite0-4")  # side by side: the run "full"
+Costs = dict[str, tuple[float, Group]]  # by store: the seconds of its extraction, and the runs on it
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("bench/cost.json"), show_default=True)
+@report_options("bench/cost.json")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each request.")
-@click.option("--readme", type=click.Path(path_type=Path), help="Measure nothing: write OUT's table and chart.")
-@click.option("--check", is_flag=True, help="With --readme: change nothing, exit code 1 where the table is another.")
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("experiments/phase7/runs"), show_default=True)
-def main(out: Path, rounds: int, readme: Path | None, check: bool, runs: Path) -> None:
+def main(out: Path, readme: Path | None, rounds: int) -> None:
     """Measure how many images a second become features, for each store of phase 7."""
     if readme is None:
-        with tempfile.TemporaryDirectory() as folder:
-            paces = measure_paces(Path(folder), rounds)
         machine = hardware(CPU) | {"fast_bfloat16": fast_bfloat16(CPU)}
-        write_text(out, readable_json({"machine": machine, "versions": versions(), **paces}))
+        write_text(out, readable_json({"machine": machine, "versions": versions(), **measure_paces(rounds)}))
         return
-    report = json.loads(out.read_text(encoding="utf-8"))
-    groups = {group.name: group for group in group_runs(map(load_run, sorted(runs.glob("full*.json"))))}
+    report = read_report(out)
+    groups = {group.name: group for group in group_runs(map(load_run, sorted(RUNS.glob("full*.json"))))}
     costs = add_accuracy(report["rates"], groups)
-    if not check:
-        draw_costs(costs, readme.parent / "images/cost.png")
-    machine = report["machine"]
-    made = f"{make_cost_table(costs)}\n\n{machine['cpu']}, {machine['threads']} thread(s)."
-    stale = rewrite(readme, lambda text: fill_blocks(text, "measured", {"cost": made}.get), check)
-    report_stale([readme] * stale, check)
+    draw_costs(costs, readme.parent / "images/cost.png")
+    about = f"{report['machine']['cpu']}, {report['machine']['threads']} thread(s)."
+    fill_page(readme, "cost", f"{make_cost_table(costs)}\n\n{about}")
 
 
-def measure_paces(folder: Path, rounds: int) -> dict[str, Any]:
+def measure_paces(rounds: int) -> dict[str, Any]:
     """Images a second, all views of an image together, from PNG files of 32 × 32 pixels; the weights are random."""
-    source = load_source("imagefolder", make_images(folder / "images", classes=2, train=IMAGES // 2, size=32))
-    cases: dict[str, Work] = {}
-    for name, request in REQUESTS.items():
-        backbone = load_backbone(request.backbone, "random", 0, request.image_size, request.layers)
-        preprocessing = preprocessing_of(request.backbone, request.image_size, request.views)
-        job = Extraction(source, backbone, preprocessing, "float32", {}, 32, CPU)
-        cases[name] = extraction(job, build_fastest(backbone, request), IMAGES)
-    return {"unit": "images/s", **measure_cases(cases, rounds)}
+    cases: Cases = {}
+    with tempfile.TemporaryDirectory() as folder:
+        source = load_source("imagefolder", make_images(Path(folder), classes=2, train=IMAGES // 2, size=32))
+        for name, request in REQUESTS.items():
+            backbone = load_backbone(request.backbone, "random", 0, request.image_size, request.layers)
+            preprocessing = preprocessing_of(request.backbone, request.image_size, request.views)
+            job = Extraction(source, backbone, preprocessing, "float32", {}, 32, CPU)
+            cases[name] = extraction(job, build_fastest(backbone, request), IMAGES)
+        return {"unit": "images/s", **measure_cases(cases, rounds)}
 
 
 def build_fastest(backbone: Backbone, request: Request) -> Engine:
@@ -96,7 +91,7 @@ def build_fastest(backbone: Backbone, request: Request) -> Engine:
     raise AssertionError("float32 is everywhere")
 
 
-def add_accuracy(rates: dict[str, Any], groups: dict[str, Group]) -> dict[str, tuple[float, Group]]:
+def add_accuracy(rates: dict[str, Any], groups: dict[str, Group]) -> Costs:
     """By store: the seconds that the features of CIFAR-100 take, and the runs on them. Two stores take both times."""
     seconds = {name: CIFAR / rate["median"] for name, rate in rates.items()}
     costs = {name: (seconds[name], groups[f"full@{name}"]) for name in rates if f"full@{name}" in groups}
@@ -105,7 +100,7 @@ def add_accuracy(rates: dict[str, Any], groups: dict[str, Group]) -> dict[str, t
     return costs
 
 
-def make_cost_table(costs: dict[str, tuple[float, Group]]) -> str:
+def make_cost_table(costs: Costs) -> str:
     """Make the table of what `draw_costs` draws."""
     rows = [["store", "minutes of extraction", "seeds", "top-1 %", "hard sets %"]]
     for name, (seconds, group) in costs.items():
@@ -114,7 +109,7 @@ def make_cost_table(costs: dict[str, tuple[float, Group]]) -> str:
     return markdown_table(rows)
 
 
-def draw_costs(costs: dict[str, tuple[float, Group]], path: Path) -> None:
+def draw_costs(costs: Costs, path: Path) -> None:
     """Draw test top-1, and that of hard sets, over the minutes that the features of CIFAR-100 take."""
     figure = figure_of(9, 4.5)
     panels = figure.subplots(1, 2)

@@ -4,35 +4,31 @@ STORE: feature stores of labelled photographs, or of CIFAR-100 (with super-class
 cleanlab is an extra: `pip install '.[bench]'`.
 """
 
-import json
 import re
-import subprocess
-import sys
+import resource
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
-import torch
 
-from bench.audits import foreign_pictures, wrong_labels
+import find
+from bench.audits import DRAWS, SIZES, Row, foreign_pictures, measure_folders, wrong_labels
 from bench.find_tables import PEERS, tables
-from bench.folders import SIZES, judges_of, measure_folders
+from bench.report import fill_page, read_report, report_options
+from bench.timing import CPU, in_own_process
 from common.errors import UserError
 from common.files import readable_json, write_text
 from common.machine import hardware, versions
-from common.markdown import fill_blocks, report_stale, rewrite
 from common.store import FeatureStore
-from find.oddities import make_judge
+from find.oddities import Judge, judge_alone, make_judge
 from train.checkpoint import config_of, load_checkpoint, load_head
 from train.sets import split_validation
 
 PARTS = ("foreign", "labels", "folders", "growth")
-GROWTH = 20_000, 80_000, 320_000
-GROWTH_CLASSES, GROWTH_DIM = 100, 512
+GROWTH = 20_000, 80_000, 320_000  # images
 # Words in the names of foreign pictures that fit sets of flowers or of ants and bees: these are left out
 FITTING = re.compile(
     "daisy|sunflower|dandelion|rose|tulip|vase|pot|lady|bee|ant|fly|cicada|cricket|insect|beetle|lacewing|apiary|spider|"
@@ -47,7 +43,8 @@ FITTING = re.compile(
     "foreign_paths",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Stores of foreign photographs, one for each backbone.",
+    metavar="STORE",
+    help="Foreign photographs, by one of the backbones.",
 )
 @click.option(
     "--without",
@@ -56,87 +53,86 @@ FITTING = re.compile(
 )
 @click.option("--run", "runs", type=click.Path(path_type=Path), multiple=True, help="Heads trained on the last STORE.")
 @click.option("--only", multiple=True, type=click.Choice(PARTS), help="These parts; others stay.  [default: all]")
-@click.option("--draws", type=click.IntRange(1), default=3, show_default=True, help="Times that all is drawn.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("bench"), show_default=True, help="A folder.")
-@click.option("--readme", type=click.Path(path_type=Path), help="Measure nothing: write OUT's report into its table.")
-@click.option("--check", is_flag=True, help="With --readme: change nothing, exit code 1 where the table is another.")
+@report_options("bench/find.json")  # fmt: skip
 def main(
     stores: tuple[Path, ...], foreign_paths: tuple[Path, ...], without: Path | None, runs: tuple[Path, ...],
-    only: tuple[str, ...], draws: int, out: Path, readme: Path | None, check: bool,
+    only: tuple[str, ...], out: Path, readme: Path | None,
 ) -> None:  # fmt: skip
     """Measure foreign pictures, wrong labels, folders of one class, and how time and memory grow."""
-    path = out / "find.json"
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    report = read_report(out) if out.is_file() else {}
     if readme:
-        made = {"find": tables(report)}
-        stale = rewrite(readme, lambda text: fill_blocks(text, "measured", made.get), check)
-        report_stale([readme] * stale, check)
+        fill_page(readme, "find", tables(report))
         return
     if not stores:
         raise click.UsageError("give STORE, or --readme")
     opened = [FeatureStore.open(store) for store in stores]
-    foreign = {backbone_of(store): store for store in map(FeatureStore.open, foreign_paths)}
+    foreign = {store.identity["backbone"]["name"]: store for store in map(FeatureStore.open, foreign_paths)}
+    here = {"hardware": hardware(CPU), "versions": versions() | {name: _version(name) for name in PEERS}}
     for part in only or PARTS:
         started = time.perf_counter()
-        rows: list[dict[str, Any]] = []
-        for store in opened if part != "growth" else opened[-1:]:
+        rows: list[Row] = []
+        if part == "growth":
+            rows += [in_own_process(measure_growth, n) for n in GROWTH]
+        for store in opened if part != "growth" else ():
             click.echo(f"{part}, {store.path.name} …", err=True)
-            if part == "growth":
-                rows += [measure_growth(n) for n in GROWTH]
-                continue
-            name, strangers = store.path.stem.split("-")[0], foreign.get(backbone_of(store))
-            for named, left_out in {name: set(), f"{name}, tidied": _names_in(store, without)}.items():
-                if left_out or named == name:
-                    measured = measure_part(part, store, left_out, strangers, runs, draws)
-                    rows += [{"set": named, "backbone": backbone_of(store), **row} for row in measured]
+            rows += measure_store(part, store, foreign.get(store.identity["backbone"]["name"]), without, runs)
         seconds = round(time.perf_counter() - started)
-        report[part] = {"draws": draws, "rows": rows, "seconds": seconds, **_here()}
-        write_text(path, readable_json(report))
+        report[part] = {"draws": DRAWS, "rows": rows, "seconds": seconds, **here}
+        write_text(out, readable_json(report))
     click.echo(tables(report))
 
 
+def measure_store(
+    part: str, store: FeatureStore, foreign: FeatureStore | None, without: Path | None, runs: Sequence[Path]
+) -> Iterator[Row]:
+    """What a part measures on a store; and once more, where it has images that are named in a file."""
+    name, left_out = store.path.stem.split("-")[0], _rows_named_in(without, store)
+    for subset, rows in {name: set[int](), f"{name}, tidied": left_out}.items():
+        for row in measure_part(part, store, rows, foreign, runs) if rows or subset == name else ():
+            yield {"set": subset, "backbone": store.identity["backbone"]["name"], **row}
+
+
 def measure_part(
-    part: str, store: FeatureStore, left_out: set[int], foreign: FeatureStore | None, runs: Sequence[Path], draws: int
-) -> list[dict[str, Any]]:
-    """What one part says of one store, some of its rows left out."""
+    part: str, store: FeatureStore, left_out: set[int], foreign: FeatureStore | None, runs: Sequence[Path]
+) -> Iterator[Row]:
+    """What a part measures on a store, some of its rows left out."""
     superclass = store.header["class_superclass"]
-    photos = not superclass
-    x, labels = images_of(store, None if photos else "test", left_out)
-    strangers = None if foreign is None else strangers_of(foreign)
-    if part == "foreign":
-        return list(foreign_pictures(x, labels, strangers, draws)) if photos and strangers is not None else []
+    photographs = not superclass
+    x, labels = images_of(store, None if photographs else "test", left_out)
+    strangers = strangers_of(foreign) if photographs and foreign else None
+    if part == "foreign" and strangers is not None:
+        yield from foreign_pictures(x, labels, strangers)
     if part == "labels":
-        anywhere = np.zeros(labels.max() + 1, int)
-        rows = [{"to": "any class", **row} for row in wrong_labels(x, labels, anywhere, draws)]
-        if not photos:
-            found = wrong_labels(x, labels, np.array(superclass), draws)
-            rows += [{"to": "same super-class", **row} for row in found]
-        return rows
-    rows = []
-    for size in SIZES if photos else (100,):
-        reference = None if photos else images_of(store, "train")
-        judges = judges_of(reference, size, x.shape[1])
-        for run in runs if not photos else ():
-            judges[f"find.odd, {run.name}"] = judge_of_run(store, run, size)
-        measured = measure_folders((x, labels), strangers if photos else None, size, draws, judges)
-        rows += [{"size": size, **row} for row in measured]
-    return rows
+        groups = {"any class": np.zeros(labels.max() + 1, int)}
+        if superclass:
+            groups["same super-class"] = np.array(superclass)
+        for to, group in groups.items():
+            for row in wrong_labels(x, labels, group):
+                yield {"to": to, **row}
+    if part == "folders":
+        for size in SIZES if photographs else (100,):
+            judges: dict[str, Judge] = {"find.odd, the folder alone": judge_alone}
+            if not photographs:
+                judges |= make_judges(store, runs, size)
+            for row in measure_folders((x, labels), strangers, size, judges):
+                yield {"size": size, **row}
 
 
-def judge_of_run(store: FeatureStore, run: Path, size: int) -> Any:
-    """`find.odd` with the head of a run; what its scores say is learnt on its own validation images."""
-    checkpoint = run / "checkpoint.pt"
-    data = config_of(load_checkpoint(checkpoint), checkpoint).data
-    rows, labels = store.rows_of("train"), np.array(store.labels)
-    _, kept = split_validation(rows, labels[rows], data.val_fraction, data.set_size, data.split_seed)
-    held_out = store.features[0][kept].astype(np.float32), labels[kept]
-    return make_judge(load_head(checkpoint), None, held_out, np.empty((size, store.feature_dim)), 0)[1]
+def make_judges(store: FeatureStore, runs: Sequence[Path], size: int) -> dict[str, Judge]:
+    """`find.odd` with a store of classes, and with heads of runs, for folders of so many images.
 
-
-def backbone_of(store: FeatureStore) -> str:
-    """The name of the backbone that made a store."""
-    backbone = store.identity["backbone"]
-    return str(backbone.get("name", backbone) if isinstance(backbone, dict) else backbone)
+    What scores of a head say is learnt on the validation images of its run.
+    """
+    folder = np.empty((size, store.feature_dim))
+    judges = {"find.odd, a reference store": make_judge(None, images_of(store, "train"), None, folder, 0)[1]}
+    for run in runs:
+        checkpoint = run / "checkpoint.pt"
+        data = config_of(load_checkpoint(checkpoint), checkpoint).data
+        rows, labels = store.rows_of("train"), np.array(store.labels)
+        _, kept = split_validation(rows, labels[rows], data.val_fraction, data.set_size, data.split_seed)
+        held_out = store.features[0][kept].astype(np.float32), labels[kept]
+        judges[f"find.odd, {run.name}"] = make_judge(load_head(checkpoint), None, held_out, folder, 0)[1]
+    return judges
 
 
 def images_of(store: FeatureStore, split: str | None, left_out: Collection[int] = ()) -> tuple[np.ndarray, np.ndarray]:
@@ -145,9 +141,8 @@ def images_of(store: FeatureStore, split: str | None, left_out: Collection[int] 
     return store.features[0][rows].astype(np.float32), np.array(store.labels)[rows]
 
 
-def _names_in(store: FeatureStore, without: Path | None) -> set[int]:
-    """The rows of a store whose names are in a file."""
-    names = set(without.read_text(encoding="utf-8").splitlines()) if without else set()
+def _rows_named_in(file: Path | None, store: FeatureStore) -> set[int]:
+    names = set(file.read_text(encoding="utf-8").splitlines()) if file else set()
     return {row for row, name in enumerate(store.names(range(len(store.labels))) or []) if name in names}
 
 
@@ -160,27 +155,16 @@ def strangers_of(store: FeatureStore) -> np.ndarray:
     return store.features[0][kept].astype(np.float32)
 
 
-def measure_growth(n: int) -> dict[str, Any]:
-    """Time and memory of an audit of n made-up images of 100 classes, in a process of its own."""
-    code = (
-        "import resource, sys, time, numpy as np, find\n"
-        f"n, c, d, g = {n}, {GROWTH_CLASSES}, {GROWTH_DIM}, np.random.default_rng(0)\n"
-        "y = np.arange(n) % c\n"
-        "x = g.normal(size=(n, d)).astype(np.float32); x += g.normal(size=(c, d)).astype(np.float32)[y]\n"
-        "t = time.perf_counter(); find.audit(x, y)\n"
-        "print(time.perf_counter() - t, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds, kilobytes = map(float, done.stdout.split())
+def measure_growth(n: int, classes: int = 100, dim: int = 512) -> Row:
+    """Time and memory of an audit of n made-up images, in a process that does nothing else."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(n) % classes
+    features = generator.normal(size=(n, dim)).astype(np.float32)
+    features += generator.normal(size=(classes, dim)).astype(np.float32)[labels]
+    started = time.perf_counter()
+    find.audit(features, labels)
+    seconds, kilobytes = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"n": n, "seconds": round(seconds, 1), "gigabytes": round(kilobytes / 1e6, 2)}
-
-
-def _here() -> dict[str, Any]:
-    """Where it was measured, with what."""
-    return {
-        "hardware": hardware(torch.device("cpu")),
-        "versions": versions() | {name: _version(name) for name in PEERS},
-    }
 
 
 def _version(name: str) -> str:

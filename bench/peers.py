@@ -1,36 +1,79 @@
 """The ways that this project competes with, written as their users would write them."""
 
-from collections.abc import Callable, Iterator
+import copy
+import itertools
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from pkgutil import resolve_name
+from typing import Any
 
 import numpy as np
 import torch
-import torchvision
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torchvision.io import decode_jpeg
+from torchvision.transforms import v2
+
+from bench.timing import Work
+from extract.backbones import load_backbone
+from extract.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
+Decode = Callable[[Path], Any]  # a file → a PIL image, or a tensor (3, H, W)
 
 
-def make_tutorial_extraction(root: Path, model: nn.Module, batch_size: int = 64) -> Callable[[], int]:
-    """An ImageFolder with PIL transforms in a DataLoader, torchvision's network in float32."""
-    images = torchvision.datasets.ImageFolder(
-        str(root),
-        transforms.Compose(
-            [
-                transforms.Resize(224),
-                transforms.CenterCrop(224),
-                transforms.ToTensor(),
-                transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            ]
-        ),
-    )
+def with_pil(path: Path) -> Any:
+    """Pillow, which the tutorials use."""
+    return Image.open(path).convert("RGB")
 
-    @torch.no_grad()
+
+def with_torchvision(path: Path) -> Any:
+    """JPEG alone."""
+    return decode_jpeg(torch.frombuffer(path.read_bytes(), dtype=torch.uint8))
+
+
+def with_simplejpeg(path: Path) -> Any:
+    """JPEG at a part of its size."""
+    import simplejpeg
+
+    return _channels_first(simplejpeg.decode_jpeg(path.read_bytes(), min_height=756, min_width=756, min_factor=1))
+
+
+def with_opencv(path: Path) -> Any:
+    """OpenCV, whose channels are the other way round."""
+    import cv2
+
+    return _channels_first(cv2.imread(str(path))[..., ::-1])
+
+
+def _channels_first(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+class Pictures(Dataset):
+    """The files in a folder and below, decoded and transformed as torchvision's recipes do it."""
+
+    def __init__(self, root: Path, decode: Decode):
+        self.files, self.decode = sorted(path for path in root.rglob("*") if path.is_file()), decode
+        resize = [v2.Resize(224, antialias=True), v2.CenterCrop(224)]
+        scale = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+        self.transform = v2.Compose(resize + scale)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.transform(self.decode(self.files[index]))
+
+
+def extract_plainly(root: Path, module: nn.Module, decode: Decode = with_pil, batch_size: int = 32) -> Work:
+    """A DataLoader with two workers, torchvision's network in float32."""
+    module = copy.deepcopy(module).to(memory_format=torch.contiguous_format)  # an engine may change the format
+
+    @torch.inference_mode()
     def work() -> int:
-        loader = DataLoader(images, batch_size=batch_size, num_workers=2)
-        features = torch.cat([model(batch).flatten(1) for batch, _ in loader])
-        return len(features)
+        loader = DataLoader(Pictures(root, decode), batch_size=batch_size, num_workers=2)
+        return len(torch.cat([module(batch).flatten(1) for batch in loader]))
 
     return work
 
@@ -69,21 +112,19 @@ class TutorialHead(nn.Module):
         return self.classifier(self.encoder(self.embed(features))).squeeze(-1)
 
 
-def make_tutorial_training(features: Tensor, labels: np.ndarray, batch_size: int, steps: int) -> Callable[[], int]:
+def train_plainly(features: Tensor, labels: np.ndarray, batch_size: int, steps: int) -> Work:
     """A Dataset that draws a set an item, a DataLoader with two workers, TransformerEncoder in float32, AdamW."""
     model = TutorialHead(features.shape[1])
     optimizer = torch.optim.AdamW(model.parameters(), 5e-4, weight_decay=0.01)
     loss_function = nn.CrossEntropyLoss()
-    loader = DataLoader(
-        TutorialSets(features, labels, 10), batch_size, shuffle=True, num_workers=2, persistent_workers=True
-    )
-    batches = _repeat(loader)
+    sets = TutorialSets(features, labels, 10)
+    loader = DataLoader(sets, batch_size, shuffle=True, num_workers=2, persistent_workers=True)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
     next(batches)  # starts the workers
 
     def work() -> int:
         model.train()
-        for _ in range(steps):
-            batch, target = next(batches)
+        for batch, target in itertools.islice(batches, steps):
             loss = loss_function(model(batch), target)
             optimizer.zero_grad()
             loss.backward()
@@ -94,21 +135,6 @@ def make_tutorial_training(features: Tensor, labels: np.ndarray, batch_size: int
     return work
 
 
-def _repeat(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    while True:
-        yield from loader
-
-
-def make_onnx_runtime(model: nn.Module, images: Tensor, folder: Path) -> Callable[[], int]:
-    """ONNX Runtime, an extra, in float32 on preprocessed images, as exported by PyTorch. Raises ImportError."""
-    open_session = resolve_name("onnxruntime:InferenceSession")
-    resolve_name("onnx")  # without it, the export fails in another way
-    path = folder / "model.onnx"
-    torch.onnx.export(model, (images[:16],), str(path), input_names=["x"], dynamo=False)
-    session = open_session(str(path), providers=["CPUExecutionProvider"])
-    batches = [batch.numpy() for batch in images.split(16) if len(batch) == 16]
-
-    def work() -> int:
-        return sum(len(session.run(None, {"x": batch})[0]) for batch in batches)
-
-    return work
+if __name__ == "__main__":
+    images, weights = sys.argv[1:]
+    extract_plainly(Path(images), load_backbone("resnet18", weights, 0, 224).module)()

@@ -1,39 +1,58 @@
-"""A benchmark's report as Markdown, all of it and the part that the README shows, and as a chart."""
+"""What the benchmarks share: reports in JSON, whose tables stand in a page. And the tables and the chart of speed."""
 
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import click
 from matplotlib.ticker import EngFormatter
 
 from common.figures import BLUE, GREY, figure_of, save_figure
-from common.markdown import markdown_table
+from common.markdown import fill_blocks, markdown_table, report_stale, rewrite
 
 SHOWN = ("extraction", "training", "sampling", "rows")
 CHARTED = ("extraction", "training", "rows")
 
 
+def report_options(path: str) -> Callable[[Callable], Callable]:
+    """The options of each benchmark: --out, its report, by default at `path`; and --readme."""
+    kind = click.Path(path_type=Path)
+    out = click.option("--out", type=kind, default=path, show_default=True, help="The report.")
+    readme = click.option("--readme", type=kind, help="Measure nothing: write OUT's tables and charts there.")
+    return lambda command: out(readme(command))
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def fill_page(page: Path, name: str, text: str) -> None:
+    """Write a text between the marks of this name in a page; if that changes it, say so."""
+    changed = rewrite(page, lambda old: fill_blocks(old, "measured", {name: text}.get), check=False)
+    report_stale([page] * changed, check=False)
+
+
 def make_table(report: dict[str, Any]) -> str:
     """Tell the whole report: each rate, its spread, its ratio to the first of its section, and what was left out."""
-    lines = [f"{key}: {value}" for key, value in (report["machine"] | report["versions"]).items()]
-    for name, section in report["sections"].items():
-        lines += ["", f"**{name}** {section['about']}", ""]
-        rows = [["way", section["unit"], "lowest – highest", "ratio"]]
-        for way, rate in section["rates"].items():
-            low, middle, high = (_format_number(rate[key]) for key in ("low", "median", "high"))
-            rows.append([way, middle, f"{low} – {high}", _format_ratio(rate["median"], section)])
-        lines.append(markdown_table(rows))
-        lines += ["", *(f"Left out: {way}. {reason}" for way, reason in section.get("left_out", {}).items())]
-    return "\n".join(lines)
+    return _make_table(report, report["sections"], ["what", "way", "median", "lowest – highest", "ratio"])
 
 
 def make_speed_table(report: dict[str, Any]) -> str:
-    """Make the README's table: the medians of the ways that compete, in what, and the machine."""
-    rows, left_out = [["what", "way", "median", "ratio"]], []
-    for name in SHOWN:
+    """Make the page's table: the medians of the ways that compete, and what was left out."""
+    return _make_table(report, SHOWN, ["what", "way", "median", "ratio"])
+
+
+def _make_table(report: dict[str, Any], names: Iterable[str], columns: list[str]) -> str:
+    rows, left_out = [columns], []
+    for name in names:
         section = report["sections"].get(name, {"rates": {}})
         for way, rate in section["rates"].items():
-            median = f"{_format_number(rate['median'])} {section['unit']}"
-            rows.append([name, way, median, _format_ratio(rate["median"], section)])
+            low, median, high = (_format_number(rate[key]) for key in ("low", "median", "high"))
+            cells = {"what": name, "way": way, "median": f"{median} {section['unit']}"}
+            cells |= {"lowest – highest": f"{low} – {high}", "ratio": f"{_ratio(rate, section):.2f} ×"}
+            rows.append([cells[column] for column in columns])
         left_out += [f"{name}, {way} ({reason})" for way, reason in section.get("left_out", {}).items()]
     machine = report["machine"]
     about = f"{machine['cpu']}, {machine['threads']} threads; {', '.join(machine.get('flags', []))}."
@@ -54,7 +73,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         errors = [[r["median"] - r["low"] for r in rates], [r["high"] - r["median"] for r in rates]]
         axes.barh(ways, medians, xerr=errors, color=[GREY if way.startswith("roof") else BLUE for way in ways])
         for number, rate in enumerate(rates):  # behind the bar and its spread, where the shortest has room for it, too
-            text, end = f"{rate['median'] / medians[0]:.2f} ×", (rate["high"], number)
+            text, end = f"{_ratio(rate, section):.2f} ×", (rate["high"], number)
             axes.annotate(text, end, (5, 0), textcoords="offset points", va="center", fontsize=8)
         axes.invert_yaxis()
         axes.set(xlabel=section["unit"], xlim=(0, 1.12 * max(rate["high"] for rate in rates)))
@@ -65,10 +84,9 @@ def draw(report: dict[str, Any], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _format_ratio(median: float, section: dict[str, Any]) -> str:
-    """To the first way of its section."""
-    first = next(iter(section["rates"].values()))["median"]
-    return f"{median / first:.2f} ×"
+def _ratio(rate: dict[str, float], section: dict[str, Any]) -> float:
+    """The median of a way, over that of the first way of its section."""
+    return rate["median"] / next(iter(section["rates"].values()))["median"]
 
 
 def _format_number(value: float) -> str:

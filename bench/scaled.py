@@ -11,8 +11,6 @@ from common.images import image_suffixes, read_image
 from common.markdown import markdown_table
 from extract.backbones import load_backbone, preprocessing_of
 
-QUALITY = 90
-
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True))
@@ -30,22 +28,21 @@ def main(folder: Path, backbone: str, weights: str, kind: str, images: int, side
     for side in sides:
         cosines, parts = [], set()
         for path in chosen:
-            data = _enlarged(path, side, kind)
-            full = read_image(path, data=data)
-            scaled = read_image(path, data=data, least_side=preprocessing.least_side())
+            data = enlarge(path, side, kind)
+            full, scaled = (read_image(path, data=data, least_side=s) for s in (None, preprocessing.least_side()))
             parts.add(f"1/{round(min(full.shape[:2]) / min(scaled.shape[:2]))}")
             a, b = (network.features(preprocessing([pixels])[0])[0].double() for pixels in (full, scaled))
             cosines.append(float(a @ b / (a.norm() * b.norm())))
-        found = [f"{min(cosines):.6f}", f"{np.median(cosines):.6f}"]
-        table.append([str(side), ", ".join(sorted(parts)), str(len(cosines)), *found])
+        measured = [f"{min(cosines):.6f}", f"{np.median(cosines):.6f}"]
+        table.append([str(side), ", ".join(sorted(parts)), str(len(cosines)), *measured])
     click.echo(markdown_table(table))
 
 
-def _enlarged(path: Path, side: int, kind: str) -> bytes:
+def enlarge(path: Path, side: int, kind: str) -> bytes:
+    """The file of a photograph whose shorter side has so many pixels, of multiples of 8, as cameras have them."""
     picture, file = Image.fromarray(read_image(path)), io.BytesIO()
-    scale = side / min(picture.size)
-    size = 8 * round(picture.width * scale / 8), 8 * round(picture.height * scale / 8)  # as cameras have them
-    picture.resize(size, Image.Resampling.BICUBIC).save(file, kind, quality=QUALITY)
+    width, height = (8 * round(pixels * side / min(picture.size) / 8) for pixels in picture.size)
+    picture.resize((width, height), Image.Resampling.BICUBIC).save(file, kind, quality=90)
     return file.getvalue()
 
 

@@ -3,10 +3,11 @@
 Beside them the roof: how fast this machine multiplies matrices. Nothing that multiplies as many can be much faster.
 """
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -15,71 +16,65 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.machine import fast_bfloat16
 
 CPU = torch.device("cpu")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NOT_FASTER = "bfloat16 is not faster than float32 on this machine"
 LONGEST = 60  # seconds for all rounds of a case
 
-Work = Callable[[], float]
+Work = Callable[[], float]  # does some units of work, and returns how many
+Cases = dict[str, Work | str]  # by the name of a way; a text says why it is left out
 
 
-@dataclass(frozen=True)
-class Rate:
-    """Units of work a second: the median of `rounds` measurements, the lowest and the highest."""
+def measure_cases(cases: Mapping[str, Work | str], rounds: int) -> dict[str, Any]:
+    """Time each case once a round, round after round → the "rates" in units a second, and what was "left_out" and why.
 
-    median: float
-    low: float
-    high: float
-    rounds: int
+    The first round is unmeasured: it warms up, and a case that would take more than a minute after it is left out.
 
-
-def time_in_turns(cases: Mapping[str, Work], rounds: int) -> tuple[dict[str, Rate], dict[str, str]]:
-    """Time each case once a round, round after round → the rates, and the reasons why some were left out.
-
-    The first round is unmeasured: it warms up, and a case that would take more than a minute after it is left out. A
-    case returns the units that it did.
-
-    >>> rates, left_out = time_in_turns({"a": lambda: 1, "b": lambda: 2}, rounds=3)
-    >>> sorted(rates), rates["a"].rounds, left_out
-    (['a', 'b'], 3, {})
+    >>> found = measure_cases({"a": lambda: 1, "b": "not installed"}, rounds=3)
+    >>> sorted(found["rates"]["a"]), found["left_out"]
+    (['high', 'low', 'median', 'rounds'], {'b': 'not installed'})
     """
-    found: dict[str, list[float]] = {}
+    rates: dict[str, list[float]] = {}
     left_out = {}
     for name, work in cases.items():
-        seconds = _time(work)[1]
-        if seconds * rounds > LONGEST:
+        if isinstance(work, str):
+            left_out[name] = work
+        elif (seconds := _time(work)[1]) * rounds > LONGEST:
             left_out[name] = f"{rounds} rounds would take {seconds * rounds:.0f} s, as one of {seconds:.0f} s shows"
         else:
-            found[name] = []
+            rates[name] = []
     for _ in range(rounds):
-        for name, seen in found.items():
+        for name, measured in rates.items():
             units, seconds = _time(cases[name])
-            seen.append(units / seconds)
-    return {
-        name: Rate(statistics.median(seen), min(seen), max(seen), len(seen)) for name, seen in found.items()
-    }, left_out
+            measured.append(units / seconds)
+    return {"rates": {name: _summarise(measured) for name, measured in rates.items()}, "left_out": left_out}
 
 
-def measure_cases(cases: Mapping[str, Work], rounds: int, left_out: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return a section's rates, by `time_in_turns`, and what was left out, before that or by it."""
-    rates, too_slow = time_in_turns(cases, rounds)
-    return {"rates": {name: asdict(rate) for name, rate in rates.items()}, "left_out": {**(left_out or {}), **too_slow}}
-
-
-def _time(work: Work) -> tuple[float, float]:
+def _time(work: Any) -> tuple[float, float]:
     started = time.perf_counter()
     return work(), time.perf_counter() - started
 
 
-def find_precisions() -> tuple[dict[str, torch.dtype], str]:
-    """Return what is worth measuring here, by name; and why bfloat16 is not, or ""."""
-    known = {"float32": torch.float32}
-    return (known | {"bfloat16": torch.bfloat16}, "") if fast_bfloat16(CPU) else (known, NOT_FASTER)
+def _summarise(rates: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(rates), "low": min(rates), "high": max(rates), "rounds": len(rates)}
 
 
-def make_roofs(flops: float) -> tuple[dict[str, Work], dict[str, str]]:
-    """Make a case for each precision, its unit of work being `flops` operations, and say what is left out."""
-    known, reason = find_precisions()
-    cases = {f"roof: product in {name}": _multiply(dtype, flops) for name, dtype in known.items()}
-    return cases, {"roof: product in bfloat16": reason} if reason else {}
+def in_own_process(function: Callable, *arguments: Any) -> Any:
+    """Call a function in a new process: it finds no threads, workers or caches that another measurement left."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def is_fast(precision: str) -> bool:
+    """Whether a precision is worth measuring: a machine that only emulates it is slower with it."""
+    return precision == "float32" or fast_bfloat16(CPU)
+
+
+def make_roofs(flops: float) -> Cases:
+    """Make a case for each precision, its unit of work being `flops` operations."""
+    return {
+        f"roof: product in {name}": _multiply(dtype, flops) if is_fast(name) else NOT_FASTER
+        for name, dtype in PRECISIONS.items()
+    }
 
 
 def count_flops(work: Callable[[], Any]) -> float:

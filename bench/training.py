@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import torch
 
-from bench.peers import TutorialSets, make_tutorial_training
-from bench.timing import Work, count_flops, find_precisions, make_roofs, measure_cases
+from bench.peers import TutorialSets, train_plainly
+from bench.timing import NOT_FASTER, PRECISIONS, Cases, Work, count_flops, is_fast, make_roofs, measure_cases
 from common.store import FeatureStore
 from common.synthetic import make_store
 from train.config import Config, DataConfig, TrainingConfig
@@ -35,19 +35,13 @@ def measure_training(folder: Path, rounds: int) -> dict[str, Any]:
     one = torch.zeros(1, task.set_size, task.feature_dim)
     flops = 3 * count_flops(lambda: model.eval()(one))  # the backward pass does each product twice
     features, labels = task.features[0][0][task.train.rows].clone(), np.repeat(task.train.classes, task.train.counts)
-    known, reason = find_precisions()
-    roof, left_out = make_roofs(flops)
-    if reason:
-        left_out["this project, bfloat16"] = reason
-    cases: dict[str, Work] = {
-        "tutorial: Dataset, DataLoader, TransformerEncoder float32": make_tutorial_training(
-            features, labels, BATCH, STEPS
-        ),
-        **{f"this project, {name}": _train_steps(task, name) for name in known},
-        **roof,
+    cases: Cases = {
+        "tutorial: Dataset, DataLoader, TransformerEncoder float32": train_plainly(features, labels, BATCH, STEPS),
+        **{f"this project, {name}": _train_steps(task, name) if is_fast(name) else NOT_FASTER for name in PRECISIONS},
+        **make_roofs(flops),
         "evaluation, float32": lambda: len(predict(model, task, task.test, 1000)),
     }
-    return {"unit": "sets/s", "gflop_per_set": flops / 1e9, **measure_cases(cases, rounds, left_out)}
+    return {"unit": "sets/s", "gflop_per_set": flops / 1e9, **measure_cases(cases, rounds)}
 
 
 def measure_sampling(folder: Path, rounds: int) -> dict[str, Any]:
@@ -56,12 +50,8 @@ def measure_sampling(folder: Path, rounds: int) -> dict[str, Any]:
     task = make_task(folder / "sampling.h5", 45_000, classes=100, feature_dim=1)
     peer = TutorialSets(torch.zeros(len(labels), 1), labels, 10)
     generator = np.random.default_rng(0)
-
-    def tutorial() -> int:
-        return len([peer[index] for index in range(1000)])
-
-    cases = {
-        "tutorial: one set at a time": tutorial,
+    cases: Cases = {
+        "tutorial: one set at a time": lambda: len([peer[index] for index in range(1000)]),
         "this project": lambda: sum(map(len, draw_batches(task.train, SAMPLING, generator))),
     }
     return {"unit": "sets/s", **measure_cases(cases, rounds)}
@@ -74,7 +64,6 @@ def measure_rows(folder: Path, rounds: int) -> dict[str, Any]:
     memory = task.features[0][0].clone()
     place = store.places["features"]
     mapped = np.memmap(store.path, place.dtype, "r", place.offset, place.shape)[0]
-    file = h5py.File(store.path)
     index = np.random.default_rng(0).integers(len(memory), size=(100, BATCH, ROWS // BATCH))
 
     def h5py_rows() -> int:
@@ -91,15 +80,14 @@ def measure_rows(folder: Path, rounds: int) -> dict[str, Any]:
 
         return work
 
-    cases = {
+    cases: Cases = {
         "tensor in memory": for_each(lambda chosen: memory[torch.from_numpy(chosen)]),
         "this project, mapped": for_each(task.gather),
         "np.memmap": for_each(lambda chosen: torch.from_numpy(mapped[chosen])),
         "h5py, sorted unique rows": h5py_rows,
     }
-    found = measure_cases(cases, rounds)
-    file.close()
-    return {"unit": "rows/s", **found}
+    with h5py.File(store.path) as file:
+        return {"unit": "rows/s", **measure_cases(cases, rounds)}
 
 
 def make_task(path: Path, n: int, classes: int = 10, feature_dim: int = 512) -> Task:

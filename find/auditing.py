@@ -1,6 +1,6 @@
 """Which images of a labelled data set belong to none of its classes, belong to another one, or are there twice."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,9 @@ from common.errors import UserError
 from find.candidates import Judged, make_candidates, take_one_of_each
 from find.classes import posterior
 from find.duplicates import find_copies
-from find.findings import Findings
+from find.findings import TYPICAL, Findings, Threshold, summarise
 from find.foreign import class_distances
 from find.inputs import Inputs, take_inputs
-from find.listing import TYPICAL, flag_and_list, require_features, unflagged
 from find.rates import find_caveat, p_values
 
 SMALLEST = 3  # different images of a class that can be judged
@@ -33,12 +32,11 @@ def audit(
     digests: Any = None,
     rate: float = 0.1,
     seed: int = 0,
-    settings: Mapping[str, Any] | None = None,
 ) -> Findings:
     """Judge every image of features (n, D) with labels (n,); `find.findings` says which questions are answered.
 
     class_names: of the labels 0 … C - 1. paths, splits: of the images. digests: (n, 32) uint8, equal for equal
-    pictures. rate: the false-discovery rate of the flagged ones, of each question. settings: provenance, taken over.
+    pictures. rate: the false-discovery rate of the flagged ones, of each question.
 
     "label" is asked where there are two classes or more. Classes of fewer than three different images are not judged.
     Raises UserError where no class can be judged, and for what `find.inputs.take_inputs` refuses.
@@ -46,33 +44,32 @@ def audit(
     inputs = take_inputs(
         features, labels, class_names=class_names, paths=paths, splits=splits, digests=digests, rate=rate, seed=seed
     )
-    require_features(inputs.features)
     copies = find_copies(inputs.features, inputs.digests)
     units, too_small = _large_enough(inputs, take_one_of_each(inputs, copies, inputs.labels))
     _require_differing(inputs, copies.group[units], inputs.labels[units])
     judged = judge(inputs.features, inputs.labels[units], copies.group[units], inputs.seed, units)
-    names = [inputs.class_names[label] for label in np.unique(inputs.labels[units])]
     typical = {}
-    for label, name in enumerate(names):
+    for label, number in enumerate(np.unique(inputs.labels[units])):
         of_class = np.flatnonzero(judged.labels == label)
         central = of_class[np.lexsort((judged.distance[of_class], judged.wrong[of_class] > 0.5))[:TYPICAL]]
-        typical[name] = inputs.images.shown(judged.rows[central])
-    said: dict[str, Any] = {"seed": inputs.seed}
-    if judged.posterior:
-        said["noise_rate"] = round(judged.posterior.noise, 5)
-        said["wrong_labels_to_similar_classes"] = round(judged.posterior.near, 3)
-    candidates = Findings(
+        typical[inputs.class_names[number]] = inputs.images(judged.rows[central])
+    thresholds = {"foreign": Threshold(inputs.rate, caveat=find_caveat(judged.foreign, inputs.rate))}
+    settings: dict[str, Any] = {"seed": inputs.seed}
+    if of_classes := judged.posterior:
+        thresholds["label"] = Threshold(inputs.rate, caveat=SIMILAR_CLASSES if of_classes.near > 0.5 else None)
+        settings["noise_rate"] = round(of_classes.noise, 5)
+        settings["wrong_labels_to_similar_classes"] = round(of_classes.near, 3)
+    result = Findings(
         mode="audit",
-        findings=tuple(make_candidates(inputs, copies, judged)),
-        conclusion="",
+        findings=make_candidates(inputs, copies, judged),
         class_names=inputs.class_names,
         typical=typical,
         counts={"images": len(inputs.features)},
-        thresholds=unflagged(inputs.rate, _caveats(judged, inputs.rate)),
+        thresholds=thresholds,
         too_small=too_small,
-        settings=dict(settings or {}) | said,
+        settings=settings,
     )
-    return flag_and_list(candidates, inputs.rate)
+    return summarise(result)
 
 
 def judge(
@@ -96,26 +93,17 @@ def judge(
     return Judged(rows, labels, p_values(distance), wrong, likely, distance, of_classes)
 
 
-def _caveats(judged: Judged, rate: float) -> dict[str, str | None]:
-    """Of each question that was asked, why its rate cannot be promised; None where it can."""
-    caveats = {"foreign": find_caveat(judged.foreign, rate)}
-    if judged.posterior:
-        caveats["label"] = SIMILAR_CLASSES if judged.posterior.near > 0.5 else None
-    return caveats
-
-
 def _large_enough(inputs: Inputs, units: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
     """Those of the rows (m,) whose classes can be judged; and the classes that cannot, with the number of images."""
-    counts, images = (
-        np.bincount(inputs.labels[rows], minlength=len(inputs.class_names)) for rows in (units, slice(None))
-    )
+    classes = len(inputs.class_names)
+    counts, images = np.bincount(inputs.labels[units], minlength=classes), np.bincount(inputs.labels, minlength=classes)
     small = counts < SMALLEST
     if small.all():
         raise UserError(
             f"no class has {SMALLEST} different images or more: too few to know a class by; add images, or use find odd"
         )
-    kept = units[~small[inputs.labels[units]]]
-    return kept, {inputs.class_names[label]: int(images[label]) for label in np.flatnonzero(small)}
+    judged = units[~small[inputs.labels[units]]]
+    return judged, {inputs.class_names[label]: int(images[label]) for label in np.flatnonzero(small)}
 
 
 def _require_differing(inputs: Inputs, groups: np.ndarray, labels: np.ndarray) -> None:

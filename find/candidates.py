@@ -1,24 +1,26 @@
-"""From what was found out about images to findings, for `find.auditing` and `find.oddities`."""
+"""From what was learnt about images to findings, for `find.auditing` and `find.oddities`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from find.classes import Posterior
-from find.duplicates import Copies
+from find.duplicates import Copies, repeated
 from find.findings import Finding, Image
 from find.foreign import nearest
 from find.inputs import Inputs
-from find.listing import AT_LEAST, LISTED
 from find.rates import bayes_q_values, local_rates, q_values
 
+LISTED = 0.02  # findings of a lower probability are left out, but for the first of all
+AT_LEAST = 100
 NEIGHBOURS = 5
 SURE_OF_COPY = 0.5  # probability from which a picture that is there twice is listed for another reason
 
 
 @dataclass(frozen=True)
 class Judged:
-    """The images that were judged, a picture once in each class that it is in, and what was found.
+    """The images that were judged, a picture once in each class that it is in, and what was learnt about them.
 
     rows (m,): of the data set. labels (m,): numbers of the classes that were judged; 0 without. foreign (m,): p-values.
     wrong (m,): the probability that the label is wrong; likely (m,): the most likely other class. distance (m,): from
@@ -34,125 +36,106 @@ class Judged:
     posterior: Posterior | None
 
 
-@dataclass(frozen=True)
-class Conflict:
-    """A picture in several classes. other: the likeliest. wrong: p(the label is wrong). equal: no pixel differs."""
-
-    other: int
-    wrong: float
-    equal: bool
-
-
 def take_one_of_each(inputs: Inputs, copies: Copies, labels: np.ndarray) -> np.ndarray:
     """The rows (m,) that count: of the copies of a picture in one class (labels (n,)) the first.
 
-    What is first, and the order of the rows, depend on features and paths, not on the order of the images. So nothing
-    that is found, or drawn by a seed, depends on it either.
+    What is first, and the order of the rows, depend on features and paths, not on the order of the images. So no
+    result, and nothing that is drawn by a seed, depends on it either.
     """
     x = inputs.features
     key = np.einsum("ij,j->i", x, np.random.default_rng(0).random(x.shape[1]))
-    order = np.lexsort((np.array(inputs.images.paths, str), labels, key))
+    order = np.lexsort((np.array(inputs.paths, str), labels, key))
     _, first = np.unique(np.stack([copies.group, labels])[:, order], axis=1, return_index=True)
     return order[np.sort(first)]
 
 
-def make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> list[Finding]:
+def make_candidates(inputs: Inputs, copies: Copies, judged: Judged) -> tuple[Finding, ...]:
     """A finding for every image that may be in the list, and for every group of copies that none of them shows."""
     groups = copies.group[judged.rows]
-    parts = {int(copies.group[part[0]]): part for part in copies.groups()}
-    conflicts, settled = _find_conflicts(inputs, copies, judged, parts)
-    wrong, foreign = judged.wrong.copy(), judged.foreign.copy()
-    wrong[settled], foreign[settled] = 0.0, 1.0  # one finding for all images of a conflict
-    certain = wrong.copy()
-    for i, each in conflicts.items():
-        wrong[i] = each.wrong
-        certain[i] = 1.0 if each.equal else each.wrong  # of equal pictures in two classes, one is wrong
-    strange, q_foreign, q_label = 1 - local_rates(foreign), q_values(foreign), bayes_q_values(certain)
-    is_foreign = (q_foreign <= inputs.rate) | ((q_label > inputs.rate) & (strange > wrong)) | (judged.posterior is None)
-    is_foreign[list(conflicts)] = False
-    probability = np.where(is_foreign, strange, wrong)
+    parts = repeated(copies.group)
+    judged, certain, conflict = _settle_conflicts(inputs, copies, judged, parts)
+    strange, q_foreign, q_label = 1 - local_rates(judged.foreign), q_values(judged.foreign), bayes_q_values(certain)
+    is_foreign = (q_foreign <= inputs.rate) | ((q_label > inputs.rate) & (strange > judged.wrong))
+    is_foreign |= judged.posterior is None
+    is_foreign[conflict] = False
+    probability = np.where(is_foreign, strange, judged.wrong)
     q = np.where(is_foreign, q_foreign, q_label)
     # local rates are steps: on a step, what is the least likely to belong comes first
-    ranked = np.lexsort((np.where(is_foreign, foreign, 1 - wrong), -probability.round(6)))
+    ranked = np.lexsort((np.where(is_foreign, judged.foreign, 1 - judged.wrong), -probability.round(6)))
     listed = (probability >= LISTED) | (q <= inputs.rate)
     listed[ranked[:AT_LEAST]] = probability[ranked[:AT_LEAST]] > 0
     copied = np.isin(groups, list(parts))
     listed &= ~copied | (q <= inputs.rate) | (probability >= SURE_OF_COPY)
-    listed[list(conflicts)] = True
+    listed[conflict] = True
     chosen = ranked[listed[ranked]]
-    strangers = chosen[is_foreign[chosen]]
-    near = _find_neighbours(inputs, copies, judged.rows, judged.rows[strangers])
-    neighbours = dict(zip(strangers.tolist(), near, strict=True))
-    findings = []
+    neighbours = _find_neighbours(inputs, copies, judged, chosen[is_foreign[chosen]])
+    findings, no_copies = [], np.zeros(0, int)
     for i in chosen.tolist():
-        row, conflict = int(judged.rows[i]), conflicts.get(i)
-        suggested = None if is_foreign[i] else _name(inputs, judged, conflict.other if conflict else judged.likely[i])
-        scores = {"distance": judged.distance[i], "foreign": strange[i], "wrong label": wrong[i]}
+        row, part = int(judged.rows[i]), parts.get(groups[i], no_copies)
+        suggested = None if is_foreign[i] else _likely_class(inputs, judged, i)
+        scores = {"distance": judged.distance[i], "foreign": strange[i], "wrong label": judged.wrong[i]}
         findings.append(
-            Finding(
-                row=row,
-                path=inputs.images.paths[row],
-                split=inputs.images.splits[row],
+            _finding(
+                inputs,
+                row,
                 question="foreign" if is_foreign[i] else "label",
-                own=_name(inputs, judged, judged.labels[i]),
                 suggested=suggested,
                 probability=round(float(probability[i]), 6),
                 q=round(float(q[i]), 6),
-                why=_reasons(judged, i, suggested, conflict),
+                flagged=round(float(q[i]), 6) <= inputs.rate,
+                why=(f"the same picture is in {suggested}" if conflict[i] else _reason(judged, i, suggested),),
                 neighbours=neighbours.get(i, ()),
-                copies=_others(inputs, parts[groups[i]], row) if copied[i] else (),
+                copies=inputs.images(part[part != row]),
                 scores={name: round(float(value), 6) for name, value in scores.items()},
             )
         )
     shown = set(groups[chosen].tolist())
     first = {int(group): int(row) for group, row in zip(groups[::-1], judged.rows[::-1], strict=True)}
-    return findings + [
-        _duplicate(inputs, copies, part, first.get(group, int(part[0])))
-        for group, part in parts.items()
-        if group not in shown
-    ]
+    hidden = ((part, first.get(group, int(part[0]))) for group, part in parts.items() if group not in shown)
+    return (*findings, *(_duplicate(inputs, copies, part, row) for part, row in hidden))
 
 
-def _find_conflicts(
+def _settle_conflicts(
     inputs: Inputs, copies: Copies, judged: Judged, parts: dict[int, np.ndarray]
-) -> tuple[dict[int, Conflict], list[int]]:
-    """Of each picture that is in several classes the image in the least likely one; and all images of such pictures.
+) -> tuple[Judged, np.ndarray, np.ndarray]:
+    """Of each picture that is in several classes, leave the image in the least likely one to be found.
 
-    Every copy is a vote for its class that is wrong as often as labels are.
+    Every copy is a vote for its class that is wrong as often as labels are. Returns what was judged, changed so; how
+    sure it is that an image or its copy has a wrong label (m,); and which images are left of such pictures (m,).
     """
-    found: dict[int, Conflict] = {}
-    settled: list[int] = []
+    conflict = np.zeros(len(judged.rows), bool)
     if judged.posterior is None:
-        return found, settled
+        return judged, judged.wrong, conflict
     noise, log = judged.posterior.noise, judged.posterior.log
-    of_group: dict[int, list[int]] = {}
-    for i in np.flatnonzero(np.isin(copies.group[judged.rows], list(parts))).tolist():
-        of_group.setdefault(int(copies.group[judged.rows[i]]), []).append(i)
-    for group, images in of_group.items():
-        if len(images) < 2:
-            continue
+    foreign, wrong, likely = judged.foreign.copy(), judged.wrong.copy(), judged.likely.copy()
+    certain = wrong.copy()
+    for group, images in repeated(copies.group[judged.rows]).items():
         part, own = parts[group], judged.labels[images]
         votes = [(inputs.labels[part] == inputs.labels[judged.rows[i]]).sum() for i in images]
         support = np.array(votes) * np.log((1 - noise) / noise) + log[images, own]
         share = np.exp(support - support.max())
         least, equal = int(share.argmin()), copies.equal[part]
-        classes = np.unique(np.stack([inputs.labels[part], equal]), axis=1).shape[1]
-        wrong = 1 - float(share[least] / share.sum())
-        found[images[least]] = Conflict(int(own[share.argmax()]), wrong, classes > len(np.unique(equal)))
-        settled += images
-    return found, settled
+        foreign[images], wrong[images], certain[images] = 1.0, 0.0, 0.0
+        i = images[least]
+        wrong[i], likely[i] = 1 - float(share[least] / share.sum()), own[share.argmax()]
+        pairs = np.unique(np.stack([inputs.labels[part], equal]), axis=1)
+        in_two_classes = pairs.shape[1] > len(np.unique(equal))  # equal pictures: one label is wrong for sure
+        certain[i] = 1.0 if in_two_classes else wrong[i]
+        conflict[i] = True
+    return replace(judged, foreign=foreign, wrong=wrong, likely=likely), certain, conflict
 
 
-def _find_neighbours(inputs: Inputs, copies: Copies, counted: np.ndarray, rows: np.ndarray) -> list[tuple[Image, ...]]:
-    """For each of the rows (k,) the images that are most like it among those that count (m,), no copies of it."""
-    if not len(rows):
-        return []
-    k = min(2 * NEIGHBOURS, len(counted))  # some may be copies in other classes
-    found = counted[nearest(inputs.features[rows], inputs.features, k, counted)[0]]
-    return [
-        inputs.images.shown(near[copies.group[near] != copies.group[row]][:NEIGHBOURS])
-        for row, near in zip(rows, found, strict=True)
-    ]
+def _find_neighbours(
+    inputs: Inputs, copies: Copies, judged: Judged, images: np.ndarray
+) -> dict[int, tuple[Image, ...]]:
+    """For each of the judged images (k,) those that are most like it, no copies of it."""
+    if not len(images):
+        return {}
+    rows = judged.rows[images]
+    k = min(2 * NEIGHBOURS, len(judged.rows))  # some may be copies in other classes
+    near = judged.rows[nearest(inputs.features[rows], inputs.features, k, judged.rows)[0]]
+    others = (some[copies.group[some] != copies.group[row]] for row, some in zip(rows, near, strict=True))
+    return {int(i): inputs.images(some[:NEIGHBOURS]) for i, some in zip(images, others, strict=True)}
 
 
 def _duplicate(inputs: Inputs, copies: Copies, part: np.ndarray, row: int) -> Finding:
@@ -161,32 +144,21 @@ def _duplicate(inputs: Inputs, copies: Copies, part: np.ndarray, row: int) -> Fi
     near = len(part) - 1 - same
     why = [f"{same:,} more of exactly this picture"] if same else []
     why += [f"{near:,} more of nearly this picture"] if near else []
-    return Finding(
-        row=row,
-        path=inputs.images.paths[row],
-        split=inputs.images.splits[row],
-        question="duplicate",
-        own=inputs.class_names[inputs.labels[row]] if inputs.class_names else None,
-        probability=1.0,
-        why=tuple(why),
-        copies=_others(inputs, part, row),
-    )
+    others = inputs.images(part[part != row])
+    return _finding(inputs, row, question="duplicate", probability=1.0, why=tuple(why), copies=others)
 
 
-def _others(inputs: Inputs, part: np.ndarray, row: int) -> tuple[Image, ...]:
-    return inputs.images.shown(part[part != row])
+def _finding(inputs: Inputs, row: int, **answer: Any) -> Finding:
+    own = inputs.class_names[inputs.labels[row]] if inputs.class_names else None
+    return Finding(row=row, path=inputs.paths[row], split=inputs.splits[row], own=own, **answer)
 
 
-def _name(inputs: Inputs, judged: Judged, label: int) -> str | None:
-    if not inputs.class_names:
-        return None
-    return inputs.class_names[inputs.labels[judged.rows[judged.labels == label][0]]]
+def _likely_class(inputs: Inputs, judged: Judged, i: int) -> str:
+    return inputs.class_names[inputs.labels[judged.rows[judged.labels == judged.likely[i]][0]]]
 
 
-def _reasons(judged: Judged, i: int, suggested: str | None, conflict: Conflict | None) -> tuple[str, ...]:
-    if conflict:
-        return (f"the same picture is in {suggested}",)
+def _reason(judged: Judged, i: int, suggested: str | None) -> str:
     if suggested is None or judged.posterior is None:
-        return ("far from the other images",)
+        return "far from the other images"
     log = judged.posterior.log[i]
-    return (f"nearer to {suggested}",) if log[judged.likely[i]] > log[judged.labels[i]] else ("hard to tell",)
+    return f"nearer to {suggested}" if log[judged.likely[i]] > log[judged.labels[i]] else "hard to tell"

@@ -1,10 +1,9 @@
 """Class posteriors of every image by classifiers that never saw it, where some of the labels are wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,38 +40,31 @@ WEIGHT_BOUNDS, NOISE_BOUNDS = (-5.0, 5.0), (-6.0, 0.0)
 ROWS = 20_000  # that weights and noise are learnt from, at most
 STEPS = 150  # of training at least; and two epochs more
 
+Part = tuple[np.ndarray, np.ndarray]  # rows to learn from, and the rows of a fold, which are judged
+
 
 @dataclass(frozen=True)
 class Posterior:
     """log p(true class | image) (n, C), and the noise of the labels that suits them best.
 
-    noise: the share of wrong labels. near: the share of those that went to a class which is like the true one; the
-    others went to any. similar (C, C): how probable each class is for an image of another one (rows sum to 1).
+    noise: the share of wrong labels. given_wrong (C, C): p(label | true class, the label is wrong). near: the share of
+    wrong labels that went to a class which is like the true one; the others went to any.
     """
 
     log: np.ndarray
     noise: float
-    near: float
-    similar: np.ndarray
+    given_wrong: np.ndarray
+    near: float = 0.0
 
     def wrong(self, labels: np.ndarray) -> np.ndarray:
         """p(the label is wrong | image, label) (n,), by Bayes' rule with the noise as prior."""
-        own, others, given_wrong = np.empty(len(labels)), np.empty(len(labels)), self.given_wrong()
+        own, others = np.empty(len(labels)), np.empty(len(labels))
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)
-            q = np.exp(self.log[rows])
-            own[rows], others[rows] = q[:, label], q @ given_wrong[:, label]
+            p = np.exp(self.log[rows])
+            own[rows], others[rows] = p[:, label], p @ self.given_wrong[:, label]
         others *= self.noise
         return others / np.maximum(others + (1 - self.noise) * own, 1e-300)
-
-    def given_wrong(self) -> np.ndarray:
-        """p(label | true class, the label is wrong) (C, C)."""
-        return (1 - self.near) * any_other(len(self.similar)) + self.near * self.similar
-
-
-def any_other(classes: int) -> np.ndarray:
-    """Each class but the own one alike, (C, C)."""
-    return (1 - np.eye(classes)) / max(1, classes - 1)
 
 
 def posterior(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> Posterior:
@@ -93,11 +85,11 @@ def posterior(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed
         scores = [out_of_fold(x, labels, fold, trusted, networks, seed + 1000 * number)]
         if number + 1 == rounds:
             del x  # memory, as above
-        found = weigh(scores.pop(), labels)
-        trusted = found.wrong(labels) < 0.5
+        result = weigh(scores.pop(), labels)
+        trusted = result.wrong(labels) < 0.5
         counts = np.bincount(labels[trusted], minlength=labels.max() + 1)
         trusted |= (counts < 2)[labels]  # a class is not left without images
-    return found
+    return result
 
 
 def make_folds(labels: np.ndarray, groups: np.ndarray, folds: int, generator: np.random.Generator) -> np.ndarray:
@@ -125,27 +117,30 @@ def out_of_fold(
         for rest, rows in parts:
             known, codes = np.unique(labels[rest], return_inverse=True)
             with suppress(UserError):  # classes that do not differ are told apart by nothing
-                mean, projection, ratio, means = fit_two_covariances(partial(_rows_of, x, rest), codes)
-                counts = np.bincount(codes)
-                embedded = x[rows] @ projection.astype(np.float32) - (mean @ projection).astype(np.float32)
-                sums = counts[:, None] * ((means - mean) @ projection)
-                scores[0][np.ix_(rows, known)] = log_likelihood_ratio(embedded, sums, counts, ratio)
+                scores[0][np.ix_(rows, known)] = gaussian_scores(x, rest, codes, rows)
             progress.update()
-        if networks:
-            _train_networks(x, labels, parts, scores, seed, progress)
-        else:
-            scores.append(regress(x, labels, fold, trusted))
+        for _ in _train_networks(x, labels, parts, scores, seed) if networks else ():
+            progress.update()
+    if not networks:
+        scores.append(regress(x, labels, fold, trusted))
     for rest, rows in parts:
         unknown = np.bincount(labels[rest], minlength=classes) == 0
         if unknown.any():
-            for each in scores[1:]:
-                each[rows] -= each[rows][:, ~unknown].mean(1, keepdims=True)
-                each[np.ix_(rows, unknown)] = 0
+            for logits in scores[1:]:
+                logits[rows] -= logits[rows][:, ~unknown].mean(1, keepdims=True)
+                logits[np.ix_(rows, unknown)] = 0
     return scores
 
 
-def _rows_of(x: np.ndarray, rows: np.ndarray, part: slice) -> np.ndarray:
-    return x[rows[part]]
+def gaussian_scores(x: np.ndarray, known: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Class scores (m, C) of the rows (m,) of x (n, D), of a Gaussian model of the known rows (k,) with labels (k,).
+
+    Raises UserError where the classes are too few, or do not differ.
+    """
+    mean, projection, ratio, means = fit_two_covariances(lambda part: x[known[part]], labels)
+    counts = np.bincount(labels)
+    embedded = x[rows] @ projection.astype(np.float32) - (mean @ projection).astype(np.float32)
+    return log_likelihood_ratio(embedded, counts[:, None] * ((means - mean) @ projection), counts, ratio)
 
 
 def regress(x: np.ndarray, labels: np.ndarray, fold: np.ndarray, trusted: np.ndarray) -> np.ndarray:
@@ -167,60 +162,47 @@ def regress(x: np.ndarray, labels: np.ndarray, fold: np.ndarray, trusted: np.nda
 
 
 def minimise(
-    loss: Callable[[Tensor], Tensor],
-    start: np.ndarray,
-    bounds: Sequence[tuple[float, float]] | None = None,
-    **options: Any,
+    loss: Callable[[Tensor], Tensor], start: np.ndarray, bounds: list[tuple[float, float]] | None = None, **options: Any
 ) -> Tensor:
     """The values, float32 and shaped as `start`, at which a loss is least, by L-BFGS-B with these options."""
 
-    def with_gradient(values: np.ndarray) -> tuple[float, np.ndarray]:
-        given = torch.from_numpy(values.astype(np.float32)).view(start.shape).requires_grad_()
-        value = loss(given)
-        (gradient,) = torch.autograd.grad(value, given)
+    def with_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        values = torch.from_numpy(flat.astype(np.float32)).view(start.shape).requires_grad_()
+        value = loss(values)
+        (gradient,) = torch.autograd.grad(value, values)
         return value.item(), gradient.numpy().astype(np.float64).ravel()
 
     # Optimisers of torch are slower
-    found = optimize.minimize(with_gradient, start.ravel(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-    return torch.from_numpy(found.x.astype(np.float32)).view(start.shape)
+    best = optimize.minimize(with_gradient, start.ravel(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+    return torch.from_numpy(best.x.astype(np.float32)).view(start.shape)
 
 
 def _train_networks(
-    x: np.ndarray,
-    labels: np.ndarray,
-    parts: Sequence[tuple[np.ndarray, np.ndarray]],
-    scores: Sequence[np.ndarray],
-    seed: int,
-    progress: Progress,
-) -> None:
-    """Fill scores[1:] with the logits of networks, one each for each fold's (other rows, own rows)."""
+    x: np.ndarray, labels: np.ndarray, parts: Sequence[Part], scores: Sequence[np.ndarray], seed: int
+) -> Iterator[None]:
+    """Fill scores[1:] with the logits of networks, one each for each fold; one after the other is done."""
     inputs, truth, fast = torch.from_numpy(x), torch.from_numpy(labels), fast_bfloat16(torch.device("cpu"))
+    head = HeadConfig(hidden=HIDDEN, dropout=DROPOUT)
 
-    def network(which: int, number: int, model: Method) -> None:
-        rest, rows = map(torch.from_numpy, parts[number])
-        train_network(model, inputs, truth, rest, seed + 100 * which + number, fast)
+    def fill(logits: np.ndarray, part: Part, model: Method, seed: int) -> None:
+        rest, rows = map(torch.from_numpy, part)
+        train_network(model, inputs, truth, rest, seed, fast)
         with torch.inference_mode():
             for some in rows.split(4096):
-                scores[which][some.numpy()] = model.encode(inputs[some]).numpy()
+                logits[some.numpy()] = model.encode(inputs[some]).numpy()
 
-    models = [
-        (which, number, _new_network(x.shape[1], scores[0].shape[1], seed + 100 * which + number))
-        for number in range(len(parts))
-        for which in range(1, len(scores))
-    ]
+    jobs = []
+    for number, part in enumerate(parts):
+        for which, logits in enumerate(scores[1:], 1):
+            own_seed = seed + 100 * which + number
+            config = Config("posterior", head=head, training=TrainingConfig(seed=own_seed))
+            jobs.append((logits, part, build_method(config, x.shape[1], logits.shape[1]), own_seed))
     threads = torch.get_num_threads()
     # Steps this small are not worth sharing among threads: each thread trains a network of its own
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for done in [pool.submit(network, *model) for model in models]:
-            done.result()
-            progress.update()
+        for done in [pool.submit(fill, *job) for job in jobs]:
+            yield done.result()
     torch.set_num_threads(threads)
-
-
-def _new_network(dim: int, classes: int, seed: int) -> Method:
-    """The MLP of the method `posterior`, not trained."""
-    head = HeadConfig(hidden=HIDDEN, dropout=DROPOUT)
-    return build_method(Config("posterior", head=head, training=TrainingConfig(seed=seed)), dim, classes)
 
 
 def train_network(model: Method, x: Tensor, labels: Tensor, used: Tensor, seed: int, fast: bool) -> None:
@@ -252,32 +234,33 @@ def weigh(scores: Sequence[np.ndarray], labels: np.ndarray) -> Posterior:
     First as if wrong labels went to any class alike. The labels that are most likely wrong then show how many of them
     went to similar classes instead, and that is reckoned with, twice.
     """
-    classes = scores[0].shape[1]
+    n, classes = scores[0].shape
     parts = [torch.from_numpy(np.asarray(each, np.float32)) for each in scores]
     parts = [(part - part.mean(1, keepdim=True)) / part.std().clamp(min=1e-6) for part in parts]
     del scores  # memory
-    log, noise = _most_likely(parts, labels, any_other(classes))
-    shares = np.bincount(labels, minlength=classes) / len(labels)
-    chance = shares.max() + 3 * np.sqrt(shares.max() * (1 - shares.max()) / len(labels))
+    others = 1 - np.eye(classes)
+    to_any = others / max(1, classes - 1)
+    log, noise = _most_likely(parts, labels, to_any)
+    shares = np.bincount(labels, minlength=classes) / n
+    chance = shares.max() + 3 * np.sqrt(shares.max() * (1 - shares.max()) / n)
     if (log.argmax(1) == labels).mean() <= chance:  # the scores know no more than how frequent classes are
         flat = np.broadcast_to(np.log(np.maximum(shares, 1e-12)).astype(np.float32), log.shape)
-        return Posterior(flat, LEAST_NOISE, 0.0, any_other(classes))
-    similar = (
-        np.stack([np.exp(log[labels == label]).mean(0) for label in range(classes)]) * (1 - np.eye(classes)) + 1e-12
-    )
-    found = Posterior(log, noise, 0.0, similar / similar.sum(1, keepdims=True))
+        return Posterior(flat, LEAST_NOISE, to_any)
+    to_similar = np.stack([np.exp(log[labels == label]).mean(0) for label in range(classes)]) * others + 1e-12
+    to_similar /= to_similar.sum(1, keepdims=True)
+    result = Posterior(log, noise, to_any)
     for _ in range(2):
-        sure = np.flatnonzero(found.wrong(labels) > 0.5)
-        q, given = np.exp(found.log[sure]), labels[sure]
-        to_similar, to_any = ((q * kind.T[given]).sum(1) for kind in (found.similar, any_other(classes)))
+        sure = np.flatnonzero(result.wrong(labels) > 0.5)
+        p = np.exp(result.log[sure])
+        similar, any_other = ((p * kind.T[labels[sure]]).sum(1) for kind in (to_similar, to_any))
         near = 0.5
         for _ in range(50):  # expectation-maximisation, with one label of each kind in advance
-            share = near * to_similar / (near * to_similar + (1 - near) * to_any)
+            share = near * similar / (near * similar + (1 - near) * any_other)
             near = (float(share.sum()) + 1) / (len(share) + 2)
-        found = replace(found, near=near)
-        log, noise = _most_likely(parts, labels, found.given_wrong())
-        found = replace(found, log=log, noise=max(LEAST_NOISE, noise))
-    return found
+        given_wrong = (1 - near) * to_any + near * to_similar
+        log, noise = _most_likely(parts, labels, given_wrong)
+        result = Posterior(log, max(LEAST_NOISE, noise), given_wrong, near)
+    return result
 
 
 def _most_likely(parts: Sequence[Tensor], labels: np.ndarray, given_wrong: np.ndarray) -> tuple[np.ndarray, float]:
@@ -288,16 +271,16 @@ def _most_likely(parts: Sequence[Tensor], labels: np.ndarray, given_wrong: np.nd
     """
     every = -(-len(labels) // ROWS)  # so few numbers need no more rows
     some, labels = [part[::every] for part in parts], labels[::every]
-    chosen = torch.from_numpy(labels)[:, None]
+    own = torch.from_numpy(labels)[:, None]
     to_label = torch.from_numpy(given_wrong.T.astype(np.float32))[labels]
 
-    def log_posterior(of: Sequence[Tensor], weights: Tensor) -> Tensor:
-        mixed = sum(weight.exp() * part for weight, part in zip(weights, of, strict=True))
+    def log_posterior(parts: Sequence[Tensor], weights: Tensor) -> Tensor:
+        mixed = sum(weight.exp() * part for weight, part in zip(weights, parts, strict=True))
         return functional.log_softmax(mixed, 1)  # type: ignore[arg-type]
 
-    def loss(given: Tensor) -> Tensor:
-        q, rate = log_posterior(some, given[:-1]).exp(), torch.sigmoid(given[-1])
-        return -torch.log((1 - rate) * q.gather(1, chosen)[:, 0] + rate * (q * to_label).sum(1) + 1e-12).mean()
+    def loss(values: Tensor) -> Tensor:
+        p, noise = log_posterior(some, values[:-1]).exp(), torch.sigmoid(values[-1])
+        return -torch.log((1 - noise) * p.gather(1, own)[:, 0] + noise * (p * to_label).sum(1) + 1e-12).mean()
 
     start = np.array([0.0] * len(parts) + [NOISE_BOUNDS[0] / 2])
     best = minimise(loss, start, [WEIGHT_BOUNDS] * len(parts) + [NOISE_BOUNDS])

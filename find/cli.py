@@ -9,7 +9,7 @@ import click
 from common.command_line import CommandLine
 from common.errors import UserError
 from common.joined import open_stores
-from common.store import SPLITS, FeatureStore
+from common.store import FeatureStore
 
 
 class FindCommandLine(CommandLine):
@@ -25,6 +25,7 @@ def _shared(command: Callable) -> Callable:
     """The options of both commands."""
     path = click.Path(path_type=Path)
     for option in (
+        click.argument("store_path", type=path, metavar="STORE"),
         click.option("--beside", type=path, multiple=True,
                      help="A store of the same images, whose features are put beside those of STORE."),
         click.option("--out", type=path, help="The folder of the page and its files.  [default: runs/find-<store>]"),
@@ -42,7 +43,6 @@ def _shared(command: Callable) -> Callable:
 
 
 @main.command()
-@click.argument("store_path", type=click.Path(path_type=Path), metavar="STORE")
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run folder of a trained head.")
 @click.option(
     "--reference",
@@ -57,56 +57,43 @@ def odd(
 ) -> None:  # fmt: skip
     """Find the images of STORE that do not belong to the others.
 
-    Classes in it are ignored. Prints the page's path last.
-
-    With the head of a run, with a reference store, with both, or with nothing but the images themselves.
+    Classes in it are ignored. With the head of a run, with a reference store, with both, or with nothing but the images
+    themselves. Prints the page's path last.
     """
     from find.oddities import odd as find_odd
     from find.output import Output
 
     store = _open([store_path, *beside])
     output = Output(store=store, **options)
-    named = _names(store)
     head, held_out = _head(run_path, store, reference)
-    given = None if not reference or head is not None else _labelled(_comparable(reference, store))
-    found = find_odd(
-        store.mean_views(), head=head, reference=given, held_out=held_out, rate=rate, seed=seed,
-        digests=store.image_sha256, settings=_settings(store, run_path, reference), **named,
+    labelled = None if not reference or head is not None else _labelled(_comparable(reference, store))
+    findings = find_odd(
+        store.mean_views(), head=head, reference=labelled, held_out=held_out, paths=output.paths,
+        splits=output.splits, digests=store.image_sha256, rate=rate, seed=seed,
     )  # fmt: skip
-    output.write(found, **named)
+    output.write(findings, _settings(store, run_path, reference))
 
 
 @main.command()
-@click.argument("store_path", type=click.Path(path_type=Path), metavar="STORE")
 @_shared
 def audit(store_path: Path, beside: tuple[Path, ...], seed: int, rate: float, **options: Any) -> None:
-    """Find wrong labels in STORE, images of no class, and copies.
-
-    Prints the page's path last.
-    """
+    """Find wrong labels in STORE, images of no class, and copies. Prints the page's path last."""
     from find.auditing import audit as find_wrong
     from find.output import Output
 
     store = _open([store_path, *beside])
     output = Output(store=store, **options)
-    named = _names(store)
-    found = find_wrong(
-        store.mean_views(), store.labels, class_names=store.class_names, rate=rate, seed=seed,
-        digests=store.image_sha256, settings=_settings(store, None, ()), **named,
+    findings = find_wrong(
+        store.mean_views(), store.labels, class_names=store.class_names, paths=output.paths,
+        splits=output.splits, digests=store.image_sha256, rate=rate, seed=seed,
     )  # fmt: skip
-    output.write(found, own=[store.class_names[label] for label in store.labels], **named)
+    output.write(findings, _settings(store))
 
 
 def _open(paths: Sequence[Path]) -> FeatureStore:
     store = open_stores(paths)
     store.verify(("features", "labels", "split", "image_sha256"))
     return store
-
-
-def _names(store: FeatureStore) -> dict[str, Any]:
-    splits = [SPLITS[number] for number in store.split]
-    paths = store.names(range(len(splits))) or [f"{s}/{i}" for s, i in zip(splits, store.image_index, strict=True)]
-    return {"paths": paths, "splits": splits}
 
 
 def _labelled(store: FeatureStore, rows: Any = slice(None)) -> Any:
@@ -116,22 +103,19 @@ def _labelled(store: FeatureStore, rows: Any = slice(None)) -> Any:
 def _comparable(paths: Sequence[Path], store: FeatureStore) -> FeatureStore:
     """Open reference stores. Raises UserError where their features are of another kind than those of `store`."""
     if len(paths) != len(store.stores):
-        given = ", ".join(str(each.path) for each in store.stores)
+        judged = ", ".join(str(part.path) for part in store.stores)
         raise UserError(
-            f"{', '.join(map(str, paths))} cannot be compared with {given}: of each store with --beside, and of no "
+            f"{', '.join(map(str, paths))} cannot be compared with {judged}: of each store with --beside, and of no "
             "other, a reference is needed, made by the same backbone, in the same order"
         )
     reference = _open(paths)
-    for known, asked in zip(reference.stores, store.stores, strict=True):
+    for one, other in zip(reference.stores, store.stores, strict=True):
         for part, name in (("backbone", "backbone"), ("weights", "set of weights")):
-            if known.identity[part] != asked.identity[part]:
-                raise UserError(
-                    f"{known.path} was made with another {name} than {asked.path}: extract one of them again, both "
-                    "must agree"
-                )
-        size = [each.identity["preprocessing"].get("image_size") for each in (known, asked)]
-        if size[0] != size[1]:
-            raise UserError(f"{known.path} was made at {size[0]} pixels, {asked.path} at {size[1]}: both must agree")
+            if one.identity[part] != other.identity[part]:
+                raise UserError(f"{one.path} was made with another {name} than {other.path}: extract one of them again")
+        sizes = [each.identity["preprocessing"].get("image_size") for each in (one, other)]
+        if sizes[0] != sizes[1]:
+            raise UserError(f"{one.path} was made at {sizes[0]} pixels, {other.path} at {sizes[1]}: both must agree")
     return reference
 
 
@@ -149,7 +133,6 @@ def _head(run_path: Path | None, store: FeatureStore, reference: Sequence[Path])
             f"{store.feature_dim}: extract with the backbone and layers that the head was trained with, and give "
             "stores that it saw side by side by --beside"
         )
-    trained_on = load_checkpoint(checkpoint)["store_identity"]
     paths = reference or _stores_of(run_path)
     missing = [path for path in paths if not path.is_file()]
     if missing or not paths:
@@ -158,11 +141,13 @@ def _head(run_path: Path | None, store: FeatureStore, reference: Sequence[Path])
             f"the store that {run_path} was trained on is not {where}: give it by --reference, "
             "folders made of it tell what a score means"
         )
-    given = _comparable(paths, store)
-    if not reference and given.identity_sha256 != trained_on:
-        raise UserError(f"{given.path} is no longer the store that {run_path} was trained on: give one by --reference")
-    tested = given.rows_of("test")
-    return head, _labelled(given, tested if len(tested) else slice(None))
+    trained_on = _comparable(paths, store)
+    if not reference and trained_on.identity_sha256 != load_checkpoint(checkpoint)["store_identity"]:
+        raise UserError(
+            f"{trained_on.path} is no longer the store that {run_path} was trained on: give one by --reference"
+        )
+    tested = trained_on.rows_of("test")
+    return head, _labelled(trained_on, tested if len(tested) else slice(None))
 
 
 def _stores_of(run_path: Path) -> list[Path]:
@@ -175,11 +160,11 @@ def _stores_of(run_path: Path) -> list[Path]:
         return []
 
 
-def _settings(store: FeatureStore, run: Path | None, reference: Sequence[Path]) -> dict[str, Any]:
+def _settings(store: FeatureStore, run: Path | None = None, reference: Sequence[Path] = ()) -> dict[str, Any]:
     from common.machine import versions
 
     return {
-        "store": " + ".join(str(each.path) for each in store.stores),
+        "store": " + ".join(str(part.path) for part in store.stores),
         "store_identity": store.identity_sha256,
         "run": None if run is None else str(run),
         "reference": " + ".join(map(str, reference)) or None,

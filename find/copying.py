@@ -1,9 +1,7 @@
 """Copies of flagged images: nothing is overwritten, nothing goes through a link, and a record says what was copied."""
 
-import csv
 import errno
 import filecmp
-import io
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from common.errors import UserError
 from common.files import claim_folder, exclusive, flush_to_disk, require_own_folder, write_text, writing_to
 from common.images import UnreadableImage, pixel_digest, read_image
 from find.findings import Finding
-from find.text import safe_cell, visible
+from find.text import csv_table, visible
 
 RECORD = "copied.csv"
 WORKSHOP = ".copying"  # a file is whole before it gets its name
@@ -54,8 +52,9 @@ def copy_flagged(
                 copied = f"{reasons.count(''):,} of {len(flagged):,} flagged images are copied"
                 raise UserError(f"{error.message}; {copied}") from error
     # Last of all: before, the same command goes on and tidies up
-    write_text(target / RECORD, _record([each.path for each in flagged], reasons))
-    return [f"{visible(each.path)} {reason}" for each, reason in zip(flagged, reasons, strict=True) if reason]
+    rows = [(one.path, "no" if reason else "yes", reason) for one, reason in zip(flagged, reasons, strict=True)]
+    write_text(target / RECORD, csv_table([("path", "copied", "reason"), *rows]))
+    return [f"{visible(path)} {reason}" for path, _, reason in rows if reason]
 
 
 def _copy(root: Path, target: Path, path: str, digest: bytes, least_side: int | None) -> str:
@@ -105,13 +104,3 @@ def _write_new(place: Path, data: bytes, source: Path, temporary: Path) -> str:
         return ""
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _record(paths: Sequence[str], reasons: Sequence[str]) -> str:
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(("path", "copied", "reason"))
-    table.writerows(
-        (safe_cell(visible(path)), "no" if why else "yes", why) for path, why in zip(paths, reasons, strict=True)
-    )
-    return visible(text.getvalue())

@@ -24,11 +24,12 @@ class Copies:
     group: np.ndarray
     equal: np.ndarray
 
-    def groups(self) -> list[np.ndarray]:
-        """The rows of each group of two or more, rising."""
-        order = np.argsort(self.group, kind="stable")
-        parts = np.split(order, np.flatnonzero(np.diff(self.group[order])) + 1)
-        return [part for part in parts if len(part) > 1]
+
+def repeated(numbers: np.ndarray) -> dict[int, np.ndarray]:
+    """Where each of these numbers (n,) is that is there twice or more."""
+    order = np.argsort(numbers, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
+    return {int(numbers[part[0]]): part for part in parts if len(part) > 1}
 
 
 def find_copies(features: np.ndarray, digests: np.ndarray | None = None, near: float = NEAR) -> Copies:
@@ -77,20 +78,20 @@ def _near_pairs(x: np.ndarray, near: float) -> np.ndarray:
     right = np.concatenate([sketch, -half, one], 1, dtype=np.float32)
 
     def look(start: int) -> list[np.ndarray]:
-        found = [np.empty((2, 0), np.int64)]
+        pairs = [np.empty((2, 0), np.int64)]
         for other in range(start, n, TILE):  # tiles that stay in the cache
             tile = left[start : start + TILE] @ right[other : other + TILE].T
             a, b = np.divmod(np.flatnonzero(tile >= 0), tile.shape[1])
             a, b = a[b + other > a + start] + start, b[b + other > a + start] + other
             for part in range(0, len(a), TILE):
                 rows = slice(part, part + TILE)
-                kept = np.einsum("ij,ij->i", x[a[rows]], x[b[rows]]) >= near
-                found.append(np.stack([a[rows][kept], b[rows][kept]]))
-        return found
+                close = np.einsum("ij,ij->i", x[a[rows]], x[b[rows]]) >= near
+                pairs.append(np.stack([a[rows][close], b[rows][close]]))
+        return pairs
 
     with Progress(n, "looking for copies", "images") as progress, ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        found = []
-        for start, pairs in zip(range(0, n, TILE), pool.map(look, range(0, n, TILE)), strict=True):
-            found += pairs
+        pairs = []
+        for start, of_block in zip(range(0, n, TILE), pool.map(look, range(0, n, TILE)), strict=True):
+            pairs += of_block
             progress.update(min(TILE, n - start))
-    return np.concatenate(found, 1)
+    return np.concatenate(pairs, 1)

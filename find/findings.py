@@ -12,12 +12,10 @@ is both foreign and in a wrong class, it is foreign. A group of copies has one f
 copies are in one class; "label" where they are not, for the copy in the less likely class, with the others in `copies`.
 """
 
-import csv
-import dataclasses
-import io
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,17 @@ import msgspec
 
 from common.errors import UserError
 from common.files import claim_folder, readable_json, write_text
-from find.text import safe_cell, visible
+from find.text import csv_table, visible
 
 FORMAT = 2
-MODES = ("odd", "audit")
 QUESTIONS = ("foreign", "label", "duplicate")
 REVIEWS = ("keep", "wrong", "unsure")
 LIST_MARK = " | "  # between the items of a list in one cell of the CSV file
+TYPICAL = 4  # images that stand for a class
+ANSWERS = {  # of one image, of several
+    "foreign": ("does not belong here", "do not belong here"),
+    "label": ("belongs to another class", "belong to another class"),
+}
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ class Threshold:
     """
 
     asked: float
-    flagged: int
-    expected_true: float | None
+    flagged: int = 0
+    expected_true: float | None = None
     caveat: str | None = None
 
 
@@ -114,7 +116,7 @@ class Findings:
     mode: "odd" or "audit".
     findings: "foreign" and "label" by falling probability, then "duplicate" by falling number of copies; not all
     images, see `counts`.
-    conclusion: one sentence for people, such as "nothing odd here"; "" until they are listed.
+    conclusion: one sentence for people, such as "nothing odd here"; as are counts and thresholds, by `summarise`.
     class_names: empty in mode "odd".
     typical: of each class (in mode "odd": of "the folder"), its four most typical images.
     counts: "images", "findings", "flagged", and the number of findings of each question.
@@ -127,7 +129,7 @@ class Findings:
 
     mode: str
     findings: tuple[Finding, ...]
-    conclusion: str
+    conclusion: str = ""
     class_names: tuple[str, ...]
     typical: Mapping[str, tuple[Image, ...]]
     counts: Mapping[str, int]
@@ -152,11 +154,9 @@ class Findings:
         claim_folder(folder)
         content = readable_json({"format": FORMAT, **msgspec.to_builtins(self, enc_hook=str)})
         write_text(folder / "findings.json", visible(content))  # JSON reads its escapes back
-        text, names = io.StringIO(), [each.name for each in dataclasses.fields(Finding)]
-        table = csv.writer(text)  # ends lines as RFC 4180 says: else a "\r" in a name is not quoted
-        table.writerow(names)
-        table.writerows([_cell(getattr(finding, name)) for name in names] for finding in self.findings)
-        write_text(folder / "findings.csv", text.getvalue())
+        names = [column.name for column in fields(Finding)]
+        rows = ([_cell(getattr(finding, name)) for name in names] for finding in self.findings)
+        write_text(folder / "findings.csv", csv_table([names, *rows]))
 
     @classmethod
     def read(cls, folder: Path | str) -> "Findings":
@@ -164,9 +164,9 @@ class Findings:
         path = Path(folder) / "findings.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            found = content.get("format") if isinstance(content, dict) else None
-            if found != FORMAT:
-                raise UserError(f"{path} is of format {found}, this code reads {FORMAT}: run find again")
+            number = content.get("format") if isinstance(content, dict) else None
+            if number != FORMAT:
+                raise UserError(f"{path} is of format {number}, this code reads {FORMAT}: run find again")
             return msgspec.convert(content, cls)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {path} ({error}): give the folder that find wrote") from error
@@ -178,6 +178,38 @@ def _cell(value: Any) -> str:
     if isinstance(value, Mapping):
         return LIST_MARK.join(f"{name}={number:.6g}" for name, number in value.items())
     if isinstance(value, tuple):
-        texts = (each.path if isinstance(each, Image) else str(each) for each in value)
-        return safe_cell(visible(LIST_MARK.join(texts)))
-    return f"{value:.6g}" if isinstance(value, float) else safe_cell(visible(str(value)))
+        return LIST_MARK.join(item.path if isinstance(item, Image) else str(item) for item in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def summarise(findings: Findings) -> Findings:
+    """The same in the order of the list, with the counts, thresholds and conclusion that its findings make."""
+    ranked = tuple(sorted(findings.findings, key=_rank))
+    counts = {"images": findings.counts["images"], "findings": len(ranked)}
+    counts["flagged"] = sum(finding.flagged for finding in ranked)
+    counts |= dict(sorted(Counter(finding.question for finding in ranked).items()))
+    thresholds = {}
+    for question, threshold in findings.thresholds.items():
+        q = [finding.q for finding in ranked if finding.flagged and finding.question == question]
+        thresholds[question] = replace(threshold, flagged=len(q), expected_true=1 - max(q) if q else None)
+    result = replace(findings, findings=ranked, counts=counts, thresholds=thresholds)
+    return replace(result, conclusion=_conclude(result))
+
+
+def _rank(finding: Finding) -> tuple[bool, float]:
+    """The place in the list: single images by falling probability, then copies, the most first; else as they came."""
+    copies = finding.question == "duplicate" and not finding.flagged
+    return copies, -len(finding.copies) if copies else -finding.probability
+
+
+def _conclude(findings: Findings) -> str:
+    """The whole result in one sentence."""
+    images = f"{findings.counts['images']:,} images"
+    flagged = Counter(finding.question for finding in findings.flagged)
+    answers = [f"{n:,} {ANSWERS[question][n > 1]}" for question in ANSWERS if (n := flagged[question])]
+    nothing = f"nothing {'odd' if findings.mode == 'odd' else 'wrong'} here ({images})"
+    parts = [f"{len(findings.groups)} groups of images that do not belong together"] if findings.groups else []
+    parts.append(f"of {images} {' and '.join(answers)}" if answers else nothing)
+    if copies := findings.counts.get("duplicate"):
+        parts.append(f"{copies:,} {'pictures are' if copies > 1 else 'picture is'} there more than once")
+    return "; ".join(parts)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from find.listing import Images
+from find.findings import Image
 
 LARGEST, SMALLEST = 1e15, 1e-15  # beyond, squares leave the range of float32
 DIGEST = 32  # bytes
@@ -16,19 +16,24 @@ DIGEST = 32  # bytes
 
 @dataclass(frozen=True)
 class Inputs:
-    """What `find.audit` and `find.odd` were given.
+    """What `find.audit` and `find.odd` were given of n images.
 
     features (n, D) float32, finite. labels (n,) int64 in [0, C), C = len(class_names); both empty without labels.
-    digests: (n, 32) uint8 or None.
+    paths, splits: n texts. digests: (n, 32) uint8 or None.
     """
 
     features: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
-    images: Images
+    paths: list[str]
+    splits: list[str]
     digests: np.ndarray | None
     rate: float
     seed: int
+
+    def images(self, rows: np.ndarray) -> tuple[Image, ...]:
+        """Some of them, to be shown."""
+        return tuple(Image(int(row), self.paths[row]) for row in rows)
 
 
 def take_inputs(
@@ -46,7 +51,7 @@ def take_inputs(
 
     features: (n, D), an array, a tensor or lists. labels: (n,) integers or texts; numbers count from 0 into class_names
     where these are given. paths: texts or Path objects. digests: (n, 32) uint8, or 32 bytes or 64 hex digits each.
-    Raises UserError where one of them cannot be what it should be, or lengths differ.
+    Raises UserError where one of them cannot be what it should be, lengths differ, or all features are the same.
     """
     if isinstance(rate, bool) or not isinstance(rate, Real) or not 0 < float(rate) < 1:
         raise UserError(f"rate must be a number between 0 and 1, both excluded, got {rate!r}")
@@ -58,13 +63,12 @@ def take_inputs(
     for name, values in (("paths", paths), ("splits", splits), ("digests", digests)):
         if values is not None and len(values) != n:
             raise UserError(f"there are {len(values)} {name} for {n} images: give one for each")
-    images = Images.numbered(n, _texts(paths), _texts(splits))
+    if n and (matrix == matrix[0]).all():
+        raise UserError(f"all {n} images have the same features: there is nothing to tell them apart by")
+    splits = ["train"] * n if splits is None else list(map(str, splits))
+    paths = [f"{split}/{row}" for row, split in enumerate(splits)] if paths is None else list(map(str, paths))
     known = None if digests is None else _take_digests(digests)
-    return Inputs(matrix, codes, names, images, known, float(rate), int(seed))
-
-
-def _texts(values: Sequence[Any] | None) -> list[str] | None:
-    return None if values is None else [str(value) for value in values]
+    return Inputs(matrix, codes, names, paths, splits, known, float(rate), int(seed))
 
 
 def take_features(features: Any, of: str = "features") -> np.ndarray:

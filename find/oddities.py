@@ -1,29 +1,36 @@
 """Which images of a folder do not belong, if any."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
 from threadpoolctl import threadpool_limits
 
 from common.errors import UserError
 from find.candidates import Judged, make_candidates, take_one_of_each
 from find.duplicates import find_copies
-from find.findings import Findings, Group
-from find.foreign import log_distance
-from find.groups import find_groups
-from find.inputs import Inputs, take_features, take_inputs, take_labels
-from find.listing import TYPICAL, flag_and_list, require_features, unflagged
+from find.findings import TYPICAL, Findings, Group, Threshold, summarise
+from find.foreign import log_distance, unit
+from find.inputs import take_features, take_inputs, take_labels
 from find.rates import conformal_p_values, find_caveat, p_values
-from find.scorers import Scorer, from_head, from_reference
-from train.gaussian import ClassSpace
+from find.scorers import Scorer, beside_folder, from_head
+from train.gaussian import ClassSpace, compress
 from train.methods.base import Method
 
 FEWEST = 3
-FOLDER = "the folder"
 FOLDERS = 100  # that are made of held-out images, at most
-Reference = tuple[Any, Any]
-Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+FEWEST_OF_GROUP, SMALLEST_SHARE = 10, 0.1  # a smaller group is a few odd images
+MOST_GROUPS = 6
+DIRECTIONS = 8
+LOOKED_AT = 2000
+# Mean silhouette of k-means in the directions of most variance. A single class of CIFAR-100's test split with strays
+# stays below it, two or three classes come above (experiment of `bench/find.py`)
+SEPARATE = 0.24
+
+Reference = tuple[Any, Any]  # features and labels of images
+Judge = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # features (n, D) → scores (n,), p-values (n,)
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # as in `find.auditing.audit`
@@ -38,50 +45,50 @@ def odd(
     digests: Any = None,
     rate: float = 0.1,
     seed: int = 0,
-    settings: Mapping[str, Any] | None = None,
 ) -> Findings:
     """Judge every image of features (n, D) by the others. None need be odd, any number may.
 
     head: a trained one, for features of D. reference: features and labels of other images, whose classes say how images
     of one class differ: for want of a head they do what it would. held_out: the same of images that neither head nor
     reference has seen; folders made of them say what a score means. Without, half of the reference is kept for that.
-    paths, splits, digests, rate, settings: as in `find.auditing.audit`.
+    paths, splits, digests, rate: as in `find.auditing.audit`.
 
     Where the folder holds several groups, each image is judged in its own. Raises UserError for fewer than 3 different
     images, a head or reference of another D, and for what `find.inputs.take_inputs` refuses.
     """
     inputs = take_inputs(features, paths=paths, splits=splits, digests=digests, rate=rate, seed=seed)
-    require_features(inputs.features)
-    _require_enough(len(inputs.features), "")
+    n = len(inputs.features)
+    _require_enough(n, "")
     copies = find_copies(inputs.features, inputs.digests)
-    counted = take_one_of_each(inputs, copies, np.zeros(len(inputs.features), np.int64))
-    _require_enough(len(counted), "different ")
-    x = inputs.features[counted]
-    name, judge = make_judge(head, _taken(reference, "reference"), _taken(held_out, "held-out images"), x, inputs.seed)
-    member = find_groups(x)
-    parts = [np.arange(len(x))] if member is None else [np.flatnonzero(member == k) for k in range(member.max() + 1)]
-    if head is None and reference is None:  # near images are in the same group anyhow
-        scores, p = judge(x)
-    else:
-        scores, p = np.empty(len(x)), np.empty(len(x))
-        for part in parts:
-            scores[part], p[part] = judge(x[part])
-    no_label = np.zeros(len(x), np.int64)
+    rows = take_one_of_each(inputs, copies, np.zeros(n, np.int64))
+    _require_enough(len(rows), "different ")
+    x = inputs.features[rows]
+    reference, held_out = _take_images(reference, "reference"), _take_images(held_out, "held-out images")
+    name, judge = make_judge(head, reference, held_out, x, inputs.seed)
+    group = find_groups(x)
+    parts = [group == number for number in range(group.max() + 1)]
+    alone = head is None and reference is None  # then near images are in the same group anyhow
+    scores, p = np.empty(len(x)), np.empty(len(x))
+    for part in [np.ones(len(x), bool)] if alone else parts:
+        scores[part], p[part] = judge(x[part])
     central = np.argsort(scores, kind="stable")
-    groups = [(counted[part], counted[central[np.isin(central, part)][:TYPICAL]]) for part in parts]
-    judged = Judged(counted, no_label, p, np.zeros(len(x)), no_label, scores, None)
-    candidates = Findings(
+    groups = []
+    for number, part in enumerate(parts, 1):
+        members, typical = np.sort(rows[part]), rows[central[part[central]][:TYPICAL]]
+        groups.append(Group(f"group {number}", len(members), tuple(members.tolist()), inputs.images(typical)))
+    no_label = np.zeros(len(x), np.int64)
+    judged = Judged(rows, no_label, p, np.zeros(len(x)), no_label, scores, None)
+    result = Findings(
         mode="odd",
-        findings=tuple(make_candidates(inputs, copies, judged)),
-        conclusion="",
+        findings=make_candidates(inputs, copies, judged),
         class_names=(),
-        typical={FOLDER: inputs.images.shown(counted[central[:TYPICAL]])},
-        counts={"images": len(inputs.features)},
-        thresholds=unflagged(inputs.rate, {"foreign": find_caveat(p, inputs.rate)}),
-        groups=() if member is None else tuple(_group(inputs, k, *group) for k, group in enumerate(groups)),
-        settings=dict(settings or {}) | {"scores": name, "seed": inputs.seed},
+        typical={"the folder": inputs.images(rows[central[:TYPICAL]])},
+        counts={"images": n},
+        thresholds={"foreign": Threshold(inputs.rate, caveat=find_caveat(p, inputs.rate))},
+        groups=tuple(groups) if len(groups) > 1 else (),
+        settings={"scores": name, "seed": inputs.seed},
     )
-    return flag_and_list(candidates, inputs.rate)
+    return summarise(result)
 
 
 def _require_enough(n: int, what: str) -> None:
@@ -96,17 +103,17 @@ def make_judge(
 
     folder (m, D): the images to be judged.
     """
-    if head is None and reference is None:
-        return "the folder alone", judge_alone
-    if head:
+    if head is not None:
         scorer, held_out = from_head(head), held_out or reference
-    else:
-        assert reference is not None
+    elif reference is not None:
         if held_out is None:
             reference, held_out = halves(*reference, seed)
         _, labels = np.unique(reference[1], return_inverse=True)
-        scorer = from_reference(ClassSpace.fit(reference[0], labels))
-    if scorer.dim not in (None, folder.shape[1]):
+        space = ClassSpace.fit(reference[0], labels)
+        scorer = beside_folder("reference statistics", space.embed, space.ratio, len(space.mean))
+    else:
+        return "the folder alone", judge_alone
+    if scorer.dim != folder.shape[1]:
         raise UserError(
             f"the folder's features have {folder.shape[1]} dimensions, {scorer.name} is made for {scorer.dim}: "
             "extract the folder with the same backbone, layers and image size"
@@ -114,7 +121,7 @@ def make_judge(
     known = None if held_out is None else clean_scores(scorer, *held_out, len(folder), seed)
 
     def judge(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        scores = scorer(x)
+        scores = scorer.score(scorer.embed(x))
         return scores, p_values(scores) if known is None else conformal_p_values(scores, known)
 
     return scorer.name, judge
@@ -146,12 +153,33 @@ def halves(features: np.ndarray, labels: np.ndarray, seed: int) -> tuple[Referen
     return (features[order[::2]], labels[order[::2]]), (features[order[1::2]], labels[order[1::2]])
 
 
-def _taken(images: Reference | None, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+def _take_images(images: Reference | None, name: str) -> tuple[np.ndarray, np.ndarray] | None:
     if images is None:
         return None
     features = take_features(images[0], f"the images of the {name}")
     return features, take_labels(images[1], len(features))[0]
 
 
-def _group(inputs: Inputs, number: int, rows: np.ndarray, typical: np.ndarray) -> Group:
-    return Group(f"group {number + 1}", len(rows), tuple(np.sort(rows).tolist()), inputs.images.shown(typical))
+def find_groups(features: np.ndarray) -> np.ndarray:
+    """The group (n,) of each image, 0 the largest, of features (n, D): such as three subjects thrown together.
+
+    Some of the images decide, at most `LOOKED_AT`; the cost grows with n alone.
+    """
+    n = len(features)
+    x = unit(compress(features)).astype(np.float64)
+    some = np.random.default_rng(0).permutation(n)[:LOOKED_AT]
+    mean = x[some].mean(0)
+    _, _, directions = np.linalg.svd(x[some] - mean, full_matrices=False)
+    x = (x - mean) @ directions[:DIRECTIONS].T
+    best, groups = SEPARATE, None
+    least = max(FEWEST_OF_GROUP * len(some) / n, SMALLEST_SHARE * len(some))
+    for k in range(2, min(MOST_GROUPS, n // FEWEST_OF_GROUP) + 1):
+        model = KMeans(k, n_init=4, random_state=0).fit(x[some])
+        large = np.bincount(model.labels_, minlength=k).min() >= least
+        if large and (score := silhouette_score(x[some], model.labels_)) > best:
+            best, groups = score, model
+    if groups is None:
+        return np.zeros(n, np.int64)
+    group = groups.predict(x)
+    order = np.argsort(-np.bincount(group), kind="stable")
+    return np.argsort(order)[group]

@@ -1,29 +1,21 @@
 """Where a run of `find` writes to: checked before anything is computed, written in an order that leaves no ruin."""
 
 import contextlib
-import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
 from common.errors import UserError
-from common.files import (
-    OUTPUT_MARK,
-    claim_folder,
-    exclusive,
-    require_own_folder,
-    write_bytes,
-    writing_to,
-)
-from common.store import FeatureStore
+from common.files import OUTPUT_MARK, claim_folder, exclusive, require_own_folder, write_bytes, writing_to
+from common.store import SPLITS, FeatureStore
 from find import review
 from find.copying import copy_flagged, require_copy_target
 from find.findings import Findings
-from find.listing import Images
 from find.page import PICTURES, write_page
 
 RUNS, STDOUT = Path("runs"), Path("-")
@@ -37,6 +29,8 @@ class Output:
     out: the folder of the page and its tables. root: of the images. reviewed: a file of marks. copy_to: a folder for
     copies of the flagged images. list_to: a file for their paths, "-" for the standard output. null: they end with NUL.
     Raises UserError where something is missing, cannot be read, or is somebody else's. Nothing is written yet.
+
+    paths, splits: of all images of the store; "<split>/<image_index>" where it has no names.
     """
 
     store: FeatureStore
@@ -48,10 +42,13 @@ class Output:
     null: bool
 
     def __post_init__(self) -> None:
+        self.splits = [SPLITS[number] for number in self.store.split]
+        numbered = [f"{split}/{i}" for split, i in zip(self.splits, self.store.image_index, strict=True)]
+        self.paths = self.store.names(range(len(numbered))) or numbered
         self.folder = self.out or RUNS / f"find-{self.store.stem}"
         require_own_folder(self.folder)
         try:
-            self._check_root()
+            self._find_root()
             if self.null and self.list_to is None:
                 raise UserError("--null does nothing without --list: leave it out, or give it")
             if self.list_to not in (None, STDOUT) and self.list_to.exists() and not self.list_to.is_file():
@@ -65,9 +62,8 @@ class Output:
             reason = os.strerror(error.errno or 0).lower()
             raise UserError(f"cannot look at {error.filename} ({reason}): check the path") from error
 
-    def _check_root(self) -> None:
-        root = self.root
-        if root is None:
+    def _find_root(self) -> None:
+        if (root := self.root) is None:
             return
         if root.is_file() and self.store.header["provenance"]["request"].get("dataset") == "csv":
             root = root.parent  # the paths in a table are relative to its folder
@@ -75,20 +71,20 @@ class Output:
             raise UserError(f"there is no folder {root}: give --root the folder of the images, as when they were read")
         self.root = root.resolve()
 
-    def write(
-        self, found: Findings, *, paths: Sequence[str], splits: Sequence[str], own: Sequence[str] | None = None
-    ) -> None:
+    def write(self, findings: Findings, settings: Mapping[str, Any]) -> None:
         """Write everything, and print the page's path last.
 
-        paths, splits, own: path, split and class of each image that was judged; own is None where there are no classes.
+        settings: where the findings come from, beside what they say themselves.
         Raises UserError, which says what is complete, where something cannot be written.
         """
-        found = dataclasses.replace(found, root=None if self.root is None else str(self.root))
+        root = str(self.root) if self.root else None
+        findings = replace(findings, root=root, settings={**settings, **findings.settings})
         if self.reviews:
-            found, unknown = review.apply(found, self.reviews, Images.numbered(len(paths), paths, splits), own)
+            names = self.store.class_names
+            own = [names[label] for label in self.store.labels] if findings.mode == "audit" else ()
+            findings, unknown = review.apply(findings, self.reviews, self.paths, self.splits, own)
             if unknown:
-                first = ", ".join(unknown[:NAMED])
-                _tell(f"{len(unknown):,} marks match no image: {first}{_more(unknown)}")
+                _tell(f"{len(unknown):,} marks match no image: {_some(unknown, ', ')}")
         if self.folder.parent == RUNS:  # also in a folder of pictures
             with writing_to(RUNS):
                 RUNS.mkdir(exist_ok=True)
@@ -98,25 +94,24 @@ class Output:
         parts = [self.folder / name for name in ("findings.json", "findings.csv", "index.html")]
         elsewhere = [self.list_to] if self.list_to and self.list_to != STDOUT else []
         with exclusive(self.folder / PICTURES, busy, *parts, *(self.folder / PICTURES).glob("*/"), *elsewhere):
-            found.write(self.folder)
+            findings.write(self.folder)
             with _saying(f"{parts[0]} and {parts[1].name} are complete"):
-                page = write_page(found, self.folder, thumbnails=self.store.thumbnails)
-        _tell(found.conclusion)
+                page = write_page(findings, self.folder, thumbnails=self.store.thumbnails)
+        _tell(findings.conclusion)
         with _saying(f"the page is complete: {page}"):
             if self.list_to:
-                self._list(found)
-            left = self._copy(found)
+                self._list(findings)
+            refused = self._copy(findings)
             _print(os.fsencode(page) + b"\n", to_stderr=self.list_to == STDOUT)
-            if left:
+            if refused:
                 raise UserError(
-                    f"{len(left):,} of {len(found.flagged):,} flagged images could not be copied to {self.copy_to}: "
-                    + "; ".join(left[:NAMED])
-                    + _more(left)
+                    f"{len(refused):,} of {len(findings.flagged):,} flagged images could not be copied to "
+                    f"{self.copy_to}: {_some(refused, '; ')}"
                 )
 
-    def _list(self, found: Findings) -> None:
+    def _list(self, findings: Findings) -> None:
         root = self.root or Path()
-        paths = [os.fsencode(root / each.path) for each in found.flagged]
+        paths = [os.fsencode(root / finding.path) for finding in findings.flagged]
         if not self.null and (broken := [path for path in paths if b"\n" in path]):
             raise UserError(f"{len(broken):,} flagged paths have a line break in them: give --null, for xargs -0")
         content = b"".join(path + (b"\0" if self.null else b"\n") for path in paths)
@@ -125,14 +120,14 @@ class Output:
         elif self.list_to is not None:
             write_bytes(self.list_to, content)
 
-    def _copy(self, found: Findings) -> list[str]:
+    def _copy(self, findings: Findings) -> list[str]:
         if self.copy_to is None or self.root is None:
             return []
-        if not found.flagged:
+        if not findings.flagged:
             _tell("no image is flagged: nothing is copied")
             return []
         least_side = self.store.header["provenance"].get("least_side")
-        return copy_flagged(found.flagged, self.root, self.copy_to, self.store.image_sha256, least_side)
+        return copy_flagged(findings.flagged, self.root, self.copy_to, self.store.image_sha256, least_side)
 
 
 @contextlib.contextmanager
@@ -161,5 +156,6 @@ def _print(content: bytes, to_stderr: bool = False) -> None:
         raise
 
 
-def _more(texts: Sequence[str]) -> str:
-    return f" and {len(texts) - NAMED:,} more" if len(texts) > NAMED else ""
+def _some(texts: Sequence[str], separator: str) -> str:
+    more = f" and {len(texts) - NAMED:,} more" if len(texts) > NAMED else ""
+    return separator.join(texts[:NAMED]) + more

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from common.errors import UserError
 from find.foreign import log_distance, unit
-from train.gaussian import ClassSpace, log_density_together
+from train.gaussian import log_density_together
 from train.methods.base import Method
 from train.methods.deep_plda import DeepPLDA
 from train.methods.normalised_plda import NormalisedPLDA
@@ -21,65 +22,54 @@ ROUNDS = 8  # random sets that each image is judged in, by a head that knows set
 SETS_AT_ONCE = 512
 ENCODED_AT_ONCE = 4096
 
-
-Embed = Callable[[np.ndarray], np.ndarray]
-Score = Callable[[np.ndarray], np.ndarray]
+Compute = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Scorer:
     """name; embed: features (n, D) → (n, K), where images of a class lie near each other; score: (n, K) → (n,).
 
-    Scores are larger for odder images, and judge each by the others. dim: D, None for any.
+    Scores are larger for odder images, and judge each by the others. dim: D.
     """
 
     name: str
-    embed: Embed
-    score: Score
-    dim: int | None = None
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Features (n, D) → scores (n,)."""
-        return self.score(self.embed(features))
-
-
-def from_reference(space: ClassSpace) -> Scorer:
-    """Reference statistics: log p(image | another class) - log p(image | the class of the folder's others)."""
-    return _beside_folder("reference statistics", space.embed, lambda x: _alone(x, space.ratio), len(space.mean))
+    embed: Compute
+    score: Compute
+    dim: int
 
 
 def from_head(head: Method) -> Scorer:
     """A trained head. Raises UserError for one that scores sets of one size alone, or learns nothing."""
-    name = type(head).__name__
+    name, encode, dim = type(head).__name__, partial(_encode, head), head.input_dim
     if isinstance(head, ClassPosterior | PosteriorTransformer):
-        return Scorer(name, lambda features: _encode(head, features), another_class, head.input_dim)
+        return Scorer(name, encode, another_class, dim)
     if isinstance(head, DeepPLDA | NormalisedPLDA):
-        ratio = head.ratio.detach().numpy().astype(np.float64)
-        return _beside_folder(
-            name, lambda features: _encode(head, features), lambda x: _alone(x, ratio), head.input_dim
-        )
+        return beside_folder(name, encode, head.ratio.detach().numpy().astype(np.float64), dim)
     if head.set_size is not None:
         raise UserError(
             f"a head of the method {name} judges sets of {head.set_size} images alone: "
             "train posterior_transformer, transformer or deep_plda"
         )
-    return Scorer(name, lambda features: np.asarray(features, np.float32), lambda x: in_sets(head, x), head.input_dim)
+    return Scorer(name, lambda features: features, partial(in_sets, head), dim)
 
 
-def _beside_folder(name: str, embed: Embed, score: Score, dim: int) -> Scorer:
-    """What is known from other classes, and what the folder shows itself: how near its images are to each other."""
+def beside_folder(name: str, embed: Compute, ratio: np.ndarray, dim: int) -> Scorer:
+    """What is known from other classes, and what the folder shows itself: how near its images are to each other.
+
+    embed, ratio: of a two-covariance model of other classes, such as `ClassSpace`.
+    """
     return Scorer(
         name,
         lambda features: np.concatenate([embed(features), unit(features)], 1),
-        lambda x: score(x[:, :-dim]) + FOLDER_WEIGHT * log_distance(x[:, -dim:]),
+        lambda x: _alone(x[:, :-dim], ratio) + FOLDER_WEIGHT * log_distance(x[:, -dim:]),
         dim,
     )
 
 
 def _alone(x: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """log p(image | another class) - log p(image | the class of the others) of coordinates (n, K), twice.
+    """log p(image | another class) - log p(image | the class of the others) of coordinates (n, K).
 
-    At the second look, those that look odd do not count among the others.
+    It is computed twice: at the second look, those that look odd do not count among the others.
     """
     x = x.astype(np.float64)
     member = np.ones(len(x))
@@ -128,5 +118,5 @@ def in_sets(head: Method, features: np.ndarray, size: int = 10) -> np.ndarray:
 
 def _encode(head: Method, features: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
-        parts = torch.from_numpy(np.asarray(features, np.float32)).split(ENCODED_AT_ONCE)
+        parts = torch.from_numpy(features).split(ENCODED_AT_ONCE)
         return torch.cat([head.encode(part) for part in parts]).numpy()

@@ -22,8 +22,8 @@ from common.errors import UserError
 from common.images import pixel_digest, read_image
 from common.store_writer import name_arrays, write_store
 from common.synthetic import make_header
-from find.findings import Finding, Findings
-from find.listing import Images, flag_and_list, unflagged
+from find.findings import Finding, Findings, Threshold, summarise
+from find.findings import Image as ImageOfStore
 from tests.victims import Counts, Victim, calls_of, report
 
 ERRORS = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO", "ENAMETOOLONG")
@@ -55,22 +55,18 @@ def prepare(base: Path) -> None:
         **name_arrays(NAMES),
     }
     write_store(base / "s.h5", header, arrays)
-    images = Images.numbered(n, NAMES, None)
-    typical = {name: images.shown(np.arange(4)) for name in names}
-    found = [
-        Finding(row=i, path=NAMES[i], split="train", question="foreign", own=names[0], probability=0.9, q=i / n)
-        for i in range(n)
-    ]
+    typical = dict.fromkeys(names, tuple(ImageOfStore(i, NAMES[i]) for i in range(4)))
+    answer = {"split": "train", "question": "foreign", "own": names[0], "probability": 0.9}
+    found = [Finding(row=i, path=NAMES[i], q=i / n, flagged=i / n <= 0.4, **answer) for i in range(n)]
     candidates = Findings(
         mode="audit",
         findings=tuple(found),
-        conclusion="",
         class_names=tuple(names),
         typical=typical,
         counts={"images": n},
-        thresholds=unflagged(0.4, {"foreign": None}),
+        thresholds={"foreign": Threshold(0.4)},
     )
-    result = flag_and_list(candidates, 0.4)
+    result = summarise(candidates)
     find.auditing.audit = lambda *_, **__: result
 
 

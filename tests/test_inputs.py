@@ -56,12 +56,12 @@ def test_given_class_names_are_those_of_the_labels():
 
 def test_what_images_are_called():
     taken = take_inputs(X, paths=[Path("a/b.png"), *"cde"], splits=np.array(["train"] * 3 + ["test"]), digests=HEX)
-    assert taken.images.paths == ["a/b.png", "c", "d", "e"]
-    assert taken.images.splits == ["train", "train", "train", "test"]
+    assert taken.paths == ["a/b.png", "c", "d", "e"]
+    assert taken.splits == ["train", "train", "train", "test"]
     for digests in (HEX, [bytes.fromhex(each) for each in HEX], taken.digests, taken.digests.tolist()):
         np.testing.assert_array_equal(take_inputs(X, digests=digests).digests, taken.digests)
-    assert take_inputs(X, paths=np.array(list("abcd"))).images.paths == list("abcd")
-    assert take_inputs(X).images.paths[3] == "train/3"
+    assert take_inputs(X, paths=np.array(list("abcd"))).paths == list("abcd")
+    assert take_inputs(X).paths[3] == "train/3"
 
 
 @pytest.mark.parametrize(

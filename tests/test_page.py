@@ -13,9 +13,9 @@ from fabricate import make_findings
 from PIL import Image
 
 from common.errors import UserError
-from find import pictures, review
+from find import page as pages
+from find import review
 from find.findings import Findings, Group, Threshold
-from find.listing import Images
 from find.page import TEMPLATES, write_page
 
 EVIL = [
@@ -137,9 +137,8 @@ def test_a_store_without_files_has_its_thumbnails(tmp_path):
 
 
 def test_reviews_are_said_and_are_the_marks_to_begin_with(tmp_path):
-    images = Images.numbered(3, list("abc"), None)
     reviews = {"a": "keep", "b": "keep", "c": "wrong"}
-    findings, _ = review.apply(make_findings(list("abc"), flagged=2), reviews, images)
+    findings, _ = review.apply(make_findings(list("abc"), flagged=2), reviews, list("abc"), ["train"] * 3)
     page = write_page(findings, tmp_path)
     assert "Your reviews are in it: 1 wrong, 2 keep." in page.read_text()
     assert Page(page).data["review"] == {"0": "wrong", "1": "keep", "2": "keep"}
@@ -218,5 +217,5 @@ def test_the_templates_are_installed():
 
 def test_a_picture_that_would_fill_the_memory_is_left_out(tmp_path, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "bomb.png")
-    monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
-    assert pictures.make_pictures({0: tmp_path / "bomb.png"}, tmp_path / "out", lambda row: None) == {}
+    monkeypatch.setattr(pages, "MAX_PIXELS", 100)
+    assert pages.make_pictures({0: tmp_path / "bomb.png"}, tmp_path / "out") == {}

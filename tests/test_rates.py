@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from find.duplicates import find_copies
+from find.duplicates import find_copies, repeated
 from find.foreign import NEAREST, class_distances, log_distance, nearest, unit
 from find.rates import bayes_q_values, conformal_p_values, find_caveat, local_rates, p_values, q_values, standardise
 
@@ -88,7 +88,7 @@ def test_copies_are_found_by_digest_by_features_and_nearly():
     digests = np.arange(12)[:, None] + np.zeros((12, 32), np.uint8)
     digests[7] = digests[6]
     copies = find_copies(x, digests)
-    assert sorted(part.tolist() for part in copies.groups()) == [[1, 3], [4, 5], [6, 7]]
+    assert sorted(part.tolist() for part in repeated(copies.group).values()) == [[1, 3], [4, 5], [6, 7]]
     assert copies.equal[1] == copies.equal[3]
     assert copies.equal[6] == copies.equal[7]
     assert copies.equal[4] != copies.equal[5]

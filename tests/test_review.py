@@ -9,7 +9,6 @@ from fabricate import make_findings
 from common.errors import UserError
 from find import review
 from find.findings import Findings, Image
-from find.listing import Images
 from find.text import plain_cell, safe_cell, visible
 
 NAMES = [
@@ -53,13 +52,13 @@ def test_the_csv_file_of_the_result_is_a_review_that_can_be_edited(tmp_path):
 
 
 def images(*paths):
-    return Images.numbered(len(paths), paths, None)
+    return paths, ["train"] * len(paths)
 
 
 def test_reviews_are_honoured():
     findings = make_findings(["a", "b", "c", "d"], probabilities=[0.9, 0.8, 0.4, 0.2], flagged=2)
     reviews = {"a": "keep", "b": "unsure", "d": "wrong", "not there": "keep"}
-    reviewed, unknown = review.apply(findings, reviews, images("a", "b", "c", "d"))
+    reviewed, unknown = review.apply(findings, reviews, *images("a", "b", "c", "d"))
     assert [(each.path, each.probability, each.flagged, each.review) for each in reviewed.findings] == [
         ("d", 1.0, True, "wrong"),
         ("b", 0.8, True, "unsure"),
@@ -75,7 +74,7 @@ def test_reviews_are_honoured():
 
 def test_an_image_that_is_marked_as_wrong_is_flagged_though_it_was_not_listed():
     reviewed, unknown = review.apply(
-        make_findings(["a"]), {"z": "wrong", "y": "keep"}, images("a", "y", "z"), list("ppq")
+        make_findings(["a"]), {"z": "wrong", "y": "keep"}, *images("a", "y", "z"), list("ppq")
     )
     first = reviewed.findings[0]
     assert (first.path, first.row, first.own, first.flagged, first.q) == ("z", 2, "q", True, 0)
@@ -87,13 +86,13 @@ def test_a_copy_that_is_marked_as_wrong_is_flagged():
     findings = make_findings(["a", "b"])
     copy = dataclasses.replace(findings.findings[0], question="duplicate", copies=(Image(1, "b"),))
     findings = dataclasses.replace(findings, findings=(copy,))
-    assert not review.apply(findings, {"a": "unsure"}, images("a", "b"))[0].flagged
-    assert review.apply(findings, {"a": "wrong"}, images("a", "b"))[0].flagged[0].question == "foreign"
+    assert not review.apply(findings, {"a": "unsure"}, *images("a", "b"))[0].flagged
+    assert review.apply(findings, {"a": "wrong"}, *images("a", "b"))[0].flagged[0].question == "foreign"
 
 
 def test_nothing_is_left_when_all_is_kept():
     findings = make_findings(["a", "b"], flagged=2)
-    reviewed, _ = review.apply(findings, {"a": "keep", "b": "keep"}, images("a", "b"))
+    reviewed, _ = review.apply(findings, {"a": "keep", "b": "keep"}, *images("a", "b"))
     assert reviewed.flagged == ()
     assert reviewed.thresholds["label"].expected_true is None
     assert "nothing" in reviewed.conclusion
