@@ -1,8 +1,10 @@
 """What tests are made of: feature stores with a cluster a class, folders of noisy images, reports of runs, findings."""
 
 import contextlib
+import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,11 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from common.images import pixel_digest, read_image
 from common.schema import load
+from common.store import FeatureStore
+from common.store_writer import name_arrays, write_store
+from common.synthetic import make_header
 from extract.sources import ImageSource
 from find.findings import Finding, Findings, Threshold
 from find.findings import Image as ImageOfStore
@@ -172,12 +178,24 @@ def make_findings(
     return Findings(mode=mode, **(values | options))
 
 
-def invoke(command: click.Command, *arguments: Any, code: int = 0) -> Result:
-    """Run a command line in this process. It must end with this exit code and without a traceback."""
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
+def make_pictures(path: Path, root: Path, names: Sequence[str]) -> FeatureStore:
+    """Small pictures below a folder, each of another colour, and a store of them: half of them cats, half dogs."""
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(root / name, "png")
+    n, header = len(names), make_header(2, 8)
+    header["class_names"] = header["identity"]["data_set"]["class_names"] = ["cat", "dog"]
+    header["provenance"]["request"] = {"dataset": "csv"}
+    arrays = {
+        "features": np.random.default_rng(0).normal(size=(1, n, 8)).astype("<f4"),
+        "labels": np.repeat([0, 1], n // 2),
+        "image_index": np.arange(n),
+        "split": np.zeros(n, np.uint8),
+        "image_sha256": np.stack([np.frombuffer(pixel_digest(read_image(root / name)), np.uint8) for name in names]),
+        **name_arrays(names),
+    }
+    write_store(path, header, arrays)
+    return FeatureStore.open(path)
 
 
 def smooth(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -234,12 +252,44 @@ def wait_until(done: Callable[[], bool], process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
-def call(command: click.Command, *arguments: Any, code: int = 0) -> Result:
+def call(command: click.Command, *arguments: Any, code: int = 0, **options: Any) -> Result:
     """What a command line gives for these arguments: it ends with this exit code, and without a traceback."""
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments], **options)
+    assert result.exit_code == code, (result.output, result.exception)
     assert "Traceback" not in result.output
     return result
+
+
+def python(
+    *arguments: Any, code: int | None = 0, threads: int | None = None, **options: Any
+) -> subprocess.CompletedProcess:
+    """What Python, in a process of its own, says for these arguments: it ends with this exit code, None for any."""
+    if threads:
+        options["env"] = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, *map(str, arguments)]
+    result = subprocess.run(command, **{"capture_output": True, "text": True} | options)
+    assert code is None or result.returncode == code, (result.stdout, result.stderr)
+    assert "Traceback" not in (result.stderr or "")
+    return result
+
+
+def without_times(value: Any) -> Any:
+    """A report, or records of epochs, without what differs between two runs of anything."""
+    if isinstance(value, dict):
+        times = {key for key in value if "seconds" in key or key in ("finished", "train_sets_per_second")}
+        return {key: without_times(value[key]) for key in value if key not in times}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    """What has to be equal in equal runs: the history, the weights, the config and what was measured."""
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines == content["history"], "metrics.jsonl is not the history of the checkpoint"
+    report = json.loads((run / "report.json").read_text())
+    measured = {name: report[name] for name in ("test", "val", "without_twins")}
+    head = {name: value.tolist() for name, value in content["head"].items()}
+    return measured | {"history": without_times(lines), "head": head, "config": content["config"]}
 
 
 class Killed(BaseException):

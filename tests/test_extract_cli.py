@@ -13,8 +13,8 @@ import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
+from damage import resealed
 from fabricate import fails_with, flip_bit, invoke, wait_until
-from mutate import resealed
 from PIL import Image
 
 from common.errors import UserError

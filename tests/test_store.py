@@ -12,10 +12,10 @@ import time
 import h5py
 import numpy as np
 import pytest
+from damage import LIMIT, resealed
 from fabricate import fails_with, flip_bit
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutate import LIMIT, resealed
 
 from common.errors import UserError
 from common.files import sha256_text

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from mutate import resealed
+from damage import resealed
 
 from common.errors import UserError
 from common.store import DamagedStore, FeatureStore
