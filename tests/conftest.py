@@ -1,6 +1,7 @@
 """Fixtures that tests of more than one module use."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,14 @@ from extract.backbones import Backbone, load_backbone
 def resnet() -> Backbone:
     """A ResNet18 with random weights, for images of 32 × 32."""
     return load_backbone("resnet18", "random", 0, 32)
+
+
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The library of Hugging Face, with a cache of its own."""
+    library = pytest.importorskip("datasets", reason="Hugging Face datasets is missing: pip install '.[hf]'")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
+    return library
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from fabricate import has_margin
+from fabricate import call, has_margin
 from PIL import Image
 
 from bench import extraction as extraction_section
@@ -137,8 +136,7 @@ def test_a_section_in_which_all_was_left_out_is_no_error(tmp_path):
 
 
 def test_a_section_says_what_it_is_about_and_runs_in_a_process_of_its_own(tmp_path):
-    result = CliRunner().invoke(main, ["--out", str(tmp_path), "--rounds", "1", "--only", "sampling"])
-    assert result.exit_code == 0, result.output
+    call(main, "--out", tmp_path, "--rounds", 1, "--only", "sampling")
     section = json.loads((tmp_path / "report.json").read_text())["sections"]["sampling"]
     assert section["about"].startswith("Sets a second of index work alone")
     assert set(section["rates"]) == {"tutorial: one set at a time", "this project"}
@@ -148,8 +146,8 @@ def test_the_readmes_table_is_written_and_checked(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     readme = tmp_path / "README.md"
     readme.write_text("<!-- measured: speed -->\n<!-- end -->\n")
-    command = ["--out", str(tmp_path), "--readme", str(readme)]
-    assert CliRunner().invoke(main, [*command, "--check"]).exit_code == 1
-    assert CliRunner().invoke(main, command).exit_code == 0
+    command = ["--out", tmp_path, "--readme", readme]
+    call(main, *command, "--check", code=1)
+    call(main, *command)
     assert "2.00 ×" in readme.read_text()
-    assert CliRunner().invoke(main, [*command, "--check"]).exit_code == 0
+    call(main, *command, "--check")

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from fabricate import call, python
 
 from common.cluster import Cluster, Node, asked_for, connected
 from common.errors import UserError
@@ -85,17 +84,14 @@ def test_without_ray_one_sentence_says_how_to_get_it(root, tmp_path, monkeypatch
     extraction = ["features", "--dataset", "imagefolder", "--root", root, "--store", tmp_path / "t.h5", *SMALL]
     phase = ["phase", tmp_path / "config.toml", "--store", store, "--runs", tmp_path / "runs"]
     for main, arguments in ((extract_main, extraction), (train_main, phase)):
-        result = CliRunner().invoke(main, [*map(str, arguments), "--ray", "local"])
-        assert result.exit_code == 2
-        assert f"{sys.executable} -m pip install 'ray[client]'" in result.stderr
-        assert "Traceback" not in result.output
+        said = call(main, *arguments, "--ray", "local", code=2).stderr
+        assert f"{sys.executable} -m pip install 'ray[client]'" in said
 
 
 def test_without_a_cluster_ray_is_not_imported(root, tmp_path):
     code = "import sys; from extract.cli import main; main(standalone_mode=False); print('ray' in sys.modules)"
     command = ["features", "--dataset", "imagefolder", "--root", root, "--store", tmp_path / "s.h5", *SMALL]
-    result = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
-    assert result.stdout.split() == [str(tmp_path / "s.h5"), "False"], result.stderr
+    assert python("-c", code, *command).stdout.split() == [str(tmp_path / "s.h5"), "False"]
 
 
 # What is handed out
@@ -394,6 +390,6 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
 @pytest.mark.parametrize(("end", "said"), [("os._exit(1)", True), ("os.kill(os.getpid(), 9)", True), ("pass", False)])
 def test_a_process_that_ray_ends_says_so(end, said):
     code = f"import os; from common.cluster import _sudden_end_in_a_sentence as s\nwith s(): {end}"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    result = python("-c", code, code=None, timeout=60)
     assert result.stderr.count("run the same command again\n") == said
     assert (result.returncode == 0) != said

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fabricate import python
 
 CODE = """
 import sys, threading, time
@@ -91,11 +92,4 @@ def test_a_second_signal_ends_a_slow_clean_up(first, second, code):
 def test_a_command_is_not_shadowed_by_files_where_it_is_run(tmp_path, command):
     for name in {"extract", "train", "find", "common", "click"} - {command}:
         (tmp_path / f"{name}.py").write_text("raise SystemExit('theirs')")
-    result = subprocess.run(
-        [sys.executable, "-m", command, "--help"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    python("-m", command, "--help", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from fabricate import flip_bit, invoke
+from fabricate import call, flip_bit
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -21,30 +21,22 @@ def store(request, tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("store") / "s.h5", views=2, dtype=request.param)
 
 
-def test_npz_holds_what_the_store_holds(store, tmp_path):
-    export_store(store, tmp_path / "out.npz")
-    with np.load(tmp_path / "out.npz", allow_pickle=False) as read:
-        for name in ("features", "labels", "split"):
+def test_npz_and_safetensors_hold_what_the_store_holds(store, tmp_path):
+    for name in ("out.npz", "out.safetensors"):
+        export_store(store, tmp_path / name)
+    npz, tensors = np.load(tmp_path / "out.npz", allow_pickle=False), load_file(tmp_path / "out.safetensors")
+    for name in ("features", "labels", "split"):
+        for read in (npz, tensors):
             assert read[name].dtype == store.array(name).dtype
             np.testing.assert_array_equal(read[name], store.array(name))
-        assert read["names"].tolist() == store.names(range(len(store.labels)))
-        assert read["class_names"].tolist() == store.class_names
-        assert read["splits"].tolist() == ["train", "test"]
-        assert read["views"].tolist() == ["plain", "mirror"]
-        assert read["identity_sha256"] == store.identity_sha256
-
-
-def test_safetensors_hold_what_the_store_holds(store, tmp_path):
-    export_store(store, tmp_path / "out.safetensors")
-    read = load_file(tmp_path / "out.safetensors")
-    for name in ("features", "labels", "split"):
-        assert read[name].dtype == store.array(name).dtype
-        np.testing.assert_array_equal(read[name], store.array(name))
-    a, b = read["name_offsets"][7:9]
-    assert read["name_bytes"][a:b].tobytes().decode() == store.names([7])[0]
+    assert npz["names"].tolist() == store.names(range(len(store.labels)))
+    a, b = tensors["name_offsets"][7:9]
+    assert tensors["name_bytes"][a:b].tobytes().decode() == store.names([7])[0]
+    expected = {"class_names": store.class_names, "splits": ["train", "test"], "views": ["plain", "mirror"]}
     with safe_open(tmp_path / "out.safetensors", "numpy") as file:
-        assert json.loads(file.metadata()["class_names"]) == store.class_names
-        assert json.loads(file.metadata()["splits"]) == ["train", "test"]
+        for name, value in expected.items():
+            assert npz[name].tolist() == json.loads(file.metadata()[name]) == value
+    assert npz["identity_sha256"] == store.identity_sha256
 
 
 def test_parquet_has_a_row_for_each_image(store, tmp_path, monkeypatch):
@@ -68,9 +60,9 @@ def test_parquet_has_a_row_for_each_image(store, tmp_path, monkeypatch):
 def test_a_file_is_replaced_only_when_asked(store, tmp_path, ending):
     out = tmp_path / f"out.{ending.upper()}"
     out.write_text("mine")
-    assert "--overwrite" in invoke(main, "export", store.path, out, code=2).stderr
+    assert "--overwrite" in call(main, "export", store.path, out, code=2).stderr
     assert out.read_text() == "mine"
-    assert invoke(main, "export", store.path, out, "--overwrite").stdout == f"{out}\n"
+    assert call(main, "export", store.path, out, "--overwrite").stdout == f"{out}\n"
     assert out.stat().st_size > store.features.nbytes
     assert out.stat().st_mode == store.path.stat().st_mode
     assert list(tmp_path.iterdir()) == [out], "no temporary file is left"

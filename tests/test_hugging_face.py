@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import invoke, of_split
+from fabricate import call, of_split
 from PIL import Image
 
 from common.errors import UserError
@@ -15,14 +15,6 @@ from common.synthetic import make_images
 from extract.cli import main
 from extract.request import Request
 from extract.sources import Reading, load_source, source_kind
-
-
-@pytest.fixture
-def datasets(tmp_path, monkeypatch):
-    """The library, with a cache of its own."""
-    library = pytest.importorskip("datasets", reason="Hugging Face datasets is missing: pip install '.[hf]'")
-    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
-    return library
 
 
 def png(value, size=8):
@@ -212,14 +204,14 @@ def test_a_name_on_the_hub(datasets, tmp_path, monkeypatch):
     wanted = Request(dataset="hf:owner/beans:small", weights="random", image_size=32)
     before = wanted.as_json()
     command = ["features", "--dataset", "hf:owner/beans:small", "--weights", "random", "--image-size", 32]
-    result = invoke(main, *command)
+    result = call(main, *command)
     assert asked == [("owner/beans", "small")]
     assert result.stdout == f"{wanted.default_store()}\n"
     assert result.stdout.startswith("data/features/hf-beans-small-resnet18-")
     assert FeatureStore.open(tmp_path / result.stdout.strip()).class_names == ["cat", "dog"]
     assert wanted.as_json() != before, "it is in the cache now"
     assert wanted.as_json()["fingerprint"] != source_kind("hf").fingerprint(Request(dataset="hf:owner/other").root)
-    assert "up to date" in invoke(main, *command).stderr
+    assert "up to date" in call(main, *command).stderr
     assert len(asked) == 1
     with pytest.raises(UserError, match=r"no folder no/such, .* cannot be loaded by `datasets` \(Couldn't find it\)"):
         load_source("hf", Request(dataset="hf:no/such").root)
@@ -229,11 +221,11 @@ def test_a_folder_is_recognised_and_its_change_seen(datasets, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     root = make_images(tmp_path / "images", classes=2, train=4, test=2)
     command = ["features", "--dataset", "hf:images", "--weights", "random", "--image-size", "32", "--store", "s.h5"]
-    invoke(main, *command)
+    call(main, *command)
     assert FeatureStore.open("s.h5").names([0]) == ["train/class0/000.png"]
-    assert invoke(main, *command).stderr == "up to date: s.h5\n"
+    assert call(main, *command).stderr == "up to date: s.h5\n"
     (root / "train/class0/000.png").unlink()
-    assert "1 gone" in invoke(main, *command, code=2).stderr
+    assert "1 gone" in call(main, *command, code=2).stderr
 
 
 def test_the_request_names_the_columns():

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from fabricate import invoke
+from fabricate import call
 
 from common.errors import UserError
 from common.joined import JoinedStore, open_stores
@@ -171,23 +171,23 @@ def test_a_store_beside_itself_is_refused(first):
 def test_a_head_of_two_stores_says_so_and_is_refused_on_one_or_in_another_order(first, tmp_path):
     a, b = first.path, beside(first, tmp_path / "b.h5").path
     both = ["--store", a, "--store", b]
-    invoke(train, "fit", *both, "--run", tmp_path / "run", *TINY)
+    call(train, "fit", *both, "--run", tmp_path / "run", *TINY)
     store = json.loads((tmp_path / "run/report.json").read_text())["store"]
     assert store["path"] == f"{a} + {b}"
     assert [part["identity_sha256"] for part in store["beside"]] == [
         FeatureStore.open(path).identity_sha256 for path in (a, b)
     ]
     assert store["identity_sha256"] == open_stores([a, b]).identity_sha256
-    assert "complete" in invoke(train, "fit", *both, "--run", tmp_path / "run", *TINY).stderr
+    assert "complete" in call(train, "fit", *both, "--run", tmp_path / "run", *TINY).stderr
     for stores in (["--store", a], ["--store", b, "--store", a]):
-        refused = invoke(train, "fit", *stores, "--run", tmp_path / "run", *TINY, code=2)
+        refused = call(train, "fit", *stores, "--run", tmp_path / "run", *TINY, code=2)
         assert "was begun with another feature store" in refused.output
-    invoke(find, "odd", a, "--beside", b, "--run", tmp_path / "run", "--out", tmp_path / "odd")
+    call(find, "odd", a, "--beside", b, "--run", tmp_path / "run", "--out", tmp_path / "odd")
     settings = json.loads((tmp_path / "odd/findings.json").read_text())["settings"]
     assert settings["store"] == f"{a} + {b}"
-    refused = invoke(find, "odd", a, "--run", tmp_path / "run", code=2)
+    refused = call(find, "odd", a, "--run", tmp_path / "run", code=2)
     assert "is for features of 22 dimensions" in refused.output
-    refused = invoke(find, "odd", b, "--beside", a, "--run", tmp_path / "run", code=2)
+    refused = call(find, "odd", b, "--beside", a, "--run", tmp_path / "run", code=2)
     assert "was made with another" in refused.output
 
 
@@ -195,14 +195,14 @@ def test_a_phase_and_an_audit_of_stores_side_by_side(first, tmp_path):
     a, b = first.path, beside(first, tmp_path / "b.h5").path
     (tmp_path / "p").mkdir()
     (tmp_path / "p/config.toml").write_text('method = "normalised_plda"\n[plan]\nruns = ["one:"]\n')
-    invoke(train, "phase", tmp_path / "p/config.toml", "--store", a, "--beside", b, "--runs", tmp_path / "runs")
+    call(train, "phase", tmp_path / "p/config.toml", "--store", a, "--beside", b, "--runs", tmp_path / "runs")
     report = json.loads((tmp_path / "runs/p/one-seed0/report.json").read_text())
     assert len(report["store"]["beside"]) == 2
-    invoke(find, "audit", a, "--beside", b, "--out", tmp_path / "audit")
+    call(find, "audit", a, "--beside", b, "--out", tmp_path / "audit")
     assert (tmp_path / "audit/index.html").is_file()
 
 
 def test_a_reference_is_needed_for_each_store(first, tmp_path):
     a, b = first.path, beside(first, tmp_path / "b.h5").path
-    assert "a reference is needed" in invoke(find, "odd", a, "--beside", b, "--reference", a, code=2).output
-    invoke(find, "odd", a, "--beside", b, "--reference", a, "--reference", b, "--out", tmp_path / "odd")
+    assert "a reference is needed" in call(find, "odd", a, "--beside", b, "--reference", a, code=2).output
+    call(find, "odd", a, "--beside", b, "--reference", a, "--reference", b, "--out", tmp_path / "odd")

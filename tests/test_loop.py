@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fabricate import make_config
+from fabricate import make_config, without_times
 
 from common import machine
 from common.errors import UserError
@@ -35,10 +35,6 @@ def run(store, *overrides, progress=None, stop_after=None):
 
     model = train(config, task, progress, save)
     return model, task, progress
-
-
-def without_times(history):
-    return [{key: value for key, value in record.items() if "seconds" not in key} for record in history]
 
 
 @pytest.fixture

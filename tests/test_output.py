@@ -4,20 +4,14 @@ import errno
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from click.testing import CliRunner
-from fabricate import make_findings
-from PIL import Image
+from fabricate import call, make_findings, make_pictures, python
 
 import find.auditing
 from common.files import OUTPUT_MARK
-from common.images import pixel_digest, read_image
-from common.store import FeatureStore
-from common.store_writer import name_arrays, write_store
-from common.synthetic import make_header
 from find import page
 from find.cli import main
 
@@ -27,36 +21,19 @@ WRITTEN = {OUTPUT_MARK, "findings.csv", "findings.json", "index.html", "pictures
 
 @pytest.fixture
 def root(tmp_path):
-    for number, name in enumerate(NAMES):
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / "in" / name)
     return tmp_path / "in"
 
 
 @pytest.fixture
 def store(root, tmp_path, monkeypatch):
     """A store of four images; an audit that flags the first two without looking."""
-    header = make_header(2, 8)
-    header["class_names"] = header["identity"]["data_set"]["class_names"] = ["cat", "dog"]
-    header["provenance"]["request"] = {"dataset": "csv"}
-    arrays = {
-        "features": np.random.default_rng(0).normal(size=(1, 4, 8)).astype("<f4"),
-        "labels": np.array([0, 0, 1, 1]),
-        "image_index": np.arange(4),
-        "split": np.zeros(4, np.uint8),
-        "image_sha256": np.stack([np.frombuffer(pixel_digest(read_image(root / name)), np.uint8) for name in NAMES]),
-        **name_arrays(NAMES),
-    }
-    write_store(tmp_path / "s.h5", header, arrays)
+    make_pictures(tmp_path / "s.h5", root, NAMES)
     monkeypatch.setattr(find.auditing, "audit", lambda *_, **__: make_findings(NAMES[:3], flagged=2))
     monkeypatch.chdir(tmp_path)
-    return FeatureStore.open(Path("s.h5"))
+    return Path("s.h5")
 
 
-def run(*arguments, code=0):
-    result = CliRunner().invoke(main, ["audit", "s.h5", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    return result
+run = partial(call, main, "audit", "s.h5")
 
 
 def test_the_page_and_its_tables_are_written_and_the_page_is_printed(store, root):
@@ -152,14 +129,13 @@ main(["audit", "s.h5", *sys.argv[1:]])
 
 @pytest.mark.parametrize("options", [[], ["--list", "-"]])
 def test_a_full_standard_output_is_said(store, options):
-    command = [sys.executable, "-c", CODE.format(tests=str(Path(__file__).parent)), *options]
     with Path("/dev/full").open("wb") as full:
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert result.returncode == 2
-    *_, last = result.stderr.splitlines()
+        streams = {"stdout": full, "stderr": subprocess.PIPE, "capture_output": False}
+        said = python("-c", CODE.format(tests=str(Path(__file__).parent)), *options, code=2, **streams).stderr
+    *_, last = said.splitlines()
     assert last.startswith("Error: no space left for the standard output: ")
     assert last.endswith("; the page is complete: runs/find-s/index.html")
-    assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
+    assert "Exception ignored" not in said
 
 
 def test_an_error_says_what_is_complete(store, monkeypatch):
@@ -176,9 +152,8 @@ def test_a_find_that_is_stopped_starts_anew(store):
     code = CODE.replace("import find.auditing\n", "import find.auditing, os, signal, time\n").replace(
         'lambda *_, **__: make_findings(["a"], flagged=1)', "lambda *_, **__: os.kill(os.getpid(), 2) or time.sleep(9)"
     )
-    command = [sys.executable, "-c", code.format(tests=str(Path(__file__).parent))]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (130, "\nstopped: the same command starts anew\n")
+    said = python("-c", code.format(tests=str(Path(__file__).parent)), code=130).stderr
+    assert said == "\nstopped: the same command starts anew\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills")

@@ -1,10 +1,10 @@
 import ast
 import configparser
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fabricate import python
 
 ROOT = Path(__file__).parents[1]
 SETUP = configparser.ConfigParser()
@@ -37,9 +37,24 @@ def imported(file):
 
 def test_each_package_is_the_one_of_this_project(tmp_path):
     code = f"import importlib; print(*(importlib.import_module(name).__file__ for name in {PACKAGES}), sep='\\n')"
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, "install the project (make does): " + result.stderr
+    result = python("-c", code, cwd=tmp_path)  # where it fails, install the project: make does
     assert result.stdout.split() == [str(ROOT.joinpath(*name.split("."), "__init__.py")) for name in PACKAGES]
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import set_anomaly; set_anomaly.main(['--help'], standalone_mode=False)", "torch sklearn scipy matplotlib"),
+        ("from extract.cli import main; main(['features', '--help'], standalone_mode=False)", "torch torchvision h5py"),
+        ("import train.cli, extract.cli", "torch h5py sklearn matplotlib"),
+        ("import find.page, find.review, find.output", "torch h5py sklearn"),
+        ("import train.config", "torch train.methods.knn train.methods.transformer"),
+    ],
+)
+def test_nothing_heavy_is_imported_before_it_is_needed(code, heavy):
+    modules = python("-c", f"{code}; import sys; print(*sys.modules)").stdout.split()
+    assert "click" in modules or "train.config" in modules
+    assert not set(heavy.split()) & set(modules)
 
 
 def test_every_package_but_the_benchmark_is_installed():
@@ -57,6 +72,9 @@ def test_one_command_is_installed():
     scripts = SETUP["options.entry_points"]["console_scripts"].split("\n")
     assert [line for line in scripts if line] == ["set-anomaly = set_anomaly:main"]
     assert SETUP["options"]["py_modules"] == "set_anomaly"
+    assert SETUP["options.package_data"]["find"] == "templates/*"
+    templates = {file.name for file in (ROOT / "find/templates").iterdir()}
+    assert templates == {"page.html.j2", "page.css", "page.js", "marks.js"}
     assert f"## [{SETUP['metadata']['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 

@@ -117,20 +117,11 @@ def test_from_several_stores_each_run_is_made_and_named_after_the_store(store, t
     assert sorted(group.name for group in group_runs(runs)) == ["a@other", "a@s", "b@other", "b@s"]
 
 
-@pytest.mark.parametrize(
-    ("plan", "sentence"),
-    [
-        ('[plan]\nruns = ["a: method=knn", "b: method=transfomer"]', 'unknown method "transfomer": did you mean "tran'),
-        ("", "has no plan"),
-        ('[plan]\nrun = ["a:"]', 'did you mean "plan.runs"'),
-    ],
-)
-def test_a_mistake_in_the_plan_is_one_sentence_before_anything_is_made(store, tmp_path, plan, sentence):
-    result = call(
-        main, "phase", write_plan(tmp_path / "tiny", plan), "--store", store, "--runs", tmp_path / "runs", code=2
-    )
-    assert sentence in result.output
-    assert result.output.startswith("Error: ")
+def test_a_mistake_in_the_plan_is_one_sentence_before_anything_is_made(store, tmp_path):
+    plan = write_plan(tmp_path / "tiny", '[plan]\nruns = ["a: method=knn", "b: method=transfomer"]')
+    said = call(main, "phase", plan, "--store", store, "--runs", tmp_path / "runs", code=2).output
+    assert said.startswith("Error: ")
+    assert 'unknown method "transfomer": did you mean "tran' in said
     assert not (tmp_path / "runs").exists()
 
 

@@ -12,21 +12,6 @@ def image(height, width, seed=0):
     return np.random.default_rng(seed).integers(256, size=(height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("shape", [(32, 32), (50, 80), (300, 90), (24, 24)])
-def test_it_equals_the_transforms_of_torchvision(shape):
-    expected = transforms.Compose(
-        [
-            transforms.ToTensor(),
-            transforms.Resize(48, antialias=True),
-            transforms.CenterCrop(48),
-            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-    )
-    picture = image(*shape)
-    found = Preprocessing(48)([picture])[0, 0]
-    torch.testing.assert_close(found, expected(picture), rtol=1e-4, atol=1e-4)
-
-
 def test_a_batch_may_mix_sizes_and_keeps_their_order():
     pictures = [image(20, 20, 1), image(30, 20, 2), image(20, 20, 3), image(20, 20, 4)]
     preprocessing = Preprocessing(16, ("plain", "mirror"))

@@ -4,12 +4,11 @@ import json
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from fabricate import call, python
 from torch.utils.data import DataLoader
 
 import bench.cost
@@ -59,16 +58,15 @@ def test_the_commands_run_one_after_the_other(tmp_path):
     make_images(tmp_path / "path/to/images", classes=3, train=30, test=12)
     make_images(tmp_path / "path/to/folder", classes=1, train=30, test=12)
     for line in VERBS:
-        command = [sys.executable, "-m", "set_anomaly", *shlex.split(line.partition("#")[0])[1:]]
-        if command[3] in ("features", "odd", "audit"):  # ImageNet's weights are not here, and 224 pixels take long
+        command = shlex.split(line.partition("#")[0])[1:]
+        if command[0] in ("features", "odd", "audit"):  # ImageNet's weights are not here, and 224 pixels take long
             command += ["--weights", "random", "--image-size", "32"]
-        if command[3] == "fit":
+        if command[0] == "fit":
             command += ["--set", "training.epochs=1"]
         if "--open" in command:  # there may be no browser
             command.remove("--open")
             command += ["--cache", "cache"]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 0, f"{line}\n{result.stderr}"
+        python("-m", "set_anomaly", *command, cwd=tmp_path)
 
 
 def test_the_python_example_runs(tmp_path):
@@ -77,8 +75,7 @@ def test_the_python_example_runs(tmp_path):
     # ImageNet's weights are not here, and 224 pixels and 50 epochs take long
     code = code.replace('"images.h5")', '"images.h5", weights="random", image_size=32)')
     code = code.replace("RECOMMENDED)", 'RECOMMENDED, ["training.epochs=1"])') + "\nassert scores.shape == (1, 10)"
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    python("-c", code, cwd=tmp_path)
 
 
 @pytest.mark.parametrize("page", [*PAGES, "experiments/README.md"])
@@ -106,8 +103,7 @@ def test_the_tables_of_find_are_those_of_its_benchmark():
 def test_the_costs_are_those_of_their_benchmark_and_of_phase_7(monkeypatch):
     monkeypatch.chdir(ROOT)
     assert "| resnet18 |" in Path("docs/speed.md").read_text(encoding="utf-8")
-    result = CliRunner().invoke(bench.cost.main, ["--readme", "docs/speed.md", "--check"])
-    assert result.exit_code == 0, result.output
+    call(bench.cost.main, "--readme", "docs/speed.md", "--check")
 
 
 def test_a_store_is_a_dataset_of_torch_as_the_options_say(tmp_path, monkeypatch):

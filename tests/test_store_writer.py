@@ -1,10 +1,9 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from fabricate import python
 
 from common.errors import UserError
 from common.store import FeatureStore
@@ -21,11 +20,6 @@ def arrays_of(store):
     return {name: np.array(store.array(name)) for name in store.places}
 
 
-def run(code, *arguments):
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
-
-
 def test_a_disk_that_fills_up_is_an_error_that_leaves_no_store(tmp_path):
     code = """
 import resource, sys
@@ -38,7 +32,7 @@ try:
 except UserError as error:
     print(error.message)
 """
-    assert run(code, tmp_path / "s.h5").startswith(f"no space left for {tmp_path / 's.h5'}")
+    assert python("-c", code, tmp_path / "s.h5").stdout.startswith(f"no space left for {tmp_path / 's.h5'}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,7 +84,7 @@ arrays |= name_arrays(["a"] * n)
 write_store(Path(sys.argv[1]) / "s.h5", make_header(1, 512), arrays | {"image_sha256": np.zeros((n, 32), "u1")})
 print(int([line for line in open("/proc/self/status") if line.startswith("RssAnon")][0].split()[1]) // 1024)
 """
-    assert int(run(code, tmp_path)) < 150
+    assert int(python("-c", code, tmp_path).stdout) < 150
     assert FeatureStore.open(tmp_path / "s.h5").places["features"].shape == (1, 100_000, 512)
 
 

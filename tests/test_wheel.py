@@ -34,12 +34,8 @@ def wheel(tmp_path_factory):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed here, and nothing is downloaded: no wheel can be built")
     folder = tmp_path_factory.mktemp("build")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    ).stdout
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     if not listed:
         pytest.skip("this is no git checkout: which files are of the project is not known")
     for name in filter(None, listed.split("\0")):
