@@ -18,6 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from common.errors import UserError
 from common.images import pixel_digest, read_image
 from common.schema import load
 from common.store import FeatureStore
@@ -258,6 +259,14 @@ def call(command: click.Command, *arguments: Any, code: int = 0, **options: Any)
     assert result.exit_code == code, (result.output, result.exception)
     assert "Traceback" not in result.output
     return result
+
+
+def refuses(match: str, function: Callable, /, *arguments: Any, **options: Any) -> str:
+    """The one sentence of the UserError that a function raises for these arguments: it matches."""
+    with pytest.raises(UserError, match=match) as caught:
+        function(*arguments, **options)
+    assert "\n" not in caught.value.message
+    return caught.value.message
 
 
 def python(

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from fabricate import fails_with
+from fabricate import fails_with, refuses
 
-from common.errors import UserError
 from extract.backbones import HookedLayers, PooledLayers, load_backbone, parse_layers, preprocessing_of
 from extract.preprocessing import Preprocessing
 
@@ -63,8 +62,7 @@ def test_layers_are_named_once_last_first():
     assert parse_layers("last") == ("last",)
     assert parse_layers("last, layer3") == ("last", "layer3")
     for text in ("layer3", "layer3,last", "last,last", "last,layer3,layer3", ""):
-        with pytest.raises(UserError, match='must begin with "last" and name each layer once'):
-            parse_layers(text)
+        refuses('must begin with "last" and name each layer once', parse_layers, text)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +77,8 @@ def test_layers_are_named_once_last_first():
     ],
 )
 def test_what_cannot_be_had_is_an_error_that_says_so(name, size, layers, message):
-    with pytest.raises(UserError) as caught:
-        load_backbone(name, "random", 0, size, ("last", *layers))
-    assert message in caught.value.message
+    said = refuses("", load_backbone, name, "random", 0, size, ("last", *layers))
+    assert message in said
 
 
 def test_frozen_means_frozen(resnet):
@@ -158,17 +155,15 @@ def test_imagenet_weights_are_downloaded_once_and_checked_always(server, tmp_pat
     assert first.weights_sha256 == again.weights_sha256
     cached = tmp_path / "hub/checkpoints" / server.name
     cached.write_bytes(cached.read_bytes()[:-1])
-    with pytest.raises(UserError, match=f"{cached} is damaged"):
-        load_backbone("resnet18", "torchvision", 0, 32)
+    refuses(f"{cached} is damaged", load_backbone, "resnet18", "torchvision", 0, 32)
 
 
 def test_without_a_network_the_weights_can_be_put_there_by_hand(server, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.hub.urlopen", fails_with(errno.ENETUNREACH))
     place = tmp_path / "hub/checkpoints" / server.name
-    with pytest.raises(UserError) as caught:
-        load_backbone("resnet18", "torchvision", 0, 32)
-    assert server.as_uri() in caught.value.message
-    assert str(place) in caught.value.message
+    said = refuses("", load_backbone, "resnet18", "torchvision", 0, 32)
+    assert server.as_uri() in said
+    assert str(place) in said
     server.rename(place)
     assert load_backbone("resnet18", "torchvision", 0, 32).feature_dim == 512
 

@@ -2,6 +2,7 @@ import zipfile
 
 import pytest
 import torch
+from fabricate import refuses
 from msgspec.structs import replace
 
 from common.errors import UserError
@@ -75,10 +76,8 @@ def test_a_run_goes_on_with_its_own_config_and_store_only_but_on_any_device(chec
     )
     assert load_state(checkpoint, device, STORE).history == [record(1)]
     assert load_state(tmp_path / "checkpoint.pt", CONFIG, STORE).history == [], "without a checkpoint it begins anew"
-    with pytest.raises(UserError, match=r"training\.epochs was 4, now 7"):
-        load_state(checkpoint, epochs, STORE)
-    with pytest.raises(UserError, match="identity aaaaaaaaaaaaaaaa, now bbbbbbbbbbbbbbbb"):
-        load_state(checkpoint, CONFIG, "b" * 64)
+    refuses(r"training\.epochs was 4, now 7", load_state, checkpoint, epochs, STORE)
+    refuses("identity aaaaaaaaaaaaaaaa, now bbbbbbbbbbbbbbbb", load_state, checkpoint, CONFIG, "b" * 64)
 
 
 @pytest.mark.parametrize(
@@ -97,19 +96,16 @@ def test_a_run_goes_on_with_its_own_config_and_store_only_but_on_any_device(chec
 )
 def test_a_damaged_checkpoint_is_one_sentence_that_advises_nothing_rash(checkpoint, damage):
     checkpoint.write_bytes(damage(checkpoint.read_bytes()))
-    with pytest.raises(UserError, match=r"is not a sound checkpoint .*: put back a copy, or move this one file away"):
-        load_checkpoint(checkpoint)
+    refuses(r"is not a sound checkpoint .*: put back a copy, or move this one file away", load_checkpoint, checkpoint)
     RunFolder(checkpoint.parent).done.write_text("")
-    with pytest.raises(UserError, match=r"the report beside it is sound; put back a copy, or choose another --run"):
-        load_checkpoint(checkpoint)
+    refuses(r"the report beside it is sound; put back a copy, or choose another --run", load_checkpoint, checkpoint)
 
 
 def test_every_byte_is_under_the_seal(checkpoint):
     data = checkpoint.read_bytes()
     for place in range(0, len(data), 37):
         checkpoint.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
-        with pytest.raises(UserError, match="is not a sound checkpoint"):
-            load_checkpoint(checkpoint)
+        refuses("is not a sound checkpoint", load_checkpoint, checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -138,13 +134,11 @@ def test_every_byte_is_under_the_seal(checkpoint):
     ],
 )
 def test_content_of_the_wrong_kind_is_refused(checkpoint, changes):
-    with pytest.raises(UserError, match="is not a sound checkpoint"):
-        load_checkpoint(rewritten(checkpoint, **changes))
+    refuses("is not a sound checkpoint", load_checkpoint, rewritten(checkpoint, **changes))
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(checkpoint):
-    with pytest.raises(UserError, match="has format 3, this code reads up to 2"):
-        load_checkpoint(rewritten(checkpoint, format=3))
+    refuses("has format 3, this code reads up to 2", load_checkpoint, rewritten(checkpoint, format=3))
 
 
 def test_an_unfinished_run_without_its_state_is_not_begun_anew_in_the_middle(checkpoint):
@@ -178,18 +172,15 @@ def test_pickled_code_is_not_run(checkpoint):
             return exec, ("raise SystemExit('the trap was sprung')",)
 
     torch.save({"head": Trap(), "config": "", "format": 2}, checkpoint)
-    with pytest.raises(UserError, match="is not a sound checkpoint"):
-        load_checkpoint(checkpoint)
+    refuses("is not a sound checkpoint", load_checkpoint, checkpoint)
     checkpoint.write_bytes(seal(checkpoint.read_bytes()))
-    with pytest.raises(UserError, match="is not a sound checkpoint"):
-        load_checkpoint(checkpoint)
+    refuses("is not a sound checkpoint", load_checkpoint, checkpoint)
 
 
 def test_a_zip_bomb_is_not_unpacked(checkpoint):
     with zipfile.ZipFile(checkpoint, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(1 << 20))
-    with pytest.raises(UserError, match="is not a sound checkpoint"):
-        load_checkpoint(checkpoint)
+    refuses("is not a sound checkpoint", load_checkpoint, checkpoint)
 
 
 @pytest.mark.parametrize("method", ["transformer", "posterior", "deep_plda", "mahalanobis", "centroid", "dummy"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fabricate import call, python
+from fabricate import call, python, refuses
 
 from common.cluster import Cluster, Node, asked_for, connected
 from common.errors import UserError
@@ -57,24 +57,21 @@ def test_a_worker_has_a_gpu_where_there_are_some_and_one_that_fits_nowhere_is_re
     assert Cluster("").settled(nodes[:1]).gpus == 0
     assert Cluster("", gpus=0.0).settled(nodes).gpus == 0
     for asked in (Cluster("", 16), Cluster("", 1, 4.0)):
-        with pytest.raises(UserError, match=r"the largest have 8 and 2: .*--cpus-per-worker"):
-            asked.settled(nodes)
+        refuses(r"the largest have 8 and 2: .*--cpus-per-worker", asked.settled, nodes)
 
 
 @pytest.mark.parametrize(("name", "device", "gpus"), [("auto", "cuda", None), ("cpu", "cpu", 0), ("cuda", "cuda", 1)])
 def test_the_device_says_whether_workers_have_gpus(name, device, gpus):
     found, connect = connection(Request(dataset="digits", device=name, cluster=Cluster("")))
     assert (found, connect.keywords["cluster"].gpus) == (torch.device(device), gpus)
-    with pytest.raises(UserError, match="cuda:1"):
-        connection(Request(dataset="digits", device="cuda:1", cluster=Cluster("")))
+    refuses("cuda:1", connection, Request(dataset="digits", device="cuda:1", cluster=Cluster("")))
 
 
 def test_options_that_do_nothing_without_a_cluster_are_refused():
     assert asked_for(None, None, None) is None
     assert asked_for("auto", 2, 0.5) == Cluster("auto", 2, 0.5)
     for options in ((2, None), (None, 1.0)):
-        with pytest.raises(UserError, match="do nothing without --ray"):
-            asked_for(None, *options)
+        refuses("do nothing without --ray", asked_for, None, *options)
 
 
 def test_without_ray_one_sentence_says_how_to_get_it(root, tmp_path, monkeypatch):
@@ -309,8 +306,7 @@ def test_a_node_that_cannot_do_what_is_pinned_is_not_used(job, capsys):
         require_equal(job, made(ray, job, environment)[1])
         assert "node old (old) is not used: it has torch 1.0" in capsys.readouterr().err
         patch.setattr(Worker, "prepare", lambda self, *required: ("node", "it has torch 1.0"))
-        with pytest.raises(UserError, match=r"new \(new\): it has torch 1\.0; old \(old\)"):
-            made(FakeRay("old", "new"), job, environment)
+        refuses(r"new \(new\): it has torch 1\.0; old \(old\)", made, FakeRay("old", "new"), job, environment)
 
 
 def test_a_node_that_is_not_like_this_process_chooses_no_engine(job, capsys):
@@ -328,8 +324,7 @@ def test_a_node_that_is_not_like_this_process_chooses_no_engine(job, capsys):
 
 def test_a_node_that_does_not_see_the_images_is_named(job, monkeypatch):
     monkeypatch.setattr(Worker, "prepare", lambda self, *required: ("images", "train/a.png: No such file or directory"))
-    with pytest.raises(UserError, match=r"node a \(a\) does not see .*train/a\.png.*--ship-images"):
-        made(FakeRay("a"), job)
+    refuses(r"node a \(a\) does not see .*train/a\.png.*--ship-images", made, FakeRay("a"), job)
 
 
 def test_a_batch_that_ends_every_worker_is_an_error_that_names_it(job):
@@ -347,16 +342,14 @@ def test_a_node_whose_workers_never_begin_is_not_used(job):
             raise RayError("ModuleNotFoundError: No module named 'extract'")
 
     require_equal(job, made(FakeRay("a", "b", death=death), job)[1])
-    with pytest.raises(UserError, match=r"can be used \(a \(a\): .* before they begin \(ModuleNotFoundError"):
-        made(FakeRay("a", death=death), job)
+    refuses(r"can be used \(a \(a\): .* before they begin \(ModuleNotFoundError", made, FakeRay("a", death=death), job)
 
 
 def test_what_is_not_finite_is_the_sentence_of_one_process(job, monkeypatch):
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 512))
     torch.nn.init.constant_(module[1].bias, float("inf"))
     broken = replace(job, backbone=replace(job.backbone, module=module))
-    with pytest.raises(UserError, match=r"^non-finite features at images \d+ to \d+: the weights"):
-        made(FakeRay("a"), broken)
+    refuses(r"^non-finite features at images \d+ to \d+: the weights", made, FakeRay("a"), broken)
 
 
 def test_stores_with_skipped_images_are_the_same(job, root, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import typing
 from pathlib import Path
 
 import pytest
-from fabricate import make_config
+from fabricate import make_config, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
@@ -64,9 +64,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def message(cls: type, path: Path | None, *overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
-        schema.load(cls, path, overrides)
-    return caught.value.message
+    return refuses("", schema.load, cls, path, overrides)
 
 
 @settings(deadline=None)
@@ -182,10 +180,9 @@ def test_overrides_win_over_the_file_and_the_last_over_the_first(tmp_path):
 )
 def test_a_setting_that_does_nothing_for_the_method_is_refused_by_name(overrides, key, tmp_path):
     method = next((each.partition("=")[2] for each in overrides if each.startswith("method=")), "transformer")
-    with pytest.raises(UserError) as caught:
-        Config.load(None, overrides)
-    assert caught.value.message.startswith(f'{key} does nothing for the method "{method}"')
-    assert "leave it out" in caught.value.message
+    said = refuses("", Config.load, None, overrides)
+    assert said.startswith(f'{key} does nothing for the method "{method}"')
+    assert "leave it out" in said
     config = schema.load(Config, None, overrides)  # reports and checkpoints that have it are read all the same
     assert Config.load(written(tmp_path, schema.to_toml(config))) == config  # what a run wrote has every setting
 
@@ -201,8 +198,7 @@ def test_what_a_method_is_made_of_does_something(name):
 
 def test_a_setting_of_a_file_serves_the_method_of_the_file(tmp_path):
     path = written(tmp_path, "[head]\nlayers = 2\ninducing = 8")
-    with pytest.raises(UserError, match=r"head\.inducing=8 does nothing"):
-        Config.load(path)
+    refuses(r"head\.inducing=8 does nothing", Config.load, path)
     assert Config.load(path, ["method=set_transformer"]).head.inducing == 8
     path = written(tmp_path, "[head]\nlayers = 2")
     assert Config.load(path, ["method=plda"]).head.layers == 2
@@ -221,8 +217,7 @@ def test_an_override_of_a_phase_serves_one_of_its_runs(tmp_path):
 @pytest.mark.parametrize("overrides", [[], ["training.class_loss=1", "method=deepsets"]])
 def test_a_loss_of_nothing_is_refused(overrides):
     made = make_config(*overrides, "training.set_loss=0")
-    with pytest.raises(UserError, match=r"training\.set_loss must be more than 0 .*, got 0\.0"):
-        require_effective(made, [])
+    refuses(r"training\.set_loss must be more than 0 .*, got 0\.0", require_effective, made, [])
     require_effective(make_config("method=posterior", "training.class_loss=1", "training.set_loss=0"), [])
 
 
@@ -336,8 +331,7 @@ def test_class_names_come_from_names_or_a_file(tmp_path):
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\xff")
     wrong = {"none.txt": "no file", "twenty.txt": "names no class", "binary.txt": "cannot read the class names"}
     for name, sentence in wrong.items():
-        with pytest.raises(UserError, match=sentence):
-            parse_classes(str(tmp_path / name))
+        refuses(sentence, parse_classes, str(tmp_path / name))
 
 
 PLAN = """
@@ -378,8 +372,7 @@ def test_what_is_set_for_all_runs_of_a_phase_wins_over_their_own(tmp_path):
 
 @pytest.mark.parametrize("key", ["training.seed", "data.split_seed"])
 def test_the_seeds_of_a_phase_are_its_plans(tmp_path, key):
-    with pytest.raises(UserError, match=rf"{key} must be left to the plan"):
-        plan_configs(written(tmp_path, PLAN), [f"{key}=9"])
+    refuses(rf"{key} must be left to the plan", plan_configs, written(tmp_path, PLAN), [f"{key}=9"])
 
 
 @pytest.mark.parametrize(
@@ -408,9 +401,8 @@ def test_the_seeds_of_a_phase_are_its_plans(tmp_path, key):
     ],
 )
 def test_a_mistake_in_a_plan_is_one_sentence(tmp_path, plan, part):
-    with pytest.raises(UserError) as caught:
-        plan_configs(written(tmp_path, f"[plan]\n{plan}"))
-    assert part in caught.value.message
+    said = refuses("", plan_configs, written(tmp_path, f"[plan]\n{plan}"))
+    assert part in said
 
 
 def test_the_recommended_recipe_is_that_of_phase_7():

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricate import fails_with, make_findings, make_pictures
+from fabricate import fails_with, make_findings, make_pictures, refuses
 from PIL import Image
 
 from common.errors import UserError
@@ -62,8 +62,7 @@ def test_copies_are_the_files_and_are_recorded(root, digests, tmp_path, there):
         (r"b/\udcff.png", "yes"),
     ]
     assert not (tmp_path / "out/.copying").exists()
-    with pytest.raises(UserError, match="holds copies already: give --copy-to a new"):
-        copy(root, tmp_path / "out", digests)
+    refuses("holds copies already: give --copy-to a new", copy, root, tmp_path / "out", digests)
 
 
 def test_what_cannot_be_copied_is_named_and_the_others_are_copied(root, digests, tmp_path):
@@ -107,8 +106,7 @@ def test_the_target_is_new_or_empty_no_link_and_outside_the_images(root, digests
         ("file", "is a file"),
         ("in/a/x", "lies inside"),
     ):
-        with pytest.raises(UserError, match=rule):
-            copy(root, tmp_path / target, digests)
+        refuses(rule, copy, root, tmp_path / target, digests)
     assert content(tmp_path / "full") == {"mine": b""}
     assert not list((tmp_path / "empty").iterdir())
 

@@ -4,11 +4,10 @@ import sys
 
 import numpy as np
 import pytest
-from fabricate import call, flip_bit
+from fabricate import call, flip_bit, refuses
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from common.errors import UserError
 from common.synthetic import make_store
 from extract.cli import main
 from extract.export import export_store
@@ -66,26 +65,22 @@ def test_a_file_is_replaced_only_when_asked(store, tmp_path, ending):
     assert out.stat().st_size > store.features.nbytes
     assert out.stat().st_mode == store.path.stat().st_mode
     assert list(tmp_path.iterdir()) == [out], "no temporary file is left"
-    with pytest.raises(UserError, match="is a file, and must be a folder"):
-        export_store(store, out / f"out.{ending}")
+    refuses("is a file, and must be a folder", export_store, store, out / f"out.{ending}")
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out", ".npz", "out.h5"])
 def test_an_unknown_ending_gets_one_sentence(store, tmp_path, name):
-    with pytest.raises(UserError, match=r"choose \.npz, \.parquet, \.safetensors"):
-        export_store(store, tmp_path / name)
+    refuses(r"choose \.npz, \.parquet, \.safetensors", export_store, store, tmp_path / name)
 
 
 def test_a_damaged_store_is_not_exported(tmp_path):
     store = make_store(tmp_path / "s.h5")
     flip_bit(store.path, store.places["features"].offset + 100)
-    with pytest.raises(UserError, match="damaged"):
-        export_store(store, tmp_path / "out.npz")
+    refuses("damaged", export_store, store, tmp_path / "out.npz")
     assert list(tmp_path.iterdir()) == [store.path]
 
 
 def test_without_pyarrow(store, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match="pip install pyarrow"):
-        export_store(store, tmp_path / "out.parquet")
+    refuses("pip install pyarrow", export_store, store, tmp_path / "out.parquet")
     assert list(tmp_path.iterdir()) == []

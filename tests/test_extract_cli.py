@@ -15,10 +15,9 @@ import torch
 import torchvision
 from click.testing import CliRunner
 from damage import resealed
-from fabricate import call, fails_with, flip_bit, python, wait_until
+from fabricate import call, fails_with, flip_bit, python, refuses, wait_until
 from PIL import Image
 
-from common.errors import UserError
 from common.store import FeatureStore
 from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images, make_store
@@ -252,8 +251,7 @@ def test_a_class_of_which_nothing_is_left_can_be_audited_but_not_trained_on(root
     features(root, path, "--on-error", "skip")
     store = FeatureStore.open(path)
     assert len(store.labels) == 56
-    with pytest.raises(UserError, match='has no image of class "class1" in its test split: add images'):
-        prepare(store, Config().data)
+    refuses('has no image of class "class1" in its test split: add images', prepare, store, Config().data)
 
 
 def test_what_was_asked_for_in_bfloat16_is_up_to_date_whatever_the_machine_made_of_it(root, path, monkeypatch):

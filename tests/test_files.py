@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from fabricate import fails_with
+from fabricate import fails_with, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,8 +130,7 @@ def test_a_file_system_without_locks_is_used(tmp_path, monkeypatch, capsys, numb
 def test_every_error_of_writing_is_one_sentence_and_the_old_content_stays(tmp_path, monkeypatch, number, hint, call):
     write_text(tmp_path / "a.txt", "old")
     monkeypatch.setattr(call, fails_with(number))
-    with pytest.raises(UserError, match=hint):
-        write_text(tmp_path / "a.txt", "new")
+    refuses(hint, write_text, tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
 
@@ -175,7 +174,6 @@ def test_what_a_kill_left_in_a_complete_folder_is_cleared_up_unless_somebody_is_
 def test_a_file_where_a_folder_must_be_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for target in (tmp_path / "file/a/b.txt", tmp_path / "file/c.txt"):
-        with pytest.raises(UserError, match=r"file is a file, and must be a folder; choose another path"):
-            write_text(target, "x")
+        refuses(r"file is a file, and must be a folder; choose another path", write_text, target, "x")
     with pytest.raises(UserError, match="must be a folder"), exclusive(tmp_path / "file", "busy"):
         pass

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from fabricate import call
+from fabricate import call, refuses
 
 import find
 from common.errors import UserError
@@ -137,8 +137,7 @@ def test_classes_that_are_too_small_are_said_and_the_others_are_judged():
     assert found.too_small == {"one": 1, "two": 2, "none": 0}
     assert [(each.row, each.suggested) for each in found.flagged] == [(5, "a")]
     assert set(found.typical) == {"a", "b"}
-    with pytest.raises(UserError, match="no class has 3 different images"):
-        find.audit(*clusters(4, 2))
+    refuses("no class has 3 different images", find.audit, *clusters(4, 2))
 
 
 @pytest.mark.parametrize("images", [6, 60, 300])
@@ -152,8 +151,7 @@ def test_labels_that_nothing_predicts_are_not_called_wrong(images):
 def test_two_classes_with_the_same_pictures_are_named():
     features, labels = clusters(3, 20)
     features[20:40] = features[:20]
-    with pytest.raises(UserError, match='classes "a" and "b" hold the same pictures'):
-        find.audit(features, labels, class_names="abc")
+    refuses('classes "a" and "b" hold the same pictures', find.audit, features, labels, class_names="abc")
 
 
 def test_a_stranger_is_odd_and_a_clean_folder_has_nothing_odd():
@@ -195,8 +193,7 @@ def test_the_scale_of_features_does_not_matter(scale):
     ],
 )
 def test_what_cannot_be_judged_is_refused_in_one_sentence(features, part):
-    with pytest.raises(UserError, match=part):
-        find.odd(features)
+    refuses(part, find.odd, features)
 
 
 @pytest.mark.parametrize("command", ["audit", "odd"])
@@ -265,8 +262,7 @@ class Logits(torch.nn.Module):
 
 
 def test_a_head_for_sets_of_one_size_is_refused():
-    with pytest.raises(UserError, match="deep_plda"):
-        from_head(build_method(Config("mlp"), 32, 6))
+    refuses("deep_plda", from_head, build_method(Config("mlp"), 32, 6))
 
 
 def test_three_subjects_in_one_folder_are_said_to_be_so():

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fabricate import call, flip_bit, killed_after_two_epochs, result_of
+from fabricate import call, flip_bit, killed_after_two_epochs, refuses, result_of
 
 from common.errors import UserError
 from common.files import write_bytes
@@ -98,8 +98,7 @@ def test_metrics_are_right_for_good_after_a_kill_and_no_leftovers_stay(stopped, 
 @pytest.mark.parametrize("name", ["report.json", "config.toml", "metrics.jsonl", "DONE"])
 def test_what_is_missing_is_made_again_from_the_checkpoint(done, finished, store, name):
     (done.path / name).unlink()
-    with pytest.raises(UserError, match=rf"no {name}(: run the training command again|\))"):
-        load_run(done.path)
+    refuses(rf"no {name}(: run the training command again|\))", load_run, done.path)
     fit(CONFIG, store, done.path, quiet)
     assert result_of(done.path) == result_of(finished)
     assert load_run(done.path).report.test == RunFolder(finished).read_report().test
@@ -108,10 +107,8 @@ def test_what_is_missing_is_made_again_from_the_checkpoint(done, finished, store
 def test_a_complete_run_without_its_checkpoint_is_not_complete_for_anybody(done, store):
     done.checkpoint.unlink()
     for config in (CONFIG, OTHER):
-        with pytest.raises(UserError, match=r"DONE but no checkpoint\.pt"):
-            fit(config, store, done.path, quiet)
-    with pytest.raises(UserError, match=r"DONE but no checkpoint\.pt"):
-        load_run(done.path)
+        refuses(r"DONE but no checkpoint\.pt", fit, config, store, done.path, quiet)
+    refuses(r"DONE but no checkpoint\.pt", load_run, done.path)
 
 
 @pytest.mark.parametrize(
@@ -120,8 +117,7 @@ def test_a_complete_run_without_its_checkpoint_is_not_complete_for_anybody(done,
 def test_half_a_report_is_refused(done, store, text):
     done.report.write_text(text)
     for judge in (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path)):
-        with pytest.raises(UserError, match=r"report\.json"):
-            judge()
+        refuses(r"report\.json", judge)
     done.report.rename(done.path / "away.json")  # as the sentence says
     fit(CONFIG, store, done.path, quiet)
     assert load_run(done.path).report.test
@@ -132,25 +128,21 @@ def test_a_report_of_another_run_is_refused(done, store):
     report["config"]["training"]["seed"] = 7
     done.report.write_text(json.dumps(report))
     for judge in (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path)):
-        with pytest.raises(UserError, match=r"report\.json (is not what DONE declares|was begun with another config)"):
-            judge()
+        refuses(r"report\.json (is not what DONE declares|was begun with another config)", judge)
 
 
 def test_a_damaged_checkpoint_of_a_complete_run_is_refused(done, store):
     flip_bit(done.checkpoint, done.checkpoint.read_bytes().index(b"shared_mlp"))
     for judge in (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path)):
-        with pytest.raises(UserError, match=r"checkpoint\.pt is not .* the report beside it is sound"):
-            judge()
+        refuses(r"checkpoint\.pt is not .* the report beside it is sound", judge)
 
 
 def test_another_seed_or_store_is_refused(done, stopped, store, tmp_path):
     other_store = make_store(tmp_path / "other.h5", seed=1)
     for run in (done.path, stopped.path):
         before = contents(run)
-        with pytest.raises(UserError, match=r"training\.seed was 0, now 1"):
-            fit(OTHER, store, run, quiet)
-        with pytest.raises(UserError, match="another feature store"):
-            fit(CONFIG, other_store, run, quiet)
+        refuses(r"training\.seed was 0, now 1", fit, OTHER, store, run, quiet)
+        refuses("another feature store", fit, CONFIG, other_store, run, quiet)
         assert contents(run) == before
 
 
@@ -159,8 +151,7 @@ def test_a_config_of_another_run_is_refused(done, stopped, store, text):
     for run in (done, stopped):
         run.config.write_text(text)
         before = contents(run.path)
-        with pytest.raises(UserError, match=r"config"):
-            fit(CONFIG, store, run.path, quiet)
+        refuses(r"config", fit, CONFIG, store, run.path, quiet)
         assert contents(run.path) == before
 
 
@@ -176,8 +167,7 @@ def test_the_checkpoint_of_another_run_is_refused(done, stopped, store, tmp_path
 @pytest.mark.parametrize("name", ["report.json", "metrics.jsonl", "curves.png"])
 def test_files_of_something_else_are_not_overwritten(store, tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match="is not a run folder"):
-        fit(CONFIG, store, tmp_path, quiet)
+    refuses("is not a run folder", fit, CONFIG, store, tmp_path, quiet)
     assert (tmp_path / name).read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -195,8 +185,7 @@ def test_a_flipped_bit_in_an_unfinished_run_is_refused_and_the_advice_helps(stop
 def test_a_folder_where_a_file_should_be_is_one_sentence(done, store, name):
     (done.path / name).unlink()
     (done.path / name).mkdir()
-    with pytest.raises(UserError, match=name):
-        fit(CONFIG, store, done.path, quiet)
+    refuses(name, fit, CONFIG, store, done.path, quiet)
 
 
 @pytest.mark.parametrize(

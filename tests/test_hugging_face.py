@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import call, of_split
+from fabricate import call, of_split, refuses
 from PIL import Image
 
 from common.errors import UserError
@@ -71,8 +71,7 @@ def test_a_saved_dict_of_splits(datasets, tmp_path):
     assert of_split(source, "test").names[:2] == ["test/00000", "test/00001"]
     assert source.notes == [f"split validation of {tmp_path / 'saved'} left out"]
     assert source.files is None, "a worker gets the pixels"
-    with pytest.raises(UserError, match="leave it out"):
-        load_source("hf", tmp_path / "saved", Reading(test_fraction=0.5))
+    refuses("leave it out", load_source, "hf", tmp_path / "saved", Reading(test_fraction=0.5))
 
 
 def test_a_saved_single_data_set_is_split_by_class(datasets, tmp_path):
@@ -121,8 +120,7 @@ def test_columns_are_named_where_there_are_several(datasets, tmp_path):
     second = ([{"bytes": png(100 + i), "path": None} for i in range(2)], datasets.Image())
     data = make(datasets, range(2), [0, 1], coarse=coarse, second=second)
     root = saved(tmp_path, datasets.DatasetDict(train=data, test=data))
-    with pytest.raises(UserError, match=r"several image columns \(image, second\): name one with --image-column"):
-        load_source("hf", root)
+    refuses(r"several image columns \(image, second\): name one with --image-column", load_source, "hf", root)
     with pytest.raises(UserError, match=r"several columns of labels \(label, coarse\): name one with --label-column"):
         load_source("hf", root, Reading(image_column="image"))
     source = load_source("hf", root, Reading(image_column="second", label_column="coarse"))
@@ -142,8 +140,7 @@ def test_without_labels_all_is_one_class(datasets, tmp_path):
     assert source.class_names == ["unlabelled"]
     assert values_of(of_split(source, "train")) == [0, 1, 2, 9]
     assert of_split(source, "train").names[-1] == "extra/00000"
-    with pytest.raises(UserError, match="--test-fraction"):
-        load_source("hf", root, Reading(test_fraction=0.5))
+    refuses("--test-fraction", load_source, "hf", root, Reading(test_fraction=0.5))
 
 
 def test_data_sets_that_do_not_suit(datasets, tmp_path, monkeypatch):
@@ -158,11 +155,9 @@ def test_data_sets_that_do_not_suit(datasets, tmp_path, monkeypatch):
             (words, r"has no image column \(text, label\)"),
         )
     ):
-        with pytest.raises(UserError, match=message):
-            load_source("hf", saved(tmp_path / str(number), data))
+        refuses(message, load_source, "hf", saved(tmp_path / str(number), data))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(train=make(datasets, [], [])))
-    with pytest.raises(UserError, match="no/rows has no rows"):
-        load_source("hf", Path("no/rows"))
+    refuses("no/rows has no rows", load_source, "hf", Path("no/rows"))
 
 
 def test_a_row_without_an_image_or_with_a_broken_one_is_named(datasets, tmp_path):
@@ -179,11 +174,9 @@ def test_a_row_without_an_image_or_with_a_broken_one_is_named(datasets, tmp_path
 def test_what_is_no_place(datasets, tmp_path):
     (tmp_path / "file").touch()
     for place in ("../nowhere", "/nowhere", "a/b/c", "no spaces", tmp_path / "file"):
-        with pytest.raises(UserError, match="no folder, and no name on the hub"):
-            load_source("hf", Request(dataset=f"hf:{place}").root)
+        refuses("no folder, and no name on the hub", load_source, "hf", Request(dataset=f"hf:{place}").root)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty cannot be loaded by `datasets` \("):
-        load_source("hf", tmp_path / "empty")
+    refuses(r"empty cannot be loaded by `datasets` \(", load_source, "hf", tmp_path / "empty")
 
 
 def test_a_name_on_the_hub(datasets, tmp_path, monkeypatch):
@@ -234,13 +227,10 @@ def test_the_request_names_the_columns():
     for name in ("imagefolder", "digits"):
         with pytest.raises(UserError, match=f"--label-column do nothing for {name}"):
             Request(dataset=name, root=Path(), weights="random", label_column="fine").as_json()
-    with pytest.raises(UserError, match="leave --root"):
-        Request(dataset="hf:beans", root=Path("x"))
-    with pytest.raises(UserError, match="--dataset hf needs"):
-        Request(dataset="hf:")
+    refuses("leave --root", Request, dataset="hf:beans", root=Path("x"))
+    refuses("--dataset hf needs", Request, dataset="hf:")
 
 
 def test_without_the_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="pip install datasets"):
-        load_source("hf", tmp_path)
+    refuses("pip install datasets", load_source, "hf", tmp_path)

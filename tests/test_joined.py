@@ -6,9 +6,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from fabricate import call
+from fabricate import call, refuses
 
-from common.errors import UserError
 from common.joined import JoinedStore, open_stores
 from common.store import SPLITS, FeatureStore
 from common.store_writer import name_arrays, write_store
@@ -159,13 +158,11 @@ def repaint(arrays, header):
 )
 def test_stores_that_disagree_are_refused(first, tmp_path, change, sentence):
     other = beside(first, tmp_path / "b.h5", change=change)
-    with pytest.raises(UserError, match=sentence):
-        JoinedStore.join([first.path, other.path])
+    refuses(sentence, JoinedStore.join, [first.path, other.path])
 
 
 def test_a_store_beside_itself_is_refused(first):
-    with pytest.raises(UserError, match="is given twice"):
-        open_stores([first.path, first.path])
+    refuses("is given twice", open_stores, [first.path, first.path])
 
 
 def test_a_head_of_two_stores_says_so_and_is_refused_on_one_or_in_another_order(first, tmp_path):

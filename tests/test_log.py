@@ -4,11 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fabricate import call, has_margin
+from fabricate import call, has_margin, refuses
 from msgspec import structs
 from PIL import Image
 
-from common.errors import UserError
 from common.synthetic import make_store
 from train.cli import main
 from train.log.rebuild import collect, rebuild
@@ -291,8 +290,7 @@ def test_a_dash_stands_for_what_small_classes_do_not_allow(logged):
 def test_a_missing_folder_of_logs_is_one_sentence(tmp_path):
     (tmp_path / "experiments/tiny").mkdir(parents=True)
     assert rebuild(tmp_path / "experiments", tmp_path / "README.md") == []
-    with pytest.raises(UserError, match="nowhere"):
-        rebuild(tmp_path / "nowhere", tmp_path / "README.md")
+    refuses("nowhere", rebuild, tmp_path / "nowhere", tmp_path / "README.md")
 
 
 def has_runs():

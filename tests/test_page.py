@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import make_findings
+from fabricate import make_findings, refuses
 from PIL import Image
 
-from common.errors import UserError
 from find import pictures, review
 from find.findings import Findings, Group, Threshold
 from find.listing import Images
@@ -152,10 +151,8 @@ def test_a_page_of_another_is_not_written_over(tmp_path):
         write_page(findings, tmp_path / "ours")
     (tmp_path / "index.html").write_text("<h1>My home page</h1>")
     for write in (write_page, Findings.write):
-        with pytest.raises(UserError, match="holds files that are not ours"):
-            write(findings, tmp_path)
-    with pytest.raises(UserError, match="is a file: give a folder"):
-        write_page(findings, tmp_path / "index.html")
+        refuses("holds files that are not ours", write, findings, tmp_path)
+    refuses("is a file: give a folder", write_page, findings, tmp_path / "index.html")
     assert (tmp_path / "index.html").read_text() == "<h1>My home page</h1>"
     assert {file.name for file in tmp_path.iterdir()} == {"ours", "index.html"}
 

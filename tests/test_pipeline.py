@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fabricate import of_split, relative_error
+from fabricate import of_split, refuses, relative_error
 
 from common.errors import UserError
 from common.files import exclusive
@@ -182,8 +182,7 @@ def test_features_that_are_not_finite_are_refused_and_nothing_is_left_in_place(e
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 512))
     torch.nn.init.constant_(module[1].bias, float("inf"))
     broken = replace(extraction, backbone=replace(extraction.backbone, module=module))
-    with pytest.raises(UserError, match="non-finite features at images 0 to 15"):
-        extract(broken, tmp_path / "s.h5")
+    refuses("non-finite features at images 0 to 15", extract, broken, tmp_path / "s.h5")
     assert not (tmp_path / "s.h5").exists()
 
 

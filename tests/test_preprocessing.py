@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from fabricate import refuses
 from torch.nn import functional
 from torchvision import transforms
 
-from common.errors import UserError
 from extract.preprocessing import IMAGENET_MEAN, IMAGENET_STD, VIEWS, Preprocessing, parse_views
 
 
@@ -48,11 +48,9 @@ def test_a_crop_takes_seven_eighths_of_the_image_at_its_place_and_may_be_mirrore
 def test_views_are_named_once_plain_first():
     assert parse_views("plain,mirror") == ("plain", "mirror")
     assert parse_views("plain, lower-right-mirror") == ("plain", "lower-right-mirror")
-    with pytest.raises(UserError, match='unknown view "miror": did you mean "mirror"'):
-        parse_views("plain,miror")
+    refuses('unknown view "miror": did you mean "mirror"', parse_views, "plain,miror")
     for text in ("mirror", "plain,plain", "mirror,plain"):
-        with pytest.raises(UserError, match='must begin with "plain"'):
-            parse_views(text)
+        refuses('must begin with "plain"', parse_views, text)
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (30, 50), (65, 64), (400, 300), (200, 1300), (1900, 150)])

@@ -4,9 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from fabricate import make_findings
+from fabricate import make_findings, refuses
 
-from common.errors import UserError
 from find import review
 from find.findings import Findings, Image
 from find.listing import Images
@@ -132,17 +131,14 @@ def test_marks_that_a_spreadsheet_saved_are_read(tmp_path, content):
 )
 def test_files_that_are_no_reviews(tmp_path, content, rule):
     (tmp_path / "x.csv").write_bytes(content)
-    with pytest.raises(UserError, match=rule):
-        review.read(tmp_path / "x.csv")
+    refuses(rule, review.read, tmp_path / "x.csv")
 
 
 def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
-        with pytest.raises(UserError, match="no regular file"):
-            review.read(path)
+        refuses("no regular file", review.read, path)
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="check the path"):
-        review.read(tmp_path / "x.csv")
+    refuses("check the path", review.read, tmp_path / "x.csv")

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import make_epoch, make_report, make_run
+from fabricate import make_epoch, make_report, make_run, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import UserError
 from train.config import Config
 from train.log.runs import describe_machine, group_runs, load_run, mark_arithmetic
 from train.report.schema import pack_bits, read_report
@@ -57,13 +56,10 @@ def test_keys_that_a_report_is_too_old_to_have_get_their_defaults(tmp_path):
 
 def test_an_unfinished_run_a_missing_run_and_a_folder_without_a_report_are_refused(tmp_path):
     written(tmp_path / "run/report.json", content())
-    with pytest.raises(UserError, match=r"run is not complete \(it has no DONE\): run the training command again"):
-        load_run(tmp_path / "run")
-    with pytest.raises(UserError, match=r"there is no run at .*none: give a run folder, or its report\.json"):
-        load_run(tmp_path / "none")
+    refuses(r"run is not complete \(it has no DONE\): run the training command again", load_run, tmp_path / "run")
+    refuses(r"there is no run at .*none: give a run folder, or its report\.json", load_run, tmp_path / "none")
     written(tmp_path / "empty/DONE", "")
-    with pytest.raises(UserError, match=r"empty/DONE is damaged"):
-        load_run(tmp_path / "empty")
+    refuses(r"empty/DONE is damaged", load_run, tmp_path / "empty")
 
 
 def without(*keys):
@@ -91,17 +87,15 @@ def without(*keys):
 )
 def test_what_is_no_report_of_this_version_is_refused(tmp_path, report):
     path = written(tmp_path / "r.json", report)
-    with pytest.raises(UserError, match="is not a report of this version") as caught:
-        load_run(path)
-    assert str(path) in caught.value.message
-    assert "make the run again" in caught.value.message
+    said = refuses("is not a report of this version", load_run, path)
+    assert str(path) in said
+    assert "make the run again" in said
 
 
 def test_an_unknown_config_key_in_a_report_is_named(tmp_path):
     report = content()
     report["config"]["head"]["widht"] = 3
-    with pytest.raises(UserError, match=r'config of r "head\.widht": did you mean "head\.width"'):
-        load_run(written(tmp_path / "r.json", report))
+    refuses(r'config of r "head\.widht": did you mean "head\.width"', load_run, written(tmp_path / "r.json", report))
 
 
 def test_runs_that_differ_in_seed_split_and_device_alone_are_one_group():
@@ -137,8 +131,7 @@ def test_runs_of_one_config_and_one_seed_are_kept_apart_by_their_names():
     same = [make_run(name, SOLVED) for name in ("a-seed0", "b-seed0")]
     seed = make_run("b-seed1", SOLVED, "training.seed=1")
     assert [(group.name, len(group.runs)) for group in group_runs([*same, seed])] == [("a", 1), ("b", 2)]
-    with pytest.raises(UserError, match="two runs of a have the same config and the same seed"):
-        group_runs([same[0], same[0]])
+    refuses("two runs of a have the same config and the same seed", group_runs, [same[0], same[0]])
 
 
 def trained(name, arithmetic, *changes):

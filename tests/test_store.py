@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from damage import LIMIT, resealed
-from fabricate import fails_with, flip_bit, python
+from fabricate import fails_with, flip_bit, python, refuses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -213,8 +213,7 @@ def test_a_store_that_is_written_while_it_is_read_is_not_called_damaged(store, m
 def test_what_takes_the_place_of_an_open_store_is_not_taken_for_it(store):
     make_store(store.path.with_name("other.h5"), feature_dim=8).path.replace(store.path)
     for use in (lambda: store.labels, store.verify):
-        with pytest.raises(UserError, match="replaced or changed while it was in use"):
-            use()
+        refuses("replaced or changed while it was in use", use)
 
 
 def test_a_store_that_is_locked_or_open_elsewhere_is_read(store, monkeypatch):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 from damage import resealed
+from fabricate import refuses
 
-from common.errors import UserError
 from common.store import DamagedStore, FeatureStore
 from common.store_writer import write_store
 from common.synthetic import make_header, make_store
@@ -152,8 +152,7 @@ def test_values_that_cannot_be_are_never_written(tmp_path, name, change, rule):
     before = store.path.read_bytes()
     arrays = {key: np.array(store.array(key)) for key in store.places}
     change(arrays[name])
-    with pytest.raises(UserError, match=rule):
-        write_store(store.path, make_header(2, 16), arrays)
+    refuses(rule, write_store, store.path, make_header(2, 16), arrays)
     assert store.path.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
 

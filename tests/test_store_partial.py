@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import flip_bit
+from fabricate import flip_bit, refuses
 
 from common.errors import UserError
 from common.files import exclusive
@@ -177,23 +177,20 @@ def test_rows_that_are_left_out_make_the_store_of_the_others(path, monkeypatch):
 def test_what_the_disk_does_not_give_back_is_not_put_in_place(path, expected):
     w = written(writer(path))
     flip_bit(partial_folder(path) / FILE, places_of(LAYOUT)["image_sha256"].offset + 6 * 32)
-    with pytest.raises(UserError, match="images 5 to 9, read back from the disk"):
-        w.finish(HEADER, WHOLE)
+    refuses("images 5 to 9, read back from the disk", w.finish, HEADER, WHOLE)
     assert not path.exists()
     assert complete(writer(path)).path.read_bytes() == expected
 
 
 def test_a_partial_folder_that_is_a_file_is_refused(path):
     partial_folder(path).write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        writer(path)
+    refuses("cannot write", writer, path)
 
 
 def test_too_small_a_disk_is_noticed_before_the_work(path, monkeypatch):
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(100))
-    with pytest.raises(UserError, match=r"no space for .*s\.h5"):
-        writer(path)
+    refuses(r"no space for .*s\.h5", writer, path)
 
 
 WRITES = [

@@ -3,9 +3,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from fabricate import python
+from fabricate import python, refuses
 
-from common.errors import UserError
 from common.store import FeatureStore
 from common.store_writer import _SparseFile, name_arrays, write_store
 from common.synthetic import make_header, make_store
@@ -53,8 +52,7 @@ def test_what_the_disk_does_not_give_back_is_not_put_in_place(store, tmp_path, m
         file.write(CHANGES[change](content) if len(pieces) == 4 else content)
 
     monkeypatch.setattr("common.store_writer.write_all", unfaithful)
-    with pytest.raises(UserError, match=r"s\.h5 was not put in place: read back from the disk"):
-        make_store(store.path, seed=1)
+    refuses(r"s\.h5 was not put in place: read back from the disk", make_store, store.path, seed=1)
     assert store.path.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
 

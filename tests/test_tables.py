@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
-from fabricate import of_split
+from fabricate import of_split, refuses
 from PIL import Image
 
-from common.errors import UserError
 from extract.sources import Reading, load_source, source_kind
 
 
@@ -68,16 +67,13 @@ def test_a_label_may_have_a_comma(table):
     ],
 )
 def test_a_mistake_in_a_table_is_named_by_its_line(table, text, message):
-    with pytest.raises(UserError, match=message):
-        load_source("csv", table(text))
+    refuses(message, load_source, "csv", table(text))
 
 
 def test_a_table_that_cannot_be_read_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"cannot read the table .*t\.csv \(no such file"):
-        load_source("csv", tmp_path / "t.csv")
+    refuses(r"cannot read the table .*t\.csv \(no such file", load_source, "csv", tmp_path / "t.csv")
     (tmp_path / "t.csv").write_bytes(b"path,label\ncaf\xe9.png,a\n")
-    with pytest.raises(UserError, match="is not UTF-8 text"):
-        load_source("csv", tmp_path / "t.csv")
+    refuses("is not UTF-8 text", load_source, "csv", tmp_path / "t.csv")
 
 
 def test_missing_images_may_be_skipped(table):

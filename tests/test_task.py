@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from fabricate import flip_bit
+from fabricate import flip_bit, refuses
 
 from common.errors import UserError
 from common.store import FeatureStore
@@ -75,8 +75,7 @@ def test_a_flipped_bit_is_noticed_before_training(tmp_path):
     times = store.path.stat()
     flip_bit(store.path, store.places["features"].offset + 1000)
     os.utime(store.path, ns=(times.st_atime_ns, times.st_mtime_ns))  # a disk that forgets does not say when
-    with pytest.raises(UserError, match="block 0 of /features"):
-        prepare(store, DataConfig())
+    refuses("block 0 of /features", prepare, store, DataConfig())
 
 
 def test_the_split_seed_chooses_the_validation_images_and_leaves_the_test_sets(tmp_path):
@@ -175,5 +174,4 @@ def test_other_layers_are_used_only_where_they_are_wanted(tmp_path):
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(tmp_path, options, config, sentence):
-    with pytest.raises(UserError, match=sentence):
-        prepare(make_store(tmp_path / "s.h5", **options), DataConfig(**config))
+    refuses(sentence, prepare, make_store(tmp_path / "s.h5", **options), DataConfig(**config))

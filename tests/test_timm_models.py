@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from fabricate import fails_with
+from fabricate import fails_with, refuses
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -51,10 +51,8 @@ def test_a_transformer_takes_other_sizes_than_its_own():
 
 
 def test_an_unknown_model_is_named():
-    with pytest.raises(UserError, match='unknown model of timm "resnet81": did you mean'):
-        load_backbone("timm:resnet81", "random", 0)
-    with pytest.raises(UserError, match="no_such_tag"):
-        load_backbone("timm:resnet18.no_such_tag", "random", 0)
+    refuses('unknown model of timm "resnet81": did you mean', load_backbone, "timm:resnet81", "random", 0)
+    refuses("no_such_tag", load_backbone, "timm:resnet18.no_such_tag", "random", 0)
 
 
 def test_without_a_network_the_weights_can_be_given_as_a_file(tmp_path, monkeypatch):
@@ -72,5 +70,4 @@ def test_without_a_network_the_weights_can_be_given_as_a_file(tmp_path, monkeypa
 
 def test_without_timm_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match="pip install timm"):
-        load_backbone("timm:resnet18", "random", 0)
+    refuses("pip install timm", load_backbone, "timm:resnet18", "random", 0)

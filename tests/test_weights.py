@@ -5,11 +5,11 @@ import zipfile
 
 import pytest
 import torch
+from fabricate import refuses
 from safetensors.torch import save_file
 from torch import nn
 
 import extract.weights
-from common.errors import UserError
 from extract.weights import load_weights
 
 
@@ -91,8 +91,7 @@ def test_safetensors_are_read_whatever_they_are_called(tmp_path):
         assert is_loaded(state)
         assert '"module"' in said
     (tmp_path / "model.bin").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"model\.bin is a damaged safetensors file"):
-        load(tmp_path / "model.bin")
+    refuses(r"model\.bin is a damaged safetensors file", load, tmp_path / "model.bin")
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -171,11 +170,10 @@ def test_everything_else_gets_a_sentence_and_nothing_runs(tmp_path, capsys, name
         content(path)
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(UserError, match=message) as caught:
-        load(path)
-    assert str(path) in caught.value.message
-    assert "\n" not in caught.value.message
-    assert "weights_only" not in caught.value.message
+    said = refuses(message, load, path)
+    assert str(path) in said
+    assert "\n" not in said
+    assert "weights_only" not in said
     assert "must not run" not in capsys.readouterr().out
 
 
@@ -190,5 +188,4 @@ def test_an_archive_that_would_grow_is_refused_before_it_is_unpacked(tmp_path, m
         for entry in source.infolist():
             bomb.writestr(entry.filename, source.read(entry))
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpacked"))
-    with pytest.raises(UserError, match=r"bomb\.pth would grow from 0 to 0 MB when it is unpacked"):
-        load(tmp_path / "bomb.pth")
+    refuses(r"bomb\.pth would grow from 0 to 0 MB when it is unpacked", load, tmp_path / "bomb.pth")
