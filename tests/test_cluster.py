@@ -44,17 +44,16 @@ def nothing(line):
 # What a cluster is
 
 
-def test_as_many_workers_as_fit_on_each_node():
-    assert Node("a", "a", 8, 0).room(Cluster("", 3)) == 2
-    assert Node("a", "a", 64, 8).room(Cluster("", 4, 1.0)) == 8
-    assert Node("a", "a", 64, 2).room(Cluster("", 4, 0.5)) == 4
-    assert Node("a", "a", 64, 0).room(Cluster("", 4, 1.0)) == 0
-
-
-def test_a_worker_has_a_gpu_where_there_are_some_and_one_that_fits_nowhere_is_refused():
+def test_as_many_workers_as_fit_on_each_node_with_a_gpu_where_there_are_some():
+    for cpus, gpus, asked, workers in (
+        (8, 0, (3,), 2),
+        (64, 8, (4, 1.0), 8),
+        (64, 2, (4, 0.5), 4),
+        (64, 0, (4, 1.0), 0),
+    ):
+        assert Node("a", "a", cpus, gpus).room(Cluster("", *asked)) == workers
     nodes = [Node("a", "a", 8, 0), Node("b", "b", 4, 2)]
-    assert Cluster("").settled(nodes).gpus == 1
-    assert Cluster("").settled(nodes[:1]).gpus == 0
+    assert (Cluster("").settled(nodes).gpus, Cluster("").settled(nodes[:1]).gpus) == (1, 0)
     assert Cluster("", gpus=0.0).settled(nodes).gpus == 0
     for asked in (Cluster("", 16), Cluster("", 1, 4.0)):
         refuses(r"the largest have 8 and 2: .*--cpus-per-worker", asked.settled, nodes)

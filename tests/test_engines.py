@@ -126,20 +126,19 @@ def test_a_network_with_inner_layers_is_cut_too(layers, images):
             torch.testing.assert_close(rest(first(images)), backbone.module(images))
 
 
-def test_layers_caught_by_hooks_are_taken_as_a_whole(images):
-    pytest.importorskip("timm", reason="the extra `timm` is not installed")
-    backbone = load_backbone("timm:tf_efficientnet_lite0", "random", 0, 32, ("last", "blocks.4.2.bn2"))
-    assert [arithmetic.name for arithmetic in bfloat16(backbone)] == ["bfloat16"]
-    assert backbone.features(images).shape == (21, 1280 + 672)
-
-
-def test_a_network_that_cannot_be_traced_is_taken_as_a_whole():
+def test_a_network_that_cannot_be_traced_and_layers_caught_by_hooks_are_taken_as_a_whole(images):
     class Branching(torch.nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    names = [arithmetic.name for arithmetic in bfloat16(Backbone("branching", Branching(), {"last": 3}, "", ""))]
-    assert names == ["bfloat16"]
+    def names(backbone):
+        return [arithmetic.name for arithmetic in bfloat16(backbone)]
+
+    assert names(Backbone("branching", Branching(), {"last": 3}, "", "")) == ["bfloat16"]
+    pytest.importorskip("timm", reason="the extra `timm` is not installed")
+    backbone = load_backbone("timm:tf_efficientnet_lite0", "random", 0, 32, ("last", "blocks.4.2.bn2"))
+    assert names(backbone) == ["bfloat16"]
+    assert backbone.features(images).shape == (21, 1280 + 672)
 
 
 class FakeEngine:

@@ -8,9 +8,10 @@ import torch
 from fabricate import make_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import cosine, euclidean
 from scipy.stats import kstest, multivariate_normal
 from sklearn.covariance import LedoitWolf
-from torch.nn.functional import cosine_similarity, cross_entropy, normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from common.synthetic import make_store
 from train.config import Config
@@ -227,18 +228,19 @@ def test_mahalanobis_measures_from_the_others_in_the_metric_of_the_within_class_
     method.fit(task)
     within, _ = naive_covariances(task)
     inverse = np.linalg.inv(within)
+
+    def length(item):
+        return np.sqrt(item @ inverse @ item)
+
+    def score(item, others):
+        if metric == "l2":
+            return length(item - others.mean(0))
+        centre = np.mean([other / length(other) for other in others], 0)
+        return 1 - item @ inverse @ centre / length(item) / length(centre)
+
     mean = np.mean([images.mean(0) for images in training_images(task)], 0)
     x = task.gather(task.test.rows[:20])
-    expected = np.empty(x.shape[:2])
-    for number, items in enumerate(x.double().numpy() - mean):
-        if metric == "cosine":
-            items = items / np.sqrt(np.einsum("sd,de,se->s", items, inverse, items))[:, None]
-        for position, item in enumerate(items):
-            centre = np.delete(items, position, 0).mean(0)
-            if metric == "l2":
-                expected[number, position] = np.sqrt((item - centre) @ inverse @ (item - centre))
-            else:
-                expected[number, position] = 1 - item @ inverse @ centre / np.sqrt(centre @ inverse @ centre)
+    expected = score_naively(x.double().numpy() - mean, score)
     np.testing.assert_allclose(method.score_sets(x), expected, rtol=1e-3, atol=1e-5)
 
 
@@ -250,14 +252,9 @@ def test_plda_is_the_density_of_an_item_alone_and_the_others_together(task, fitt
     nine = multivariate_normal(np.tile(mean, 9), np.kron(np.ones((9, 9)), between) + np.kron(np.eye(9), within))
     x = task.gather(task.test.rows[:20])
     scores = fitted["plda"].score_sets(x).double().numpy()
-    expected = np.empty_like(scores)
-    for number, items in enumerate(x.double().numpy()):
-        for position, item in enumerate(items):
-            others = np.delete(items, position, 0).ravel()
-            expected[number, position] = one.logpdf(item) + nine.logpdf(others)
-    np.testing.assert_allclose(
-        scores - scores.mean(1, keepdims=True), expected - expected.mean(1, keepdims=True), rtol=1e-3, atol=1e-2
-    )
+    expected = score_naively(x, lambda item, others: one.logpdf(item) + nine.logpdf(others.ravel()))
+    differences = [each - each.mean(1, keepdims=True) for each in (scores, expected)]
+    np.testing.assert_allclose(*differences, rtol=1e-3, atol=1e-2)
 
 
 def test_normalised_plda_has_the_coordinates_of_a_class_space(task, fitted):
@@ -279,6 +276,12 @@ def test_plda_needs_no_more_classes_than_there_are_dimensions(tmp_path):
     method.fit(task)
     assert method.ratio.min() >= 0
     assert evaluate(method, task, task.test, 100)["top1"] > 0.95
+
+
+def score_naively(x, score):
+    """What `score` says of each item (D,) of sets (B, S, D), and of the others (S - 1, D)."""
+    sets = np.asarray(x, float)
+    return np.array([[score(items[i], np.delete(items, i, 0)) for i in range(len(items))] for items in sets])
 
 
 def training_images(task):
@@ -304,27 +307,15 @@ def test_leaving_the_item_out_changes_no_ranking_by_l2():
 
 
 def test_leaving_the_item_out_by_cosine_compares_it_with_the_mean_direction_of_the_others():
-    x = normalize(some(), dim=-1)
-    expected = torch.empty(3, 10)
-    for position in range(10):
-        centre = torch.cat([x[:, :position], x[:, position + 1 :]], 1).mean(1)
-        expected[:, position] = 1 - cosine_similarity(x[:, position], centre)
-    torch.testing.assert_close(build("centroid").score_sets(some()), expected)
+    expected = score_naively(normalize(some(), dim=-1), lambda item, others: cosine(item, others.mean(0)))
+    np.testing.assert_allclose(build("centroid").score_sets(some()), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 @pytest.mark.parametrize("neighbours", [1, 3, 9, 50])
 def test_knn_is_the_mean_distance_to_the_nearest_others(metric, neighbours):
-    x = some().double().numpy()
-    expected = np.empty((3, 10))
-    for number, items in enumerate(x):
-        for position, item in enumerate(items):
-            others = np.delete(items, position, 0)
-            if metric == "l2":
-                distances = np.linalg.norm(others - item, axis=1)
-            else:
-                distances = 1 - others @ item / np.linalg.norm(others, axis=1) / np.linalg.norm(item)
-            expected[number, position] = np.sort(distances)[:neighbours].mean()
+    distance = euclidean if metric == "l2" else cosine
+    expected = score_naively(some(), lambda x, others: np.sort([distance(x, y) for y in others])[:neighbours].mean())
     found = NearestNeighbours(DIM, neighbours, metric, False).score_sets(some())
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
 

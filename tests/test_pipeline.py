@@ -9,7 +9,7 @@ from fabricate import of_split, refuses, relative_error
 from common.errors import UserError
 from common.files import exclusive
 from common.images import pixel_digest
-from common.store_partial import partial_folder, read_progress
+from common.store_partial import partial_folder
 from common.synthetic import make_images
 from extract import batches, engines
 from extract.batches import Extraction
@@ -144,21 +144,6 @@ def interrupt(monkeypatch):
 
     monkeypatch.setattr(batches, "features_of", interrupted)
     return seen, numbers
-
-
-def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_path, interrupt):
-    whole = extract(extraction, tmp_path / "whole.h5").path.read_bytes()
-    seen, numbers = interrupt
-    seen.clear()
-    numbers += [2, 4]
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            extract(extraction, tmp_path / "s.h5")
-    assert read_progress(tmp_path / "s.h5") == (32, 66)
-    store = extract(extraction, tmp_path / "s.h5")
-    assert seen == [0, 16, 16, 32, 32, 48, 64]
-    assert store.path.read_bytes() == whole
-    assert not partial_folder(store.path).exists()
 
 
 def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(

@@ -95,37 +95,26 @@ def test_a_header_that_is_not_as_specified_is_refused_and_the_key_is_named(sound
     assert "Error" not in message
 
 
+ARRAYS = """
+    features <f8:1,90,16 <f2:1,180,16 <i4:1,180,16 <f4:180,16 <f4:1,180,16,1 <f4:0,180,16 <f4:2,90,16 <f4:1,16,180
+    labels <i8:180,1 <i8:90 <i4:180 >i8:180
+    image_index <u8:180
+    split |i1:180 |u1:179
+    image_sha256 |u1:180,4,8 <u8:180,4 |u1:180,31
+    thumbnails |u1:180,3072 |u1:180,3,32,32
+    name_bytes |u1:15,180
+    name_offsets <i8:180 <i4:181
+"""
+
+
 @pytest.mark.parametrize(
-    ("name", "dtype", "shape"),
-    [
-        ("features", "<f8", (1, 90, 16)),
-        ("features", "<f2", (1, 180, 16)),
-        ("features", "<i4", (1, 180, 16)),
-        ("features", "<f4", (180, 16)),
-        ("features", "<f4", (1, 180, 16, 1)),
-        ("features", "<f4", (0, 180, 16)),
-        ("features", "<f4", (2, 90, 16)),
-        ("features", "<f4", (1, 16, 180)),
-        ("labels", "<i8", (180, 1)),
-        ("labels", "<i8", (90,)),
-        ("labels", "<i4", (180,)),
-        ("labels", ">i8", (180,)),
-        ("image_index", "<u8", (180,)),
-        ("split", "|i1", (180,)),
-        ("split", "|u1", (179,)),
-        ("image_sha256", "|u1", (180, 4, 8)),
-        ("image_sha256", "<u8", (180, 4)),
-        ("image_sha256", "|u1", (180, 31)),
-        ("thumbnails", "|u1", (180, 3072)),
-        ("thumbnails", "|u1", (180, 3, 32, 32)),
-        ("name_bytes", "|u1", (15, 180)),
-        ("name_offsets", "<i8", (180,)),
-        ("name_offsets", "<i4", (181,)),
-    ],
+    ("name", "array"), [(line.split()[0], each) for line in ARRAYS.strip().splitlines() for each in line.split()[1:]]
 )
-def test_an_array_has_the_type_and_all_the_axes_that_are_specified(sound, tmp_path, name, dtype, shape):
+def test_an_array_has_the_type_and_all_the_axes_that_are_specified(sound, tmp_path, name, array):
+    dtype, _, shape = array.partition(":")
+
     def changed(facts):
-        facts["arrays"][name][:2] = dtype, shape
+        facts["arrays"][name][:2] = dtype, [int(n) for n in shape.split(",")]
         return facts
 
     message = refused(tmp_path / "s.h5", resealed(sound, facts=changed))
