@@ -45,12 +45,8 @@ def nothing(line):
 
 
 def test_as_many_workers_as_fit_on_each_node_with_a_gpu_where_there_are_some():
-    for cpus, gpus, asked, workers in (
-        (8, 0, (3,), 2),
-        (64, 8, (4, 1.0), 8),
-        (64, 2, (4, 0.5), 4),
-        (64, 0, (4, 1.0), 0),
-    ):
+    cases = ((8, 0, (3,), 2), (64, 8, (4, 1.0), 8), (64, 2, (4, 0.5), 4), (64, 0, (4, 1.0), 0))
+    for cpus, gpus, asked, workers in cases:
         assert Node("a", "a", cpus, gpus).room(Cluster("", *asked)) == workers
     nodes = [Node("a", "a", 8, 0), Node("b", "b", 4, 2)]
     assert (Cluster("").settled(nodes).gpus, Cluster("").settled(nodes[:1]).gpus) == (1, 0)

@@ -358,7 +358,7 @@ def contrast(browser: Any, selector: str) -> float:
     return browser.evaluate(
         f"""(e => {{
           const linear = c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-          const light = rgb => [0.2126, 0.7152, 0.0722].reduce((sum, part, i) => sum + part * linear(rgb[i] / 255), 0.05);
+          const light = rgb => [0.2126, 0.7152, 0.0722].reduce((sum, x, i) => sum + x * linear(rgb[i] / 255), 0.05);
           const rgb = text => text.match(/[\\d.]+/g).map(Number);
           const ink = light(rgb(getComputedStyle(e).color));
           while (e && (rgb(getComputedStyle(e).backgroundColor)[3] ?? 1) < 1) e = e.parentElement;
