@@ -79,14 +79,11 @@ def test_the_engines_that_are_measured_are_those_that_are_here(monkeypatch):
     assert list(left_out) == ["torch bfloat16", "torch bfloat16 after 3 layers in float32"]
 
 
-def test_the_tutorial_head_is_the_same_model():
+def test_the_tutorial_has_the_same_model_and_samples_the_same_sets():
     ours = build_method(Config(), 512)
     theirs = TutorialHead(512)
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
     assert theirs(torch.randn(2, 10, 512)).shape == (2, 10)
-
-
-def test_the_tutorial_samples_the_same_sets():
     labels = np.repeat(np.arange(4), 30)
     sets = TutorialSets(torch.arange(120.0)[:, None], labels, 10)
     for index in (0, 45, 119):
@@ -105,7 +102,7 @@ def test_the_task_has_about_the_images_that_were_asked_for(tmp_path):
     assert task.feature_dim == 8
 
 
-def test_a_report_becomes_a_table_and_a_chart(tmp_path):
+def test_a_report_becomes_tables_and_a_chart_of_which_nothing_is_cut_off(tmp_path):
     text = make_table(REPORT)
     assert "| ours | 200 | 150 – 250 | 2.00 × |" in text
     assert "cpu: a CPU" in text
@@ -113,14 +110,8 @@ def test_a_report_becomes_a_table_and_a_chart(tmp_path):
     assert "| loop | 4 | 150 – 250 | 1.00 × |" in text
     draw(REPORT, tmp_path / "chart.png")
     assert Image.open(tmp_path / "chart.png").size[0] > 400
-
-
-def test_no_label_of_the_chart_is_cut_off(tmp_path):
     draw(json.loads((Path(__file__).parents[1] / "bench/report.json").read_text()), tmp_path / "chart.png")
     assert has_margin(tmp_path / "chart.png")
-
-
-def test_the_readme_has_the_ways_that_compete_and_says_what_was_left_out():
     text = make_speed_table(REPORT)
     assert "| extraction | ours | 200 images/s | 2.00 × |" in text
     assert "extraction, theirs (it takes too long)" in text

@@ -62,11 +62,14 @@ def test_the_device_says_whether_workers_have_gpus(name, device, gpus):
     refuses("cuda:1", connection, Request(dataset="digits", device="cuda:1", cluster=Cluster("")))
 
 
-def test_options_that_do_nothing_without_a_cluster_are_refused():
+def test_options_and_ray_itself_are_not_needed_without_a_cluster(root, tmp_path):
     assert asked_for(None, None, None) is None
     assert asked_for("auto", 2, 0.5) == Cluster("auto", 2, 0.5)
     for options in ((2, None), (None, 1.0)):
         refuses("do nothing without --ray", asked_for, None, *options)
+    code = "import sys; from extract.cli import main; main(standalone_mode=False); print('ray' in sys.modules)"
+    command = ["features", "--dataset", "imagefolder", "--root", root, "--store", tmp_path / "s.h5", *SMALL]
+    assert python("-c", code, *command).stdout.split() == [str(tmp_path / "s.h5"), "False"]
 
 
 def test_without_ray_one_sentence_says_how_to_get_it(root, tmp_path, monkeypatch):
@@ -78,12 +81,6 @@ def test_without_ray_one_sentence_says_how_to_get_it(root, tmp_path, monkeypatch
     for main, arguments in ((extract_main, extraction), (train_main, phase)):
         said = call(main, *arguments, "--ray", "local", code=2).stderr
         assert f"{sys.executable} -m pip install 'ray[client]'" in said
-
-
-def test_without_a_cluster_ray_is_not_imported(root, tmp_path):
-    code = "import sys; from extract.cli import main; main(standalone_mode=False); print('ray' in sys.modules)"
-    command = ["features", "--dataset", "imagefolder", "--root", root, "--store", tmp_path / "s.h5", *SMALL]
-    assert python("-c", code, *command).stdout.split() == [str(tmp_path / "s.h5"), "False"]
 
 
 # What is handed out

@@ -253,7 +253,7 @@ def test_on_this_machine_too_an_engine_in_bfloat16_is_chosen_or_one_in_float32(r
     assert engine.precision == ("bfloat16" if "bfloat16" in engine.name else "float32")
 
 
-def test_an_engine_is_found_again_by_its_name(resnet, monkeypatch):
+def test_an_engine_is_found_again_by_its_name_and_one_that_is_not_there_is_one_sentence(resnet, monkeypatch):
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: True)
     chosen = EngineChoice(resnet, "bfloat16", CPU, 32)
     for name in ("torch bfloat16 after 3 layers in float32", "torch float32"):
@@ -262,9 +262,6 @@ def test_an_engine_is_found_again_by_its_name(resnet, monkeypatch):
     assert EngineChoice(resnet, "float32", CPU, 32, "torch").named("openvino float32") is None
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
     assert EngineChoice(resnet, "bfloat16", CPU, 32).named("torch bfloat16") is None
-
-
-def test_an_engine_that_is_not_there_is_one_sentence(resnet, monkeypatch):
     monkeypatch.setattr(engines, "available", lambda device: ["torch"])
     with pytest.raises(UserError, match=r"the engine openvino .* on cpu: install it with `pip install"):
         EngineChoice(resnet, "float32", CPU, 32, "openvino")

@@ -73,14 +73,10 @@ def test_an_unknown_ending_gets_one_sentence(store, tmp_path, name):
     refuses(r"choose \.npz, \.parquet, \.safetensors", export_store, store, tmp_path / name)
 
 
-def test_a_damaged_store_is_not_exported(tmp_path):
-    store = make_store(tmp_path / "s.h5")
-    flip_bit(store.path, store.places["features"].offset + 100)
-    refuses("damaged", export_store, store, tmp_path / "out.npz")
-    assert list(tmp_path.iterdir()) == [store.path]
-
-
-def test_without_pyarrow(store, tmp_path, monkeypatch):
+def test_nothing_is_exported_of_a_damaged_store_or_without_pyarrow(store, tmp_path, monkeypatch):
+    damaged = make_store(tmp_path / "s.h5")
+    flip_bit(damaged.path, damaged.places["features"].offset + 100)
+    refuses("damaged", export_store, damaged, tmp_path / "out.npz")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     refuses("pip install pyarrow", export_store, store, tmp_path / "out.parquet")
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [damaged.path]

@@ -89,6 +89,8 @@ def test_where_every_class_has_a_superclass_of_its_own_nothing_is_within(tmp_pat
     found = measure_failures(solved, task, None)
     assert found.within_superclass == Proportion(0)
     assert found.across == proportion(solved)
+    assert proportion(np.zeros(0, bool)) == Proportion(0)
+    assert proportion(np.array([True, False])).top1 == 0.5
 
 
 def test_twins_of_training_images_are_named_and_their_sets_left_out(task):
@@ -110,11 +112,6 @@ def test_twins_of_classes_that_are_not_tested_are_not_named(tmp_path):
     task = prepare(store, DataConfig(classes=("class1", "class2")))
     store.image_sha256[store.rows_of("test")[0]] = store.image_sha256[0]  # of class0
     assert measure_twins(some(task.test), task).images == []
-
-
-def test_a_proportion_of_nothing_is_no_number():
-    assert proportion(np.zeros(0, bool)) == Proportion(0)
-    assert proportion(np.array([True, False])).top1 == 0.5
 
 
 def transformer(dim):

@@ -80,9 +80,11 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path):
     assert names(tmp_path) == ["x"]  # nor does an empty folder stay behind
 
 
-def test_what_the_body_raises_is_not_another_process(tmp_path):
+def test_what_the_body_raises_is_neither_another_process_nor_an_error_of_the_target(tmp_path):
     with pytest.raises(BlockingIOError), exclusive(tmp_path / "x", "busy"):
         raise BlockingIOError(errno.EAGAIN, "of something else")
+    with pytest.raises(FileNotFoundError), writing_to(tmp_path / "a.txt"):
+        (tmp_path / "image.png").read_bytes()
 
 
 def test_a_killed_process_leaves_no_lock_and_its_temporary_file_is_removed(tmp_path):
@@ -133,11 +135,6 @@ def test_every_error_of_writing_is_one_sentence_and_the_old_content_stays(tmp_pa
     refuses(hint, write_text, tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
-
-
-def test_a_missing_file_that_is_not_the_target_is_not_called_unwritable(tmp_path):
-    with pytest.raises(FileNotFoundError), writing_to(tmp_path / "a.txt"):
-        (tmp_path / "image.png").read_bytes()
 
 
 def names(folder):

@@ -148,10 +148,15 @@ def test_labels_that_nothing_predicts_are_not_called_wrong(images):
         assert not [each for each in find.audit(features, labels).flagged if each.question == "label"]
 
 
-def test_two_classes_with_the_same_pictures_are_named():
+def test_classes_references_and_heads_that_do_not_suit_are_named():
     features, labels = clusters(3, 20)
     features[20:40] = features[:20]
     refuses('classes "a" and "b" hold the same pictures', find.audit, features, labels, class_names="abc")
+    features, labels = clusters(4, 20)
+    spoilt = np.where(np.arange(len(features))[:, None] == 3, np.nan, features)
+    with pytest.raises(UserError, match="the images of the reference have values that are not finite"):
+        find.odd(features, reference=(spoilt, labels))
+    refuses("deep_plda", from_head, build_method(Config("mlp"), 32, 6))
 
 
 def test_a_stranger_is_odd_and_a_clean_folder_has_nothing_odd():
@@ -205,13 +210,6 @@ def test_a_command_writes_the_page_and_its_tables(tmp_path, command):
     assert all(0 <= float(row["probability"]) <= 1 for row in rows)
 
 
-def test_a_reference_that_is_not_finite_is_refused():
-    features, labels = clusters(4, 20)
-    spoilt = np.where(np.arange(len(features))[:, None] == 3, np.nan, features)
-    with pytest.raises(UserError, match="the images of the reference have values that are not finite"):
-        find.odd(features, reference=(spoilt, labels))
-
-
 def test_a_stranger_is_found_by_a_reference():
     features, labels = clusters(6, 180)
     new = np.arange(len(labels)) % 180 < 60
@@ -259,10 +257,6 @@ class Logits(torch.nn.Module):
 
     def seed_dropout(self, generator):
         self.head.seed_dropout(generator)
-
-
-def test_a_head_for_sets_of_one_size_is_refused():
-    refuses("deep_plda", from_head, build_method(Config("mlp"), 32, 6))
 
 
 def test_three_subjects_in_one_folder_are_said_to_be_so():

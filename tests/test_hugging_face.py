@@ -171,12 +171,14 @@ def test_a_row_without_an_image_or_with_a_broken_one_is_named(datasets, tmp_path
             of_split(source, "train").image(row)
 
 
-def test_what_is_no_place(datasets, tmp_path):
+def test_what_is_no_place_and_without_the_library(datasets, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for place in ("../nowhere", "/nowhere", "a/b/c", "no spaces", tmp_path / "file"):
         refuses("no folder, and no name on the hub", load_source, "hf", Request(dataset=f"hf:{place}").root)
     (tmp_path / "empty").mkdir()
     refuses(r"empty cannot be loaded by `datasets` \(", load_source, "hf", tmp_path / "empty")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    refuses("pip install datasets", load_source, "hf", tmp_path)
 
 
 def test_a_name_on_the_hub(datasets, tmp_path, monkeypatch):
@@ -229,8 +231,3 @@ def test_the_request_names_the_columns():
             Request(dataset=name, root=Path(), weights="random", label_column="fine").as_json()
     refuses("leave --root", Request, dataset="hf:beans", root=Path("x"))
     refuses("--dataset hf needs", Request, dataset="hf:")
-
-
-def test_without_the_library(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    refuses("pip install datasets", load_source, "hf", tmp_path)

@@ -161,8 +161,11 @@ def test_stores_that_disagree_are_refused(first, tmp_path, change, sentence):
     refuses(sentence, JoinedStore.join, [first.path, other.path])
 
 
-def test_a_store_beside_itself_is_refused(first):
+def test_each_store_is_given_once_and_has_a_reference(first, tmp_path):
     refuses("is given twice", open_stores, [first.path, first.path])
+    a, b = first.path, beside(first, tmp_path / "b.h5").path
+    assert "a reference is needed" in call(find, "odd", a, "--beside", b, "--reference", a, code=2).output
+    call(find, "odd", a, "--beside", b, "--reference", a, "--reference", b, "--out", tmp_path / "odd")
 
 
 def test_a_head_of_two_stores_says_so_and_is_refused_on_one_or_in_another_order(first, tmp_path):
@@ -197,9 +200,3 @@ def test_a_phase_and_an_audit_of_stores_side_by_side(first, tmp_path):
     assert len(report["store"]["beside"]) == 2
     call(find, "audit", a, "--beside", b, "--out", tmp_path / "audit")
     assert (tmp_path / "audit/index.html").is_file()
-
-
-def test_a_reference_is_needed_for_each_store(first, tmp_path):
-    a, b = first.path, beside(first, tmp_path / "b.h5").path
-    assert "a reference is needed" in call(find, "odd", a, "--beside", b, "--reference", a, code=2).output
-    call(find, "odd", a, "--beside", b, "--reference", a, "--reference", b, "--out", tmp_path / "odd")

@@ -120,9 +120,11 @@ def test_auto_takes_what_the_machine_gains_from_and_each_epoch_says_which(store,
     assert "float32" not in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_advice(store):
+def test_a_loss_that_is_not_finite_and_hard_pairs_without_superclasses_are_refused(store):
     with pytest.raises(UserError, match=r"not finite in epoch \d+: lower training.learning_rate"):
         run(store, "training.learning_rate=1e30", "training.gradient_clip=1e30")
+    with pytest.raises(UserError, match=r"training.hard_pairs=0.5 needs super-classes, .*s.h5 has none: set it to"):
+        run(store, "training.hard_pairs=0.5")
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
@@ -150,11 +152,6 @@ def test_so_many_training_sets_are_hard(tmp_path, monkeypatch, shared):
     ]
     assert len(within) > 500
     assert np.mean(within) == pytest.approx(0.5 + 0.5 / 5, abs=0.1)
-
-
-def test_hard_pairs_without_superclasses_are_refused(store):
-    with pytest.raises(UserError, match=r"training.hard_pairs=0.5 needs super-classes, .*s.h5 has none: set it to"):
-        run(store, "training.hard_pairs=0.5")
 
 
 @pytest.mark.parametrize("method", ["deepsets", "deep_plda"])

@@ -299,14 +299,11 @@ def naive_covariances(task):
     return within, scatter - within * np.mean([1 / len(each) for each in images])
 
 
-def test_leaving_the_item_out_changes_no_ranking_by_l2():
+def test_leaving_the_item_out_compares_it_with_the_others_and_changes_no_ranking_by_l2():
     with_all, without = (
         build("centroid", "distance.metric=l2", f"distance.leave_one_out={text}") for text in ("false", "true")
     )
     torch.testing.assert_close(without.score_sets(some()), with_all.score_sets(some()) * 10 / 9)
-
-
-def test_leaving_the_item_out_by_cosine_compares_it_with_the_mean_direction_of_the_others():
     expected = score_naively(normalize(some(), dim=-1), lambda item, others: cosine(item, others.mean(0)))
     np.testing.assert_allclose(build("centroid").score_sets(some()), expected, rtol=1e-5, atol=1e-6)
 

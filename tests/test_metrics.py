@@ -36,16 +36,15 @@ def test_tied_scores_are_chance_wherever_the_anomaly_is():
     assert metrics["auroc"] == 0.5
     assert metrics["average_precision"] == 0.25
     assert metrics["loss"] == pytest.approx(np.log(4))
-
-
-def test_a_tie_for_the_first_place_is_half_a_hit():
     assert top_k(np.array([[1.0, 1.0, 0.0]]), np.array([0]), 1).tolist() == [0.5]
 
 
-def test_without_inliers_there_is_no_auroc():
+def test_shapes_are_checked_and_without_inliers_there_is_no_auroc():
     metrics = evaluate_scores(np.array([[0.3], [-1.0]]), np.array([0, 0]))
     assert metrics["auroc"] is None
     assert metrics["top1"] == metrics["average_precision"] == 1
+    with pytest.raises(ValueError, match="target must be"):
+        top_k(np.zeros((4, 4)), np.zeros(3, int), 1)
 
 
 def test_a_common_shift_of_a_set_changes_nothing():
@@ -72,8 +71,3 @@ def test_the_interval_holds_the_rate_and_stays_a_proportion(n, rate):
 def test_scores_that_are_not_finite_are_refused(bad):
     with pytest.raises(ValueError, match="finite"):
         evaluate_scores(np.array([[bad, 0.0]]), np.array([0]))
-
-
-def test_shapes_are_checked():
-    with pytest.raises(ValueError, match="target must be"):
-        top_k(np.zeros((4, 4)), np.zeros(3, int), 1)

@@ -80,16 +80,13 @@ def test_the_root_of_a_table_is_its_folder(store, root):
     assert f'"root": "{root}"' in Path("runs/find-s/findings.json").read_text()
 
 
-def test_flagged_paths_are_listed_for_other_programs(store, root):
+def test_flagged_paths_are_listed_for_other_programs_with_nul_where_there_is_a_line_break(store, root, monkeypatch):
     first, second = (str(root / name).encode() for name in NAMES[:2])
     result = run("--root", "in", "--list", "-")
     assert result.stdout_bytes == first + b"\n" + second + b"\n"
     assert "index.html" in result.stderr
     run("--list", "list.txt", "-0")
     assert Path("list.txt").read_bytes() == b"cat/0.png\0cat/1.png\0"
-
-
-def test_a_path_with_a_line_break_needs_nul(store, monkeypatch):
     monkeypatch.setattr(find.auditing, "audit", lambda *_, **__: make_findings(["cat/0\n.png"], flagged=1))
     assert "1 flagged paths have a line break in them: give --null" in run("--list", "-", code=2).output
     assert run("--list", "-", "-0").stdout_bytes == b"cat/0\n.png\0"
@@ -102,18 +99,15 @@ def test_marks_are_honoured_and_those_of_no_image_are_counted(store, root):
     assert result.stdout.split("\n")[:2] == [str(root / "dog/3.png"), str(root / "cat/1.png")]
 
 
-def test_copies_are_made_and_what_could_not_be_is_named(store, root):
+def test_copies_are_made_of_what_is_flagged_and_what_could_not_be_is_named(store, root, monkeypatch):
     (root / NAMES[0]).unlink()
     result = run("--root", root, "--copy-to", "copies", code=2)
     assert "1 of 2 flagged images could not be copied to copies: cat/0.png is not there any more" in result.output
     assert Path("copies", NAMES[1]).read_bytes() == (root / NAMES[1]).read_bytes()
     assert "runs/find-s/index.html" in result.stdout
-
-
-def test_with_nothing_flagged_nothing_is_copied(store, monkeypatch):
     monkeypatch.setattr(find.auditing, "audit", lambda *_, **__: make_findings(NAMES))
-    assert "nothing is copied" in run("--root", "in", "--copy-to", "copies").stderr
-    assert not Path("copies").exists()
+    assert "nothing is copied" in run("--root", "in", "--copy-to", "none").stderr
+    assert not Path("none").exists()
 
 
 CODE = """

@@ -35,10 +35,13 @@ def imported(file):
             yield (node.module or "").partition(".")[0]
 
 
-def test_each_package_is_the_one_of_this_project(tmp_path):
+def test_every_package_but_the_benchmark_is_installed_from_this_project(tmp_path):
     code = f"import importlib; print(*(importlib.import_module(name).__file__ for name in {PACKAGES}), sep='\\n')"
     result = python("-c", code, cwd=tmp_path)  # where it fails, install the project: make does
     assert result.stdout.split() == [str(ROOT.joinpath(*name.split("."), "__init__.py")) for name in PACKAGES]
+    found = [file.parent for house in HOUSES for file in (ROOT / house).rglob("__init__.py")]
+    names = {".".join(folder.relative_to(ROOT).parts) for folder in found}
+    assert set(PACKAGES) == {name for name in names if name.partition(".")[0] != "bench"}
 
 
 @pytest.mark.parametrize(
@@ -57,18 +60,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code, heavy):
     assert not set(heavy.split()) & set(modules)
 
 
-def test_every_package_but_the_benchmark_is_installed():
-    found = [file.parent for house in HOUSES for file in (ROOT / house).rglob("__init__.py")]
-    names = {".".join(folder.relative_to(ROOT).parts) for folder in found}
-    assert set(PACKAGES) == {name for name in names if name.partition(".")[0] != "bench"}
-
-
-def test_the_licence_is_named_and_there():
-    assert SETUP["metadata"]["license"] == "MIT"
-    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License\n")
-
-
-def test_one_command_is_installed():
+def test_one_command_is_installed_with_its_licence_and_templates():
     scripts = SETUP["options.entry_points"]["console_scripts"].split("\n")
     assert [line for line in scripts if line] == ["set-anomaly = set_anomaly:main"]
     assert SETUP["options"]["py_modules"] == "set_anomaly"
@@ -76,6 +68,8 @@ def test_one_command_is_installed():
     templates = {file.name for file in (ROOT / "find/templates").iterdir()}
     assert templates == {"page.html.j2", "page.css", "page.js", "marks.js"}
     assert f"## [{SETUP['metadata']['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert SETUP["metadata"]["license"] == "MIT"
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License\n")
 
 
 def test_nothing_large_and_no_data_is_tracked():

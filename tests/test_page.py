@@ -174,15 +174,12 @@ def test_nothing_is_said_clearly(tmp_path, mode):
     assert "There is nothing to show" in text
 
 
-def test_what_cannot_be_promised_or_judged_is_said(tmp_path):
+def test_what_cannot_be_promised_or_judged_and_several_groups_are_said(tmp_path):
     thresholds = {"foreign": Threshold(0.1, 0, None, "There are few images <20>.")}
     findings = make_findings(["a"], thresholds=thresholds, too_small={"owl & co": 2, "bat": 0})
     text = write_page(findings, tmp_path).read_text()
     assert "There are few images &lt;20&gt;." in text
     assert "<bdi>owl &amp; co</bdi> (2), <bdi>bat</bdi> (empty)." in " ".join(text.split())
-
-
-def test_several_groups_are_said(tmp_path):
     groups = tuple(Group(f"group {i}", 10 * i, (i,), ()) for i in (3, 2, 1))
     text = write_page(make_findings(["a"], mode="odd", groups=groups), tmp_path).read_text()
     assert "There are 3 groups in this folder" in text

@@ -38,10 +38,11 @@ def test_a_clean_set_is_flagged_in_half_the_rate_and_a_mixed_one_keeps_it():
     assert 0.06 < np.mean(false) < 0.12
 
 
-def test_conformal_p_values_count_what_is_as_high():
+def test_conformal_p_values_count_what_is_as_high_and_of_probabilities_the_mean_is_the_rate():
     assert conformal_p_values(np.array([3.0, 2.0, 0.0]), np.array([1.0, 2.0, 3.0])).tolist() == [0.5, 0.75, 1.0]
     beyond = conformal_p_values(np.array([4.0, 6.0]), np.random.default_rng(0).exponential(size=400))
     assert beyond[1] < beyond[0] < 0.02
+    assert bayes_q_values(np.array([0.5, 1.0])).tolist() == [0.25, 0.0]
 
 
 def test_local_rates_are_what_is_true_of_images_that_look_so():
@@ -52,10 +53,6 @@ def test_local_rates_are_what_is_true_of_images_that_look_so():
     for low, high in ((0, 0.1), (0.3, 0.7)):
         chosen = (local >= low) & (local <= high)
         assert 1 - odd[chosen].mean() == pytest.approx(local[chosen].mean(), abs=0.12)
-
-
-def test_of_probabilities_the_mean_is_the_rate():
-    assert bayes_q_values(np.array([0.5, 1.0])).tolist() == [0.25, 0.0]
 
 
 def test_nearest_images_are_those_of_all_pairs(monkeypatch):

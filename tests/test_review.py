@@ -134,11 +134,8 @@ def test_files_that_are_no_reviews(tmp_path, content, rule):
     refuses(rule, review.read, tmp_path / "x.csv")
 
 
-def test_only_regular_files_are_read(tmp_path):
+def test_only_regular_files_that_are_there_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
         refuses("no regular file", review.read, path)
-
-
-def test_a_file_that_is_not_there(tmp_path):
     refuses("check the path", review.read, tmp_path / "x.csv")

@@ -48,10 +48,12 @@ def test_a_run_is_loaded_from_its_folder_and_from_its_report(tmp_path):
     assert folder.report.test.unpack_solved().tolist() == SOLVED.tolist()
 
 
-def test_keys_that_a_report_is_too_old_to_have_get_their_defaults(tmp_path):
+def test_a_config_of_a_report_has_defaults_for_keys_it_is_too_old_for_and_no_unknown_ones(tmp_path):
     report = content()
     del report["config"]["distance"], report["config"]["head"]["inducing"]
     assert load_run(written(tmp_path / "r.json", report)).config == Config()
+    report["config"]["head"]["widht"] = 3
+    refuses(r'config of r "head\.widht": did you mean "head\.width"', load_run, written(tmp_path / "r.json", report))
 
 
 def test_an_unfinished_run_a_missing_run_and_a_folder_without_a_report_are_refused(tmp_path):
@@ -90,12 +92,6 @@ def test_what_is_no_report_of_this_version_is_refused(tmp_path, report):
     said = refuses("is not a report of this version", load_run, path)
     assert str(path) in said
     assert "make the run again" in said
-
-
-def test_an_unknown_config_key_in_a_report_is_named(tmp_path):
-    report = content()
-    report["config"]["head"]["widht"] = 3
-    refuses(r'config of r "head\.widht": did you mean "head\.width"', load_run, written(tmp_path / "r.json", report))
 
 
 def test_runs_that_differ_in_seed_split_and_device_alone_are_one_group():
@@ -151,13 +147,10 @@ def test_the_arithmetic_that_was_executed_keeps_groups_apart_not_the_one_that_wa
     assert [group.name for group in mark_arithmetic(groups[1:])] == ["c", "plda"]
 
 
-def test_a_run_that_went_on_on_another_machine_has_two_arithmetics_and_an_old_one_that_of_its_config():
+def test_a_run_has_the_arithmetic_that_was_used_and_its_group_the_machine_that_decides_over_its_time():
     assert trained("a", ["bfloat16", "float32"]).report.arithmetic_used == "bfloat16, float32"
     assert trained("a", [], "training.precision=bfloat16").report.arithmetic_used == "bfloat16"
     assert make_report(SOLVED, "training.precision=bfloat16").arithmetic_used == ""  # nothing was trained
-
-
-def test_the_machine_of_a_group_is_what_decides_over_its_time():
     runs = [make_run(f"r-seed{seed}", SOLVED, f"training.seed={seed}", threads=seed + 1) for seed in (0, 1)]
     assert describe_machine(group_runs(runs[:1])[0]) == "1 thread"
     assert describe_machine(group_runs(runs)[0]) == "1 thread, 2 threads"

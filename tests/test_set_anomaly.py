@@ -19,10 +19,12 @@ def test_each_verb_answers(verb):
     assert f" {verb} " in call(verb, "--help").stdout
 
 
-def test_no_line_of_the_help_is_cut_off():
+def test_the_help_is_whole_and_a_mistake_gets_one_sentence(tmp_path):
     _, text = call("--help").stdout.split("Commands:")
     assert all(verb in text for verb in VERBS)
     assert "..." not in text
+    assert call("audti", "x", code=2).stderr == 'Error: unknown command "audti": did you mean "audit"?\n'
+    assert str(tmp_path / "nowhere") in call("odd", tmp_path / "nowhere", code=2).stderr
 
 
 def test_the_shell_completes_a_verb_and_its_options_as_the_options_say():
@@ -30,10 +32,6 @@ def test_the_shell_completes_a_verb_and_its_options_as_the_options_say():
     for words, number, expected in (("set-anomaly exp", 1, "export"), ("set-anomaly fit --tens", 2, "--tensorboard")):
         environment = {"COMP_WORDS": words, "COMP_CWORD": str(number), "_SET_ANOMALY_COMPLETE": "bash_complete"}
         assert call(prog_name="set-anomaly", env=environment).stdout == f"plain,{expected}\n"
-
-
-def test_an_unknown_verb_gets_one_sentence():
-    assert call("audti", "x", code=2).stderr == 'Error: unknown command "audti": did you mean "audit"?\n'
 
 
 def test_pictures_get_a_store_that_is_used_again(tmp_path, monkeypatch):
@@ -80,7 +78,3 @@ def test_open_shows_the_page(tmp_path, monkeypatch):
     make_images(tmp_path / "images", classes=2, train=12, test=4)
     call("odd", "images", "--open", "--cache", tmp_path / "here", "--out", tmp_path / "page", *SMALL)
     assert shown == [(tmp_path / "page/index.html").as_uri()]
-
-
-def test_pictures_that_are_not_there(tmp_path):
-    assert str(tmp_path / "nowhere") in call("odd", tmp_path / "nowhere", code=2).stderr

@@ -99,16 +99,13 @@ def test_an_epoch_in_batches_has_every_image_once_as_the_anomaly(monkeypatch):
     assert sorted(anomalies) == sorted(index.rows)
 
 
-def test_validation_takes_its_part_of_each_class_and_nothing_twice():
+def test_validation_takes_its_part_of_each_class_or_enough_for_a_set_and_nothing_twice():
     rows, labels = np.arange(1000), np.repeat([0, 1], [600, 400])
     train, val = split_validation(rows, labels, 0.1, 10, seed=0)
     assert np.bincount(labels[val]).tolist() == [60, 40]
     assert sorted([*train, *val]) == rows.tolist()
     assert (split_validation(rows, labels, 0.1, 10, seed=0)[1] == val).all()
     assert (split_validation(rows, labels, 0.1, 10, seed=1)[1] != val).any()
-
-
-def test_validation_of_a_small_class_is_enough_for_a_set():
     rows, labels = np.arange(60), np.repeat([0, 1], 30)
     _, val = split_validation(rows, labels, 0.1, 10, seed=0)
     assert np.bincount(labels[val]).tolist() == [9, 9]

@@ -122,13 +122,10 @@ def test_where_seeds_and_splits_cross_runs_on_the_same_sets_meet():
     assert (gap.only_first, gap.only_second) == (80, 0)
 
 
-def test_runs_on_different_sets_are_not_compared():
+def test_runs_on_different_sets_or_without_hard_ones_are_not_compared():
     groups = [group("a", solving(0.5), width=8, sets="1" * 64), group("b", solving(0.6), width=16, sets="2" * 64)]
     refuses(r"a and b were measured on different test sets \(1{12}…, 2{12}…\): compare", require_same_sets, groups)
     refuses("different test sets", ranking, groups)
-
-
-def test_without_hard_sets_there_is_no_ranking_on_them():
     groups = [group("a", solving(0.5), width=8, hard=solving(0.4)), group("b", solving(0.6), width=16)]
     refuses("b has no hard sets", rank, groups, "hard")
     assert [each.name for each, _ in rank(groups)] == ["b", "a"]

@@ -112,27 +112,21 @@ def test_rows_may_be_unsorted_and_repeated_and_have_names(store):
     assert store.rows_of("test").tolist() == list(range(120, 180))
 
 
-def test_writing_to_the_map_leaves_the_file_alone(store):
-    before = store.path.read_bytes()
-    store.features[:] = 0
-    assert store.path.read_bytes() == before
-
-
-def test_it_pickles_as_its_path(store):
+def test_it_pickles_as_its_path_and_is_not_written_through_its_map(store):
     assert store.features is not None  # mapped before, so that the map could come along
     pickled = pickle.dumps(store)
     assert len(pickled) < 500
     assert (pickle.loads(pickled).features == store.features).all()
-
-
-def test_thumbnails_may_be_absent(tmp_path):
-    assert make_store(tmp_path / "s.h5", thumbnails=False).thumbnails is None
+    before = store.path.read_bytes()
+    store.features[:] = 0
+    assert store.path.read_bytes() == before
 
 
 def test_equal_identities_have_equal_digests_and_others_not(tmp_path):
     first, again, other = (make_store(tmp_path / f"{i}.h5", seed=seed) for i, seed in enumerate((0, 0, 1)))
     assert first.identity_sha256 == again.identity_sha256 != other.identity_sha256
     assert first.path.read_bytes() == again.path.read_bytes()
+    assert make_store(tmp_path / "s.h5", thumbnails=False).thumbnails is None
 
 
 def test_a_large_store_gives_its_pages_back_and_reads_them_again(store, monkeypatch):

@@ -182,12 +182,10 @@ def test_what_the_disk_does_not_give_back_is_not_put_in_place(path, expected):
     assert complete(writer(path)).path.read_bytes() == expected
 
 
-def test_a_partial_folder_that_is_a_file_is_refused(path):
+def test_a_partial_folder_that_is_a_file_and_too_small_a_disk_are_noticed_before_the_work(path, monkeypatch):
     partial_folder(path).write_text("")
     refuses("cannot write", writer, path)
-
-
-def test_too_small_a_disk_is_noticed_before_the_work(path, monkeypatch):
+    partial_folder(path).unlink()
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(100))
     refuses(r"no space for .*s\.h5", writer, path)

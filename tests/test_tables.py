@@ -44,9 +44,11 @@ def test_val_rows_are_the_test_where_there_is_no_other(table):
     assert "2 rows" in source.notes[0]
 
 
-def test_a_label_may_have_a_comma(table):
+def test_a_label_may_have_a_comma_and_missing_images_may_be_skipped(table):
     text = 'path,label\n0.png,"tench, Tinca tinca"\n1.png,"tench, Tinca tinca"\n2.png,b\n3.png,b\n'
     assert load_source("csv", table(text, 4)).class_names == ["b", "tench, Tinca tinca"]
+    source = load_source("csv", table(lines("abab") + "gone.png,a\n", 4), Reading(on_error="skip"))
+    assert source.left_out == [("gone.png", "missing")]
 
 
 @pytest.mark.parametrize(
@@ -74,11 +76,6 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path):
     refuses(r"cannot read the table .*t\.csv \(no such file", load_source, "csv", tmp_path / "t.csv")
     (tmp_path / "t.csv").write_bytes(b"path,label\ncaf\xe9.png,a\n")
     refuses("is not UTF-8 text", load_source, "csv", tmp_path / "t.csv")
-
-
-def test_missing_images_may_be_skipped(table):
-    source = load_source("csv", table(lines("abab") + "gone.png,a\n", 4), Reading(on_error="skip"))
-    assert source.left_out == [("gone.png", "missing")]
 
 
 def test_the_fingerprint_follows_the_table_and_its_images(table):

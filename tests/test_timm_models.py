@@ -50,9 +50,11 @@ def test_a_transformer_takes_other_sizes_than_its_own():
     assert backbone.features(images()).shape == (2, 192)
 
 
-def test_an_unknown_model_is_named():
+def test_an_unknown_model_is_named_and_without_timm_it_says_what_to_install(monkeypatch):
     refuses('unknown model of timm "resnet81": did you mean', load_backbone, "timm:resnet81", "random", 0)
     refuses("no_such_tag", load_backbone, "timm:resnet18.no_such_tag", "random", 0)
+    monkeypatch.setitem(sys.modules, "timm", None)
+    refuses("pip install timm", load_backbone, "timm:resnet18", "random", 0)
 
 
 def test_without_a_network_the_weights_can_be_given_as_a_file(tmp_path, monkeypatch):
@@ -66,8 +68,3 @@ def test_without_a_network_the_weights_can_be_given_as_a_file(tmp_path, monkeypa
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(path))
     fetched = load_backbone("timm:resnet18", "pretrained", 0, 64)
     assert torch.equal(fetched.features(images()), load_backbone("timm:resnet18", str(path), 0, 64).features(images()))
-
-
-def test_without_timm_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "timm", None)
-    refuses("pip install timm", load_backbone, "timm:resnet18", "random", 0)

@@ -36,12 +36,9 @@ def require_a_good_end(notebook):
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
 
 
-def test_the_outputs_in_it_are_those_of_a_good_run():
+def test_the_outputs_in_it_are_those_of_a_good_run_and_its_links_lead_somewhere():
     require_a_good_end(json.loads(TOUR.read_text(encoding="utf-8")))
     assert TOUR.stat().st_size < 1 << 20
-
-
-def test_its_links_lead_somewhere():
     text = "\n".join("".join(cell["source"]) for cell in json.loads(TOUR.read_text(encoding="utf-8"))["cells"])
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert len(links) == 3

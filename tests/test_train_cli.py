@@ -76,7 +76,7 @@ def test_the_config_in_the_run_folder_makes_the_same_run(store, tmp_path):
     assert a["config"]["training"]["seed"] == 5
 
 
-def test_every_option_reaches_the_config(store, tmp_path):
+def test_every_option_reaches_the_config_and_a_class_may_have_a_comma_in_its_name(store, tmp_path):
     config = tmp_path / "c.toml"
     config.write_text("[head]\nheads = 2\n")
     options = ["--config", config, *SET, "--classes", "class0,class2", "--seed", 9, "--device", "cpu"]
@@ -84,9 +84,6 @@ def test_every_option_reaches_the_config(store, tmp_path):
     used = Config.load(tmp_path / "run/config.toml")
     assert (used.head.heads, used.head.width, used.data.classes) == (2, 16, ("class0", "class2"))
     assert (used.training.seed, used.training.device) == (9, "cpu")
-
-
-def test_a_class_may_have_a_comma_in_its_name(store, tmp_path):
     (tmp_path / "classes.txt").write_text("tench, Tinca tinca\nclass0\n")
     result = fit("--store", store, "--classes", tmp_path / "classes.txt", code=2)
     assert '"tench, Tinca tinca"' in result.output
