@@ -16,40 +16,38 @@ from common.command_line import CommandLine, keeping
 @click.group(cls=CommandLine)
 def main(): pass
 
+def wait(word="ready"):
+    print(word, flush=True)
+    time.sleep(60)
+
 @main.command()
 def plain():
-    print("ready", flush=True)
-    time.sleep(60)
+    wait()
 
 @main.command()
 def keeps():
     with keeping(lambda: "3 epochs are kept"):
-        print("ready", flush=True)
-        time.sleep(60)
+        wait()
 
 @main.command()
 def threads():
     threading.Thread(target=time.sleep, args=(60,)).start()
-    print("ready", flush=True)
-    time.sleep(60)
+    wait()
 
 @main.command()
 def failing_clean_up():
     with keeping(lambda: "3 epochs are kept"):
         try:
-            print("ready", flush=True)
-            time.sleep(60)
+            wait()
         finally:
             raise AttributeError("a lock is released that was not yet made")
 
 @main.command()
 def slow():
     try:
-        print("ready", flush=True)
-        time.sleep(60)
+        wait()
     finally:
-        print("cleaning", flush=True)
-        time.sleep(60)
+        wait("cleaning")
 
 main()
 """

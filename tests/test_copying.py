@@ -55,12 +55,8 @@ def test_copies_are_the_files_and_are_recorded(root, digests, tmp_path, there):
     assert copy(root, tmp_path / "out", digests) == []
     assert content(root) == copies(tmp_path / "out") == before
     assert (tmp_path / "out" / NAMES[2]).stat().st_mtime == 2
-    assert record(tmp_path / "out") == [
-        ("a/1.png", "yes"),
-        ("a/ü ' \n2.png", "yes"),
-        ("b/1.png", "yes"),
-        (r"b/\udcff.png", "yes"),
-    ]
+    visible = ["a/1.png", "a/ü ' \n2.png", "b/1.png", r"b/\udcff.png"]
+    assert record(tmp_path / "out") == [(name, "yes") for name in visible]
     assert not (tmp_path / "out/.copying").exists()
     refuses("holds copies already: give --copy-to a new", copy, root, tmp_path / "out", digests)
 
@@ -100,12 +96,8 @@ def test_the_target_is_new_or_empty_no_link_and_outside_the_images(root, digests
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     (tmp_path / "file").touch()
-    for target, rule in (
-        ("full", "not ours"),
-        ("link", "is a link"),
-        ("file", "is a file"),
-        ("in/a/x", "lies inside"),
-    ):
+    rules = {"full": "not ours", "link": "is a link", "file": "is a file", "in/a/x": "lies inside"}
+    for target, rule in rules.items():
         refuses(rule, copy, root, tmp_path / target, digests)
     assert content(tmp_path / "full") == {"mine": b""}
     assert not list((tmp_path / "empty").iterdir())

@@ -147,14 +147,13 @@ def test_data_sets_that_do_not_suit(datasets, tmp_path, monkeypatch):
     a, unlabelled = make(datasets, [1], [0]), make(datasets, [1], [-1])
     swapped = make(datasets, [1], [0], datasets.ClassLabel(names=["dog", "cat"]))
     words = datasets.Dataset.from_dict({"text": ["a"], "label": [0]})
-    for number, (data, message) in enumerate(
-        (
-            (datasets.DatasetDict(a=a, b=a), "has the splits a, b, and none of them is train"),
-            (datasets.DatasetDict(train=unlabelled, test=unlabelled), "the column label of .* has no label"),
-            (datasets.DatasetDict(train=a, test=swapped), r"differ in their columns or classes \(train, test\)"),
-            (words, r"has no image column \(text, label\)"),
-        )
-    ):
+    cases = {
+        "has the splits a, b, and none of them is train": datasets.DatasetDict(a=a, b=a),
+        "the column label of .* has no label": datasets.DatasetDict(train=unlabelled, test=unlabelled),
+        r"differ in their columns or classes \(train, test\)": datasets.DatasetDict(train=a, test=swapped),
+        r"has no image column \(text, label\)": words,
+    }
+    for number, (message, data) in enumerate(cases.items()):
         refuses(message, load_source, "hf", saved(tmp_path / str(number), data))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(train=make(datasets, [], [])))
     refuses("no/rows has no rows", load_source, "hf", Path("no/rows"))

@@ -174,9 +174,8 @@ def test_a_head_of_two_stores_says_so_and_is_refused_on_one_or_in_another_order(
     call(train, "fit", *both, "--run", tmp_path / "run", *TINY)
     store = json.loads((tmp_path / "run/report.json").read_text())["store"]
     assert store["path"] == f"{a} + {b}"
-    assert [part["identity_sha256"] for part in store["beside"]] == [
-        FeatureStore.open(path).identity_sha256 for path in (a, b)
-    ]
+    beside_it = [FeatureStore.open(path).identity_sha256 for path in (a, b)]
+    assert [part["identity_sha256"] for part in store["beside"]] == beside_it
     assert store["identity_sha256"] == open_stores([a, b]).identity_sha256
     assert "complete" in call(train, "fit", *both, "--run", tmp_path / "run", *TINY).stderr
     for stores in (["--store", a], ["--store", b, "--store", a]):
@@ -185,10 +184,9 @@ def test_a_head_of_two_stores_says_so_and_is_refused_on_one_or_in_another_order(
     call(find, "odd", a, "--beside", b, "--run", tmp_path / "run", "--out", tmp_path / "odd")
     settings = json.loads((tmp_path / "odd/findings.json").read_text())["settings"]
     assert settings["store"] == f"{a} + {b}"
-    refused = call(find, "odd", a, "--run", tmp_path / "run", code=2)
-    assert "is for features of 22 dimensions" in refused.output
-    refused = call(find, "odd", b, "--beside", a, "--run", tmp_path / "run", code=2)
-    assert "was made with another" in refused.output
+    odd = ["--run", tmp_path / "run"]
+    assert "is for features of 22 dimensions" in call(find, "odd", a, *odd, code=2).output
+    assert "was made with another" in call(find, "odd", b, "--beside", a, *odd, code=2).output
 
 
 def test_a_phase_and_an_audit_of_stores_side_by_side(first, tmp_path):

@@ -52,8 +52,8 @@ def browser(chromium):
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:", "about:"))] == []
 
 
-def audit(tmp_path: Path, n: int = 60, **options) -> tuple[Findings, Path]:
-    """Findings of `n` small pictures, the first third flagged, and their page."""
+def audit(browser: Any, tmp_path: Path, n: int = 60) -> tuple[Findings, str]:
+    """Findings of `n` small pictures, the first third flagged, and the address of their page, which is opened."""
     root = tmp_path / "in"
     root.mkdir()
     generator = np.random.default_rng(0)
@@ -62,7 +62,9 @@ def audit(tmp_path: Path, n: int = 60, **options) -> tuple[Findings, Path]:
         (root / path).parent.mkdir(exist_ok=True)
         Image.fromarray(generator.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(root / path)
     findings = make_findings(paths, flagged=n // 3, root=root)
-    return findings, write_page(findings, tmp_path / "out", **options)
+    address = write_page(findings, tmp_path / "out").as_uri()
+    browser.goto(address)
+    return findings, address
 
 
 def reviewed(findings: Findings, reviews: dict[str, str]) -> Findings:
@@ -93,8 +95,7 @@ def choose(browser: Any, name: str, text: str) -> None:
 
 
 def test_it_shows_what_is_flagged_with_pictures(browser, tmp_path):
-    findings, page = audit(tmp_path)
-    browser.goto(page.as_uri())
+    findings, _ = audit(browser, tmp_path)
     assert browser.evaluate(PATHS) == [each.path for each in findings.flagged]
     wait_for(browser, "[...document.images].slice(0, 9).every(i => i.naturalWidth == 32 && i.className == 'small')")
     assert browser.evaluate("getComputedStyle(document.querySelector('.picture img')).imageRendering") == "pixelated"
@@ -122,8 +123,7 @@ def test_pictures_of_any_shape_are_seen_whole(browser, tmp_path):
 
 
 def test_the_slider_counts_and_expects(browser, tmp_path):
-    findings, page = audit(tmp_path)
-    browser.goto(page.as_uri())
+    findings, _ = audit(browser, tmp_path)
     for rate in (0.05, 0.5, 1.0):
         slide(browser, rate)
         above = [each.probability for each in findings.findings if each.q <= rate]
@@ -138,8 +138,7 @@ def test_the_slider_counts_and_expects(browser, tmp_path):
 
 
 def test_filters_and_pages(browser, tmp_path):
-    findings, page = audit(tmp_path, n=120)
-    browser.goto(page.as_uri())
+    findings, _ = audit(browser, tmp_path, n=120)
     slide(browser, 1)
     assert browser.evaluate(f"{CARDS}.length") == 48
     browser.click("#after")
@@ -202,9 +201,8 @@ def test_each_question_has_its_own_answer_and_pictures(browser, tmp_path):
 
 
 def test_keys_choose_and_mark(browser, tmp_path):
-    findings, page = audit(tmp_path)
+    findings, _ = audit(browser, tmp_path)
     paths = [each.path for each in findings.flagged]
-    browser.goto(page.as_uri())
     browser.keyboard.press("2")
     assert browser.evaluate("marks.size") == 0, "nothing is chosen yet"
     moves = "j0 j1 j2 k1 ArrowRight2 ArrowLeft1 ArrowDown3 ArrowUp1"
@@ -228,14 +226,13 @@ def test_keys_choose_and_mark(browser, tmp_path):
 
 
 def test_marks_stay_and_are_those_of_this_result(browser, tmp_path):
-    findings, page = audit(tmp_path)
-    browser.goto(page.as_uri())
+    findings, address = audit(browser, tmp_path)
     browser.click(".card:nth-child(2) [data-mark=wrong]")
     browser.click(".card:nth-child(3) [data-mark=keep]")
     assert browser.evaluate("[...marks]") == [[1, "wrong"], [2, "keep"]]
     browser.click(".card:nth-child(3) [data-mark=keep]")
     assert browser.evaluate("[...marks]") == [[1, "wrong"]]
-    browser.goto(page.as_uri())
+    browser.goto(address)
     assert browser.evaluate("[...marks]") == [[1, "wrong"]]
     assert browser.evaluate("document.querySelector('.card:nth-child(2) [aria-pressed=true]').textContent") == "Wrong"
     other = write_page(reviewed(findings, {findings.findings[4].path: "unsure"}), tmp_path / "out")
@@ -289,15 +286,6 @@ def test_marks_go_out_and_come_in(browser, tmp_path):
     wait_for(browser, "document.getElementById('said').textContent == '0 marks read'")
 
 
-def test_a_path_is_copied(browser, tmp_path):
-    findings, page = audit(tmp_path)
-    browser.goto(page.as_uri())
-    browser.evaluate("navigator.clipboard.writeText = text => { window.copied = text; return Promise.resolve(); }; 0")
-    browser.click(".card:nth-child(2) .copy")
-    assert wait_for(browser, "window.copied") == str(tmp_path / "in" / findings.findings[1].path)
-    assert browser.evaluate("document.querySelector('.card:nth-child(2) .copy').textContent") == "Copied"
-
-
 def test_names_are_shown_as_they_are(browser, tmp_path):
     root = tmp_path / "in"
     for name in EVIL:
@@ -338,9 +326,8 @@ def test_odd_nothing_and_empty(browser, tmp_path):
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1400, 2560])
 def test_it_fits_every_width_in_light_and_dark(browser, tmp_path, width):
-    _, page = audit(tmp_path)
     browser.set_viewport_size({"width": width, "height": 900})
-    browser.goto(page.as_uri())
+    audit(browser, tmp_path)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     colours = []
     for scheme in ("light", "dark"):
@@ -368,9 +355,12 @@ def contrast(browser: Any, selector: str) -> float:
     )
 
 
-def test_everything_has_a_name_for_those_who_do_not_see(browser, tmp_path):
-    _, page = audit(tmp_path)
-    browser.goto(page.as_uri())
+def test_a_path_is_copied_and_everything_has_a_name_for_those_who_do_not_see(browser, tmp_path):
+    findings, _ = audit(browser, tmp_path)
+    browser.evaluate("navigator.clipboard.writeText = text => { window.copied = text; return Promise.resolve(); }; 0")
+    browser.click(".card:nth-child(2) .copy")
+    assert wait_for(browser, "window.copied") == str(tmp_path / "in" / findings.findings[1].path)
+    assert browser.evaluate("document.querySelector('.card:nth-child(2) .copy').textContent") == "Copied"
     nodes = browser.context.new_cdp_session(browser).send("Accessibility.getFullAXTree")["nodes"]
     roles = {"button", "link", "image", "img", "combobox", "slider", "spinbutton", "dialog", "navigation"}
     named = [

@@ -82,24 +82,15 @@ def test_links_lead_somewhere(page):
     assert [link for link in links if "://" not in link and not (here / link).exists()] == []
 
 
-def test_the_speeds_are_those_of_the_benchmark():
-    text = (ROOT / "docs/speed.md").read_text(encoding="utf-8")
-    report = json.loads((ROOT / "bench/report.json").read_text())
-    made = make_speed_table(report)
-    assert fill_blocks(text, "measured", {"speed": made}.get) == text, "`make log` writes the table"
-    assert made in text
-
-
-def test_the_tables_of_find_are_those_of_its_benchmark():
-    text = (ROOT / "docs/find.md").read_text()
-    made = tables(json.loads((ROOT / "bench/find.json").read_text()))
-    assert fill_blocks(text, "measured", {"find": made}.get) == text, "`make log` writes the tables"
-    assert made in text
-
-
-def test_the_costs_are_those_of_their_benchmark_and_of_phase_7(monkeypatch):
+def test_the_tables_are_those_of_their_benchmarks(monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert "| resnet18 |" in Path("docs/speed.md").read_text(encoding="utf-8")
+    speed = make_speed_table(json.loads(Path("bench/report.json").read_text()))
+    found = tables(json.loads(Path("bench/find.json").read_text()))
+    for page, name, made in (("docs/speed.md", "speed", speed), ("docs/find.md", "find", found)):
+        text = Path(page).read_text(encoding="utf-8")
+        assert fill_blocks(text, "measured", {name: made}.get) == text, "`make log` writes the table"
+        assert made in text
+    assert "| resnet18 |" in Path("docs/speed.md").read_text(encoding="utf-8"), "the costs of phase 7"
     call(bench.cost.main, "--readme", "docs/speed.md", "--check")
 
 
