@@ -39,8 +39,7 @@ def test_the_features_are_what_the_classifier_gets(resnet):
 
 def test_other_layers_stand_behind_the_last_as_their_means_over_space(resnet):
     backbone = load_backbone("resnet18", "random", 0, 32, ("last", "layer3", "layer1"))
-    assert backbone.layers == {"last": 512, "layer3": 256, "layer1": 64}
-    assert backbone.feature_dim == 832
+    assert (backbone.layers, backbone.feature_dim) == ({"last": 512, "layer3": 256, "layer1": 64}, 832)
     seen = {}
     hooks = [
         resnet.module.get_submodule(name).register_forward_hook(

@@ -55,10 +55,10 @@ def test_as_many_workers_as_fit_on_each_node_with_a_gpu_where_there_are_some():
         refuses(r"the largest have 8 and 2: .*--cpus-per-worker", asked.settled, nodes)
 
 
-@pytest.mark.parametrize(("name", "device", "gpus"), [("auto", "cuda", None), ("cpu", "cpu", 0), ("cuda", "cuda", 1)])
-def test_the_device_says_whether_workers_have_gpus(name, device, gpus):
-    found, connect = connection(Request(dataset="digits", device=name, cluster=Cluster("")))
-    assert (found, connect.keywords["cluster"].gpus) == (torch.device(device), gpus)
+def test_the_device_says_whether_workers_have_gpus():
+    for name, device, gpus in (("auto", "cuda", None), ("cpu", "cpu", 0), ("cuda", "cuda", 1)):
+        found, connect = connection(Request(dataset="digits", device=name, cluster=Cluster("")))
+        assert (found, connect.keywords["cluster"].gpus) == (torch.device(device), gpus)
     refuses("cuda:1", connection, Request(dataset="digits", device="cuda:1", cluster=Cluster("")))
 
 
@@ -98,12 +98,8 @@ def test_an_order_has_names_or_what_is_in_the_files(job, root):
     seen.again(0)
     assert seen.next() == first
     bytes_of = shipped.next().shipped
-    assert bytes_of[2] == (root / names[2]).read_bytes()
-    assert bytes_of[3] == "No such file or directory"
-
-
-def test_images_that_are_no_files_are_shipped_as_pixels(job):
-    digits = load_source("digits", Path())
+    assert (bytes_of[2], bytes_of[3]) == ((root / names[2]).read_bytes(), "No such file or directory")
+    digits = load_source("digits", Path())  # whose images are no files
     orders = Orders(replace(job, source=digits), digits.names, True, [0])
     assert (orders.next().shipped[5] == digits.image(5)).all()
 
@@ -177,24 +173,21 @@ class FakeRay:
         self.death, self.actors, self.killed = death, [], []
 
     def nodes(self):
-        resources = {"CPU": 1.0}
-        return [
-            {"NodeID": n, "NodeName": n, "NodeManagerAddress": "", "Alive": alive, "Resources": resources}
-            for n, alive in self.alive.items()
-        ]
+        node = {"NodeManagerAddress": "", "Resources": {"CPU": 1.0}}
+        return [node | {"NodeID": name, "NodeName": name, "Alive": alive} for name, alive in self.alive.items()]
 
     def put(self, value):
         return value
 
     def remote(self, **options):
-        def on(node, kind):
-            return types.SimpleNamespace(remote=lambda *arguments: self.start(FakeActor(self, node, kind(*arguments))))
+        def start(node, kind, *arguments):
+            self.actors.append(FakeActor(self, node, kind(*arguments)))
+            return self.actors[-1]
 
-        return lambda kind: types.SimpleNamespace(options=lambda scheduling_strategy: on(scheduling_strategy, kind))
+        def on(kind, scheduling_strategy):
+            return types.SimpleNamespace(remote=functools.partial(start, scheduling_strategy, kind))
 
-    def start(self, actor):
-        self.actors.append(actor)
-        return actor
+        return lambda kind: types.SimpleNamespace(options=functools.partial(on, kind))
 
     def wait(self, tasks, num_returns, timeout):
         return tasks[-num_returns:][::-1], []  # not in the order in which they were handed out
@@ -301,20 +294,19 @@ def test_a_node_that_cannot_do_what_is_pinned_is_not_used(job, capsys):
         refuses(r"new \(new\): it has torch 1\.0; old \(old\)", made, FakeRay("old", "new"), job, environment)
 
 
-def test_a_node_that_is_not_like_this_process_chooses_no_engine(job, capsys):
+def test_a_node_that_is_not_like_this_process_chooses_no_engine_and_one_that_sees_no_image_is_named(
+    job, capsys, monkeypatch
+):
     ray = FakeRay("new", "old")  # the last one answers first
     real = Worker.hello
 
     def hello(self, code, pinned):
         return "it has torch 1.0" if ray.actors[1].worker is self else real(self, code, pinned)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Worker, "hello", hello)
-        require_equal(job, made(ray, job)[1])
+    monkeypatch.setattr(Worker, "hello", hello)
+    require_equal(job, made(ray, job)[1])
     assert "node old (old) is not used: it has torch 1.0" in capsys.readouterr().err
-
-
-def test_a_node_that_does_not_see_the_images_is_named(job, monkeypatch):
+    monkeypatch.setattr(Worker, "hello", real)
     monkeypatch.setattr(Worker, "prepare", lambda self, *required: ("images", "train/a.png: No such file or directory"))
     refuses(r"node a \(a\) does not see .*train/a\.png.*--ship-images", made, FakeRay("a"), job)
 

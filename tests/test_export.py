@@ -48,8 +48,7 @@ def test_parquet_has_a_row_for_each_image(store, tmp_path, monkeypatch):
         np.testing.assert_array_equal(
             np.array(columns[f"features_{view}"], store.features.dtype), store.features[number]
         )
-    assert columns["name"] == store.names(range(len(store.labels)))
-    assert columns["label"] == store.labels.tolist()
+    assert (columns["name"], columns["label"]) == (store.names(range(len(store.labels))), store.labels.tolist())
     assert columns["class"] == [store.class_names[label] for label in store.labels]
     assert columns["split"] == [("train", "test")[split] for split in store.split]
     assert json.loads(read.schema.metadata[b"class_names"]) == store.class_names

@@ -60,26 +60,16 @@ def replace_an_image(root):
     (root / "train/class0/000.png").write_bytes((root / "train/class0/001.png").read_bytes())
 
 
-def test_it_prints_the_path_of_the_store_alone_on_stdout(root, path):
+def test_it_prints_the_path_of_the_store_alone_on_stdout_and_the_second_call_is_up_to_date_without_torch(root, path):
     result = features(root, path)
     assert result.stdout == f"{path}\n"
     assert "RANDOM weights (seed 0)" in result.stderr
     assert "images × 1 view(s) × 512, identity" in result.stderr
-
-
-def test_the_second_call_is_up_to_date_without_torch(root, store):
-    before = store.path.stat()
+    before = path.stat().st_mtime_ns
     code = "import sys; from extract.cli import main; main(standalone_mode=False); print('torch' in sys.modules)"
-    result = python("-c", code, *command(root, store.path))
-    assert "up to date" in result.stderr
-    assert result.stdout.split() == [str(store.path), "False"]
-    assert store.path.stat().st_mtime_ns == before.st_mtime_ns
-
-
-def test_the_name_of_a_store_tells_what_was_asked_for(root, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = run("features", "--dataset", "imagefolder", "--root", root, *SMALL, "--views", "plain,mirror")
-    assert result.stdout.strip() == "data/features/imagefolder-images-resnet18-random0-32-plain+mirror.h5"
+    again = python("-c", code, *command(root, path))
+    assert "up to date" in again.stderr
+    assert (again.stdout.split(), path.stat().st_mtime_ns) == ([str(path), "False"], before)
 
 
 def test_other_layers_are_cached_behind_the_last(root, tmp_path, monkeypatch):
@@ -100,6 +90,8 @@ def test_other_layers_are_cached_behind_the_last(root, tmp_path, monkeypatch):
     assert "up to date" in run(*asked, "--layers", "last,layer3").stderr
     other = run(*asked, "--store", plain.path, "--layers", "last,layer3", code=2)
     assert "holds features of something else (other backbone)" in other.output
+    views = run(*asked, "--views", "plain,mirror").stdout
+    assert views == "data/features/imagefolder-images-resnet18-random0-32-plain+mirror.h5\n"
 
 
 def test_every_option_reaches_the_store(root, path, tmp_path):
@@ -120,13 +112,16 @@ def test_every_option_reaches_the_store(root, path, tmp_path):
     assert provenance["engine"].startswith("torch ")
 
 
-def test_a_store_of_something_else_is_kept_unless_it_may_be_overwritten(root, store):
+def test_a_store_of_something_else_is_kept_unless_it_may_be_overwritten_and_what_is_none_always(root, store):
     content = store.path.read_bytes()
     refused = features(root, store.path, "--weights-seed", 1, code=2)
     assert "holds features of something else (other weights)" in refused.output
     assert store.path.read_bytes() == content
     features(root, store.path, "--weights-seed", 1, "--overwrite")
     assert FeatureStore.open(store.path).identity["weights"]["random_seed"] == 1
+    store.path.write_text("precious")
+    assert "not an HDF5 file" in features(root, store.path, code=2).output
+    assert store.path.read_text() == "precious"
 
 
 def test_files_that_were_only_touched_or_moved_are_recognised_by_their_pixels_once(root, store):
@@ -293,12 +288,6 @@ def test_a_mistake_gets_one_sentence(tmp_path, monkeypatch, options, message):
     assert list(tmp_path.rglob("*.h5")) == []
 
 
-def test_a_file_that_is_no_store_is_not_replaced(root, path):
-    path.write_text("precious")
-    assert "not an HDF5 file" in features(root, path, code=2).output
-    assert path.read_text() == "precious"
-
-
 def status(path):
     result = CliRunner().invoke(main, ["status", str(path)])
     assert result.exit_code == {"complete": 0, "damaged": 2}.get(result.output.partition(":")[0], 1)
@@ -318,8 +307,7 @@ def test_status_has_a_word_for_every_file(tmp_path):
 def test_info_is_json_and_verify_reads_every_byte(tmp_path):
     store = make_store(tmp_path / "s.h5")
     info = json.loads(run("info", store.path).stdout)
-    assert info["identity"] == store.identity
-    assert info["arrays"]["features"] == "<f4 [1, 180, 16]"
+    assert (info["identity"], info["arrays"]["features"]) == (store.identity, "<f4 [1, 180, 16]")
     assert run("verify", store.path).stdout.startswith("sound: ")
     flip_bit(store.path, store.places["thumbnails"].offset)
     assert "block 0 of /thumbnails" in run("verify", store.path, code=2).output

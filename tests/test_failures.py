@@ -87,8 +87,7 @@ def test_where_every_class_has_a_superclass_of_its_own_nothing_is_within(tmp_pat
     task = prepare(store, DataConfig())
     solved = some(task.test)
     found = measure_failures(solved, task, None)
-    assert found.within_superclass == Proportion(0)
-    assert found.across == proportion(solved)
+    assert (found.within_superclass, found.across) == (Proportion(0), proportion(solved))
     assert proportion(np.zeros(0, bool)) == Proportion(0)
     assert proportion(np.array([True, False])).top1 == 0.5
 

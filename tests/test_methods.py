@@ -113,8 +113,7 @@ def test_scores_are_finite_float32_and_one_an_item(fitted, name):
     inputs += [some(size=3), some(size=50)] if name not in ONE_SIZE else []
     for features in inputs:
         scores = fitted[name].score_sets(features)
-        assert scores.dtype == torch.float32
-        assert scores.shape == features.shape[:2]
+        assert (scores.dtype, scores.shape) == (torch.float32, features.shape[:2])
         assert scores.isfinite().all()
     with pytest.raises(ValueError, match=r"set features must be \(B, S, D\) with .*D=12, got \(3, 10, 11\)"):
         fitted[name].score_sets(some(dim=11))

@@ -63,8 +63,7 @@ def test_nothing_heavy_is_imported_before_it_is_needed(code, heavy):
 def test_one_command_is_installed_with_its_licence_and_templates():
     scripts = SETUP["options.entry_points"]["console_scripts"].split("\n")
     assert [line for line in scripts if line] == ["set-anomaly = set_anomaly:main"]
-    assert SETUP["options"]["py_modules"] == "set_anomaly"
-    assert SETUP["options.package_data"]["find"] == "templates/*"
+    assert (SETUP["options"]["py_modules"], SETUP["options.package_data"]["find"]) == ("set_anomaly", "templates/*")
     templates = {file.name for file in (ROOT / "find/templates").iterdir()}
     assert templates == {"page.html.j2", "page.css", "page.js", "marks.js"}
     assert f"## [{SETUP['metadata']['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -6,7 +6,6 @@ import pytest
 import torch
 from fabricate import of_split, refuses, relative_error
 
-from common.errors import UserError
 from common.files import exclusive
 from common.images import pixel_digest
 from common.store_partial import partial_folder
@@ -92,8 +91,7 @@ def in_bfloat16(monkeypatch):
 
 def test_bfloat16_is_stored_as_half_precision_and_stays_close(extraction, tmp_path, in_bfloat16):
     half = extract(replace(extraction, precision="bfloat16"), tmp_path / "half.h5")
-    assert half.features.dtype == np.float16
-    assert half.identity["precision"] == "bfloat16"
+    assert (half.features.dtype, half.identity["precision"]) == (np.float16, "bfloat16")
     full = extract(extraction, tmp_path / "full.h5")
     assert full.features.dtype == np.float32
     assert relative_error(half.features.astype("f4"), full.features) < 0.05
@@ -110,8 +108,7 @@ def test_where_bfloat16_gains_nothing_it_is_not_tried_and_the_store_says_float32
     store = extract(job, tmp_path / "s.h5")
     assert capsys.readouterr().err.count("using float32: bfloat16 is not faster on this machine") == 1
     assert store.identity == extract(extraction, tmp_path / "full.h5").identity
-    assert store.identity["precision"] == "float32"
-    assert store.features.dtype == np.float32
+    assert (store.identity["precision"], store.features.dtype) == ("float32", np.float32)
     assert "bfloat16" not in store.header["provenance"]["engine"]
     assert store.header["provenance"]["request"] == {"precision": "bfloat16"}  # so it is up to date
 
@@ -152,8 +149,7 @@ def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(
     half = replace(extraction, precision="bfloat16", engine="auto")
     name, chosen = in_bfloat16
     whole = extract(half, tmp_path / "whole.h5")
-    assert whole.header["provenance"]["engine"] == name
-    assert whole.header["provenance"]["fidelity"]["cosine"] == 1.0
+    assert (whole.header["provenance"]["engine"], whole.header["provenance"]["fidelity"]["cosine"]) == (name, 1.0)
     seen, numbers = interrupt
     numbers.append(len(seen) + 3)
     with pytest.raises(KeyboardInterrupt):
@@ -173,11 +169,8 @@ def test_features_that_are_not_finite_are_refused_and_nothing_is_left_in_place(e
 
 def test_a_second_extraction_beside_a_running_one_is_refused(extraction, tmp_path):
     target = tmp_path / "s.h5"
-    with (
-        exclusive(partial_folder(target), "held"),
-        pytest.raises(UserError, match=r"another extraction is writing .*s\.h5"),
-    ):
-        extract(extraction, target)
+    with exclusive(partial_folder(target), "held"):
+        refuses(r"another extraction is writing .*s\.h5", extract, extraction, target)
 
 
 def test_working_ahead_keeps_the_order_and_passes_on_errors():

@@ -86,8 +86,7 @@ def test_copies_are_found_by_digest_by_features_and_nearly():
     digests[7] = digests[6]
     copies = find_copies(x, digests)
     assert sorted(part.tolist() for part in copies.groups()) == [[1, 3], [4, 5], [6, 7]]
-    assert copies.equal[1] == copies.equal[3]
-    assert copies.equal[6] == copies.equal[7]
+    assert (copies.equal[1], copies.equal[6]) == (copies.equal[3], copies.equal[7])
     assert copies.equal[4] != copies.equal[5]
 
 

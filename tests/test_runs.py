@@ -42,8 +42,7 @@ def test_a_run_is_loaded_from_its_folder_and_from_its_report(tmp_path):
     RunFolder(tmp_path / "knn-seed0").mark_done()
     folder, file = load_run(tmp_path / "knn-seed0"), load_run(written(tmp_path / "knn-seed0.json", report))
     assert folder == file == load_run(tmp_path / "knn-seed0/report.json")
-    assert folder.name == "knn-seed0"
-    assert folder.report == read_report(tmp_path / "knn-seed0.json")
+    assert (folder.name, folder.report) == ("knn-seed0", read_report(tmp_path / "knn-seed0.json"))
     assert folder.config == Config.load(None, ["method=knn", "data.classes=a,b"])
     assert folder.report.test.unpack_solved().tolist() == SOLVED.tolist()
 

@@ -87,8 +87,7 @@ def test_every_byte_outside_the_arrays_is_checked_when_it_is_opened(store):
 
 def test_it_is_an_hdf5_file_for_everybody(store):
     with h5py.File(store.path) as file:
-        assert file.attrs["format"] == b"set-anomaly/feature-store"
-        assert file.attrs["format_version"] == 2
+        assert (file.attrs["format"], file.attrs["format_version"]) == (b"set-anomaly/feature-store", 2)
         assert json.loads(file["header"][()]) == store.header
         assert set(file) == {"header", *store.places}
         for name, place in store.places.items():

@@ -79,8 +79,7 @@ def test_a_store_is_not_finished_while_a_batch_is_missing(path):
 def test_another_plan_begins_anew_and_says_what_differs(path):
     write(writer(path, weights="some"), 0)
     w = writer(path, weights="others")
-    assert w.done == {}
-    assert w.discarded == "had another weights"
+    assert (w.done, w.discarded) == ({}, "had another weights")
 
 
 def test_another_source_keeps_the_batches_whose_images_are_the_same(path, expected):

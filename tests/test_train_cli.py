@@ -71,9 +71,7 @@ def test_the_config_in_the_run_folder_makes_the_same_run(store, tmp_path):
     fit("--store", store, "--run", tmp_path / "a", *SET, "--seed", 5)
     fit("--store", store, "--run", tmp_path / "b", "--config", tmp_path / "a/config.toml")
     a, b = (json.loads((tmp_path / name / "report.json").read_text()) for name in "ab")
-    assert a["test"] == b["test"]
-    assert a["config"] == b["config"]
-    assert a["config"]["training"]["seed"] == 5
+    assert (a["test"], a["config"], a["config"]["training"]["seed"]) == (b["test"], b["config"], 5)
 
 
 def test_every_option_reaches_the_config_and_a_class_may_have_a_comma_in_its_name(store, tmp_path):
