@@ -142,10 +142,8 @@ def test_the_table_tells_apart_what_differs_and_nothing_else():
 
 
 def test_the_table_of_hard_sets_has_their_numbers():
-    parts = {"a": (0.9, 8, 0.3), "b": (0.8, 16, 0.6)}
-    groups = [
-        group(name, solving(part), width=width, hard=solving(hard)) for name, (part, width, hard) in parts.items()
-    ]
+    parts = (("a", 0.9, 8, 0.3), ("b", 0.8, 16, 0.6))
+    groups = [group(name, solving(part), width=width, hard=solving(hard)) for name, part, width, hard in parts]
     text = ranking(groups, "hard")
     assert text.index("**60.00**") < text.index("**30.00**")
     assert "hard sets each" in text

@@ -129,10 +129,7 @@ ODD = {
     "web page": (b"\n<!DOCTYPE html><html>404</html>", "is a web page, not weights"),
     "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 46\n", "git lfs pull"),
     "cut": (cut, "is truncated or damaged"),
-    "TorchScript": (
-        lambda path: torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path),
-        "is a TorchScript program, not a state dict",
-    ),
+    "TorchScript": (torch.jit.script(nn.Linear(2, 2)).save, "is a TorchScript program, not a state dict"),
     "pickled model": (nn.Linear(2, 2), r"Python objects \(torch\.nn\.modules\.linear\.Linear\)"),
     "danger": (Dangerous(), r"Python objects \((builtins\.)?print\)"),
     "namespace": ({"state_dict": STATE, "args": argparse.Namespace(lr=1)}, r"Python objects \(argparse\.Namespace\)"),
@@ -164,7 +161,6 @@ def test_everything_else_gets_a_sentence_and_nothing_runs(tmp_path, capsys, name
         torch.save(content, path)
     said = refuses(message, load, path)
     assert str(path) in said
-    assert "\n" not in said
     assert "weights_only" not in said
     assert "must not run" not in capsys.readouterr().out
 
