@@ -40,10 +40,8 @@ def mutated(content: bytes, generator: np.random.Generator) -> tuple[str, bytes]
         data += generator.bytes(stop - start)
     elif kind == "swap":
         other = int(generator.integers(max(1, n - (stop - start))))
-        data[start:stop], data[other : other + stop - start] = (
-            content[other : other + stop - start],
-            content[start:stop],
-        )
+        size = stop - start
+        data[start:stop], data[other : other + size] = content[other : other + size], content[start:stop]
         del data[n:]
     else:
         del data[start:stop]

@@ -32,6 +32,17 @@ from train.log.runs import Run
 from train.report.schema import Epoch, Failures, Hardware, Measured, OtherSets, Report, Store, Twins, pack_bits
 from train.run_folder import RunFolder
 
+SMALL_HEAD = """
+[head]
+width = 16
+layers = 1
+feed_forward = 16
+
+[training]
+epochs = 2
+batch_size = 64
+"""
+
 
 def make_config(*overrides: str) -> Config:
     """The default config with some keys changed, also by what does nothing for the method."""
@@ -269,17 +280,19 @@ def refuses(match: str, function: Callable, /, *arguments: Any, **options: Any) 
     return caught.value.message
 
 
-def python(
-    *arguments: Any, code: int | None = 0, threads: int | None = None, **options: Any
-) -> subprocess.CompletedProcess:
+def python(*arguments: Any, code: int | None = 0, **options: Any) -> subprocess.CompletedProcess:
     """What Python, in a process of its own, says for these arguments: it ends with this exit code, None for any."""
-    if threads:
-        options["env"] = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     command = [sys.executable, *map(str, arguments)]
     result = subprocess.run(command, **{"capture_output": True, "text": True} | options)
     assert code is None or result.returncode == code, (result.stdout, result.stderr)
     assert "Traceback" not in (result.stderr or "")
     return result
+
+
+def begin(*arguments: Any) -> subprocess.Popen:
+    """Python in a process of its own, with one thread; what it says goes into pipes."""
+    command, environment = [sys.executable, *map(str, arguments)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def without_times(value: Any) -> Any:
@@ -299,6 +312,11 @@ def result_of(run: Path) -> dict[str, Any]:
     measured = {name: report[name] for name in ("test", "val", "without_twins")}
     head = {name: value.tolist() for name, value in content["head"].items()}
     return measured | {"history": without_times(lines), "head": head, "config": content["config"]}
+
+
+def read_reports(folder: Path) -> dict[str, Any]:
+    """The reports below a folder, by the names of their runs, without times."""
+    return {file.parent.name: without_times(json.loads(file.read_text())) for file in folder.rglob("report.json")}
 
 
 class Killed(BaseException):

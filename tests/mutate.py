@@ -132,8 +132,7 @@ def checkpoints(folder: Path, generator: np.random.Generator) -> Mutations:
 
     def goes_on() -> str:
         """Whoever seals may say what he likes, but it must be refused, or training must go on with it."""
-        progress = load_state(path, CONFIG, runs.store.identity_sha256)
-        require_fitting(path, progress, CONFIG, 16, 4)
+        require_fitting(path, load_state(path, CONFIG, runs.store.identity_sha256), CONFIG, 16, 4)
         run = Path(shutil.copytree(runs.begun, folder / "sealed"))
         try:
             shutil.copy(path, run / "checkpoint.pt")

@@ -28,8 +28,7 @@ def test_the_feature_dim_of_any_classification_model_is_found(name, feature_dim)
 
 def test_the_features_are_what_the_classifier_gets(resnet):
     reference = torchvision.models.resnet18()
-    state = {**reference.state_dict(), **resnet.module.state_dict()}
-    reference.load_state_dict(state)
+    reference.load_state_dict({**reference.state_dict(), **resnet.module.state_dict()})
     seen = []
     reference.fc.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.inference_mode():
@@ -41,12 +40,12 @@ def test_other_layers_stand_behind_the_last_as_their_means_over_space(resnet):
     backbone = load_backbone("resnet18", "random", 0, 32, ("last", "layer3", "layer1"))
     assert (backbone.layers, backbone.feature_dim) == ({"last": 512, "layer3": 256, "layer1": 64}, 832)
     seen = {}
-    hooks = [
-        resnet.module.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: seen.update({name: output.mean((2, 3))})
-        )
-        for name in ("layer3", "layer1")
-    ]
+
+    def hook(name):
+        keep = lambda module, inputs, output: seen.update({name: output.mean((2, 3))})  # noqa: E731
+        return resnet.module.get_submodule(name).register_forward_hook(keep)
+
+    hooks = [hook("layer3"), hook("layer1")]
     plain, found = resnet.features(images()), backbone.features(images())
     for hook in hooks:
         hook.remove()
@@ -76,14 +75,12 @@ def test_layers_are_named_once_last_first():
     ],
 )
 def test_what_cannot_be_had_is_an_error_that_says_so(name, size, layers, message):
-    said = refuses("", load_backbone, name, "random", 0, size, ("last", *layers))
-    assert message in said
+    assert message in refuses("", load_backbone, name, "random", 0, size, ("last", *layers))
 
 
 def test_frozen_means_frozen(resnet):
     before = {key: value.clone() for key, value in resnet.module.state_dict().items()}
-    features = resnet.features(images(8))
-    assert not features.requires_grad
+    assert not resnet.features(images(8)).requires_grad
     assert not any(module.training for module in resnet.module.modules())
     assert not any(parameter.requires_grad for parameter in resnet.module.parameters())
     after = resnet.module.state_dict()
@@ -150,8 +147,7 @@ def server(tmp_path, monkeypatch):
 def test_imagenet_weights_are_downloaded_once_and_checked_always(server, tmp_path):
     first = load_backbone("resnet18", "torchvision", 0, 32)
     server.unlink()
-    again = load_backbone("resnet18", "torchvision", 0, 32)
-    assert first.weights_sha256 == again.weights_sha256
+    assert first.weights_sha256 == load_backbone("resnet18", "torchvision", 0, 32).weights_sha256
     cached = tmp_path / "hub/checkpoints" / server.name
     cached.write_bytes(cached.read_bytes()[:-1])
     refuses(f"{cached} is damaged", load_backbone, "resnet18", "torchvision", 0, 32)
@@ -189,6 +185,5 @@ def test_layers_of_a_network_that_cannot_be_traced_are_caught_as_they_are_made()
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     maps = network.stem(images)
     tokens = network.encoder(maps.flatten(2).transpose(1, 2))
-    expected = torch.cat([tokens[:, 0], maps.mean((2, 3)), tokens.mean(1)], 1)
-    torch.testing.assert_close(pooled(images), expected)
+    torch.testing.assert_close(pooled(images), torch.cat([tokens[:, 0], maps.mean((2, 3)), tokens.mean(1)], 1))
     assert not network.stem._forward_hooks

@@ -70,9 +70,8 @@ def test_it_is_a_zip_file_that_torch_opens_and_equal_content_is_equal_bytes(chec
 
 
 def test_a_run_goes_on_with_its_own_config_and_store_only_but_on_any_device(checkpoint, tmp_path):
-    device, epochs = (
-        replace(CONFIG, training=replace(CONFIG.training, **it)) for it in ({"device": "cuda"}, {"epochs": 7})
-    )
+    device = replace(CONFIG, training=replace(CONFIG.training, device="cuda"))
+    epochs = replace(CONFIG, training=replace(CONFIG.training, epochs=7))
     assert load_state(checkpoint, device, STORE).history == [record(1)]
     assert load_state(tmp_path / "checkpoint.pt", CONFIG, STORE).history == [], "without a checkpoint it begins anew"
     refuses(r"training\.epochs was 4, now 7", load_state, checkpoint, epochs, STORE)

@@ -229,8 +229,7 @@ def made(ray, job, resumed=None, ship_images=False):
     """The batches that a pool makes, by their starts."""
     pool = Pool(ray, job, Cluster("fake"), ship_images)
     pool.begin(resumed or {})
-    unreadable = Unreadable(job.source.names, nothing)
-    return pool, dict(pool.batches(range(0, 66, 8), unreadable, Stopwatch()))
+    return pool, dict(pool.batches(range(0, 66, 8), Unreadable(job.source.names, nothing), Stopwatch()))
 
 
 def require_equal(job, batches):
@@ -355,8 +354,7 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
     def init(address, **options):
         raise ConnectionError("Could not find any running Ray instance.\nmore")
 
-    ray = types.SimpleNamespace(is_initialized=lambda: False, init=init)
-    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(is_initialized=lambda: False, init=init))
     with (
         pytest.raises(UserError, match=r"no Ray cluster at auto \(Could not find any .*ray start --head"),
         connected(Cluster("auto")),

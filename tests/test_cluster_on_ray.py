@@ -1,12 +1,11 @@
 """Extraction and phases on a real cluster of nodes on this machine: `pytest -m ray`; `tests.kill_cluster` kills."""
 
 import contextlib
-import json
 import os
 import signal
 
 import pytest
-from fabricate import call, one_thread, without_times
+from fabricate import SMALL_HEAD, call, one_thread, read_reports
 from kill_cluster import NODE, begin, command, count_workers, nodes, rows_of, wait_for_rows
 
 from common.synthetic import make_images, make_store
@@ -153,21 +152,7 @@ def odd_node(cluster, name, code, folder):
         cluster.remove_node(node)
 
 
-PLAN = """
-[head]
-width = 16
-layers = 1
-feed_forward = 16
-
-[training]
-epochs = 2
-batch_size = 64
-
-[plan]
-seeds = 2
-runs = ["head:"]
-once = ["nearest: method=knn"]
-"""
+PLAN = SMALL_HEAD + '[plan]\nseeds = 2\nruns = ["head:"]\nonce = ["nearest: method=knn"]\n'
 
 
 def test_a_phase_on_a_cluster_makes_the_reports_of_one_process(connected, tmp_path):
@@ -178,17 +163,12 @@ def test_a_phase_on_a_cluster_makes_the_reports_of_one_process(connected, tmp_pa
     for name, options in (("one", []), ("ray", ["--ray", connected.address])):
         arguments = ["phase", plan, "--store", store, "--runs", tmp_path / name, *options]
         call(train_main, *arguments)
-    found = {name: reports(tmp_path / name) for name in ("one", "ray")}
+    found = {name: read_reports(tmp_path / name) for name in ("one", "ray")}
     assert len(found["one"]) == 3
     assert found["ray"] == found["one"]
     again = call(train_main, *arguments).stderr
     assert again.count("complete: ") == 3
     assert "on node node" in again
-
-
-def reports(folder):
-    """The reports below a folder, by the names of their runs, without times."""
-    return {file.parent.name: without_times(json.loads(file.read_text())) for file in folder.rglob("report.json")}
 
 
 def test_a_client_from_outside_makes_the_same_bytes(images, expected, tmp_path):

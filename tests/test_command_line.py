@@ -1,12 +1,10 @@
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from fabricate import python
+from fabricate import begin, python
 
 CODE = """
 import sys, threading, time
@@ -54,9 +52,7 @@ main()
 
 
 def start(command):
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE, command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = begin("-c", CODE, command)
     assert process.stdout.readline() == "ready\n"
     return process
 

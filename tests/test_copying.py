@@ -80,11 +80,9 @@ def test_files_that_are_none_and_folders_that_are_links(root, digests, tmp_path)
         (root / name).unlink()
         make(root / name) if make is not Path.unlink else (root / name).mkdir()
     left = copy(root, tmp_path / "out", digests)
-    assert [line.rsplit("png ")[1] for line in left] == [
-        "is no regular file",
-        "cannot be read (cannot identify image file)",
-        "is no regular file",
-    ]
+    first, second, third = (line.rsplit("png ")[1] for line in left)
+    assert (first, second) == (third, "cannot be read (cannot identify image file)")
+    assert third == "is no regular file"
     (root / "a").rename(tmp_path / "real")
     (root / "a").symlink_to(tmp_path / "real")
     assert "behind one" in copy(root, tmp_path / "second", digests)[0]

@@ -45,9 +45,8 @@ def test_parquet_has_a_row_for_each_image(store, tmp_path, monkeypatch):
     read = parquet.read_table(tmp_path / "out.parquet")
     columns = read.to_pydict()
     for number, view in enumerate(store.views):
-        np.testing.assert_array_equal(
-            np.array(columns[f"features_{view}"], store.features.dtype), store.features[number]
-        )
+        features = np.array(columns[f"features_{view}"], store.features.dtype)
+        np.testing.assert_array_equal(features, store.features[number])
     assert (columns["name"], columns["label"]) == (store.names(range(len(store.labels))), store.labels.tolist())
     assert columns["class"] == [store.class_names[label] for label in store.labels]
     assert columns["split"] == [("train", "test")[split] for split in store.split]

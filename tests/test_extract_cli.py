@@ -2,13 +2,11 @@ import csv
 import errno
 import hashlib
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from functools import partial
 
+import fabricate
 import h5py
 import pytest
 import torch
@@ -85,8 +83,7 @@ def test_other_layers_are_cached_behind_the_last(root, tmp_path, monkeypatch):
     layers = [["last", 512], ["layer3", 256]]
     assert both.identity["backbone"] == {"name": "resnet18", "feature_dim": 768, "layers": layers}
     assert both.features.shape == (1, 66, 768)
-    error = abs(both.features[..., :512] - plain.features).max()
-    assert error < 1e-5 * abs(plain.features).max()
+    assert abs(both.features[..., :512] - plain.features).max() < 1e-5 * abs(plain.features).max()
     assert "up to date" in run(*asked, "--layers", "last,layer3").stderr
     other = run(*asked, "--store", plain.path, "--layers", "last,layer3", code=2)
     assert "holds features of something else (other backbone)" in other.output
@@ -210,8 +207,7 @@ def test_a_batch_with_a_changed_image_is_made_again(root, path, tmp_path, repair
     features(root, path, *IN_EIGHTS, code=2)
     repair()
     replace_an_image(root)
-    result = features(root, path, *IN_EIGHTS)
-    assert "34 of 66 images done; 1 batch(es) are made again" in result.stderr
+    assert "34 of 66 images done; 1 batch(es) are made again" in features(root, path, *IN_EIGHTS).stderr
     features(root, tmp_path / "whole.h5", *IN_EIGHTS)
     assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
@@ -228,8 +224,7 @@ def test_bad_files_are_skipped_on_request_and_stand_in_the_store(root, path, tmp
     for name in BAD:
         (clean / name).unlink()
     features(clean, tmp_path / "clean.h5", "--engine", "torch")
-    result = features(root, path, "--engine", "torch", "--on-error", "skip")
-    assert "3 images were skipped" in result.stderr
+    assert "3 images were skipped" in features(root, path, "--engine", "torch", "--on-error", "skip").stderr
     store, expected = FeatureStore.open(path), FeatureStore.open(tmp_path / "clean.h5")
     assert store.identity == expected.identity
     assert store.names(range(63)) == expected.names(range(63))
@@ -265,8 +260,7 @@ def test_changed_images_are_counted_and_the_store_is_kept(root, store):
     assert "0 new, 1 gone" in features(root, store.path, code=2).output
     Image.new("RGB", (32, 32), "red").save(root / "train/class0/000.png")
     Image.new("RGB", (32, 32), "blue").save(root / "train/class0/more.png")
-    refused = features(root, store.path, code=2)
-    assert "66 then, 67 now: 2 new, 1 gone): give --overwrite" in refused.output
+    assert "66 then, 67 now: 2 new, 1 gone): give --overwrite" in features(root, store.path, code=2).output
     assert store.path.read_bytes() == before
 
 
@@ -319,9 +313,7 @@ def begin(tmp_path):
     root = make_images(tmp_path / "images", classes=4, train=60, test=40)
 
     def start(store, rows):
-        arguments = [sys.executable, "-m", "extract", *command(root, store, "--batch-size", 4, "--engine", "torch")]
-        pipes, environment = subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen([*map(str, arguments)], env=environment, stdout=pipes, stderr=pipes, text=True)
+        process = fabricate.begin("-m", "extract", *command(root, store, "--batch-size", 4, "--engine", "torch"))
         wait_until(lambda: (read_progress(store) or (0, 0))[0] >= rows, process)
         return process
 

@@ -1,7 +1,6 @@
 """Runs that are gone on with, reported or refused: never guessed."""
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
@@ -123,17 +122,15 @@ def test_half_a_report_is_refused(done, store, text):
     assert load_run(done.path).report.test
 
 
-def test_a_report_of_another_run_is_refused(done, store):
-    report = json.loads(done.report.read_text())
-    report["config"]["training"]["seed"] = 7
-    done.report.write_text(json.dumps(report))
-    for judge in (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path)):
+def test_a_report_of_another_run_and_a_damaged_checkpoint_are_refused(done, store):
+    judges = (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path))
+    report = done.report.read_text()
+    done.report.write_text(report.replace('"seed": 0', '"seed": 7'))
+    for judge in judges:
         refuses(r"report\.json (is not what DONE declares|was begun with another config)", judge)
-
-
-def test_a_damaged_checkpoint_of_a_complete_run_is_refused(done, store):
+    done.report.write_text(report)
     flip_bit(done.checkpoint, done.checkpoint.read_bytes().index(b"shared_mlp"))
-    for judge in (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path)):
+    for judge in judges:
         refuses(r"checkpoint\.pt is not .* the report beside it is sound", judge)
 
 
@@ -160,8 +157,7 @@ def test_the_checkpoint_of_another_run_is_refused(done, stopped, store, tmp_path
     for run in (done, stopped):
         shutil.copy(tmp_path / "other/checkpoint.pt", run.checkpoint)
         for config in (CONFIG, OTHER):
-            with pytest.raises(UserError, match=r"checkpoint\.pt is not what DONE declares|begun with another config"):
-                fit(config, store, run.path, quiet)
+            refuses(r"pt is not what DONE declares|begun with another config", fit, config, store, run.path, quiet)
 
 
 @pytest.mark.parametrize("name", ["report.json", "metrics.jsonl", "curves.png"])

@@ -58,15 +58,12 @@ def test_an_image_folder_gives_what_our_own_reader_gives(datasets, tmp_path):
 
 
 def test_a_saved_dict_of_splits(datasets, tmp_path):
-    parts = {
-        "train": make(datasets, range(6), [0, 1, 0, 1, 0, 1]),
-        "validation": make(datasets, range(30, 32), [0, 1]),
-        "test": make(datasets, range(20, 24), [1, 0, 1, 0]),
-    }
+    values = {"train": range(6), "validation": range(30, 32), "test": range(21, 25)}
+    parts = {name: make(datasets, each, [value % 2 for value in each]) for name, each in values.items()}
     source = load_source("hf", saved(tmp_path, datasets.DatasetDict(parts)))
     assert source.class_names == ["cat", "dog"]
     assert values_of(of_split(source, "train")) == list(range(6))
-    assert values_of(of_split(source, "test")) == list(range(20, 24))
+    assert values_of(of_split(source, "test")) == list(range(21, 25))
     assert of_split(source, "test").labels.tolist() == [1, 0, 1, 0]
     assert of_split(source, "test").names[:2] == ["test/00000", "test/00001"]
     assert source.notes == [f"split validation of {tmp_path / 'saved'} left out"]
@@ -85,8 +82,7 @@ def test_a_saved_single_data_set_is_split_by_class(datasets, tmp_path):
 
 
 def test_shuffled_rows_are_read_from_many_threads(datasets, tmp_path):
-    data = make(datasets, range(200), [0, 1] * 100).shuffle(seed=0)
-    source = load_source("hf", saved(tmp_path, data))
+    source = load_source("hf", saved(tmp_path, make(datasets, range(200), [0, 1] * 100).shuffle(seed=0)))
     train = of_split(source, "train")
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(train.image, range(len(train.labels))))
@@ -94,11 +90,8 @@ def test_shuffled_rows_are_read_from_many_threads(datasets, tmp_path):
 
 
 def test_validation_is_the_test_split_where_test_has_no_labels(datasets, tmp_path):
-    parts = {
-        "train": make(datasets, range(4), [0, 1, 0, 1]),
-        "validation": make(datasets, [7, 8, 9], [0, 1, -1]),
-        "test": make(datasets, [5, 6], [-1, -1]),
-    }
+    parts = {"train": (range(4), [0, 1, 0, 1]), "validation": ([7, 8, 9], [0, 1, -1]), "test": ([5, 6], [-1, -1])}
+    parts = {name: make(datasets, *part) for name, part in parts.items()}
     source = load_source("hf", saved(tmp_path, datasets.DatasetDict(parts)))
     assert values_of(of_split(source, "test")) == [7, 8]
     assert source.left_out == [("validation/00002", "without a label")]

@@ -124,8 +124,7 @@ def test_views_that_one_store_lacks_are_not_used(first, tmp_path):
 def test_equal_pictures_are_matched_by_name_else_by_their_place(first, tmp_path, by_name):
     arrays = {name: np.array(first.array(name)) for name in first.places if not name.startswith("name")}
     arrays["image_sha256"][[5, 40, 150]] = arrays["image_sha256"][1]  # of its class, of another, of the test
-    files = first.names(range(180))
-    write_store(tmp_path / "c.h5", {**first.header}, {**arrays, **name_arrays(files)})
+    write_store(tmp_path / "c.h5", {**first.header}, {**arrays, **name_arrays(first.names(range(180)))})
     twins = FeatureStore.open(tmp_path / "c.h5")
     rows = shuffled(first, 3) if by_name else np.arange(180)
     names = None if by_name else [f"elsewhere/{row}.png" for row in rows]
@@ -157,8 +156,7 @@ def repaint(arrays, header):
     ],
 )
 def test_stores_that_disagree_are_refused(first, tmp_path, change, sentence):
-    other = beside(first, tmp_path / "b.h5", change=change)
-    refuses(sentence, JoinedStore.join, [first.path, other.path])
+    refuses(sentence, JoinedStore.join, [first.path, beside(first, tmp_path / "b.h5", change=change).path])
 
 
 def test_each_store_is_given_once_and_has_a_reference(first, tmp_path):
@@ -182,8 +180,7 @@ def test_a_head_of_two_stores_says_so_and_is_refused_on_one_or_in_another_order(
         refused = call(train, "fit", *stores, "--run", tmp_path / "run", *TINY, code=2)
         assert "was begun with another feature store" in refused.output
     call(find, "odd", a, "--beside", b, "--run", tmp_path / "run", "--out", tmp_path / "odd")
-    settings = json.loads((tmp_path / "odd/findings.json").read_text())["settings"]
-    assert settings["store"] == f"{a} + {b}"
+    assert json.loads((tmp_path / "odd/findings.json").read_text())["settings"]["store"] == f"{a} + {b}"
     odd = ["--run", tmp_path / "run"]
     assert "is for features of 22 dimensions" in call(find, "odd", a, *odd, code=2).output
     assert "was made with another" in call(find, "odd", b, "--beside", a, *odd, code=2).output
@@ -194,7 +191,6 @@ def test_a_phase_and_an_audit_of_stores_side_by_side(first, tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p/config.toml").write_text('method = "normalised_plda"\n[plan]\nruns = ["one:"]\n')
     call(train, "phase", tmp_path / "p/config.toml", "--store", a, "--beside", b, "--runs", tmp_path / "runs")
-    report = json.loads((tmp_path / "runs/p/one-seed0/report.json").read_text())
-    assert len(report["store"]["beside"]) == 2
+    assert len(json.loads((tmp_path / "runs/p/one-seed0/report.json").read_text())["store"]["beside"]) == 2
     call(find, "audit", a, "--beside", b, "--out", tmp_path / "audit")
     assert (tmp_path / "audit/index.html").is_file()

@@ -55,10 +55,8 @@ def made(tmp_path_factory):
     (phase / "experiment_log.md").write_text(LOG, encoding="utf-8")
     (folder / "README.md").write_text(README, encoding="utf-8")
     (folder / "experiments/README.md").write_text("<!-- generated: timeline tiny/* -->\n<!-- end -->\n")
-    superclasses = [0, 0, 0, 1, 1, 1]
-    store = make_store(
-        folder / "s.h5", classes=6, train=100, spread=1.0, thumbnails=False, class_superclass=superclasses
-    )
+    options = {"spread": 1.0, "thumbnails": False, "class_superclass": [0, 0, 0, 1, 1, 1]}
+    store = make_store(folder / "s.h5", classes=6, train=100, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("train.report.write._draw", lambda *_: None)
         call(main, "phase", phase / "config.toml", "--store", store.path, "--runs", folder / "runs")
@@ -120,9 +118,8 @@ def test_every_block_is_filled_and_the_prose_is_left(logged):
     assert [name for name, content in blocks.items() if len(content) < 40] == []
     assert BLOCK.sub(r"<!-- generated: \1 -->\n<!-- end -->", text) == LOG
     assert (logged / "said").read_text().count("collected: ") == 5
-    assert {path.name for path in (logged / "experiments/tiny/runs").iterdir()} == {
-        f"{name}.json" for name in ("head-seed0", "head-seed1", "chance-seed0", "chance-seed1", "nearest-seed0")
-    }
+    names = sorted(path.stem for path in (logged / "experiments/tiny/runs").glob("*.json"))
+    assert names == ["chance-seed0", "chance-seed1", "head-seed0", "head-seed1", "nearest-seed0"]
 
 
 def test_the_numbers_are_those_of_the_reports(logged):
@@ -141,9 +138,8 @@ def test_the_numbers_are_those_of_the_reports(logged):
     assert f"| 1 | {sum(mass) / 2:.3f} |" in blocks["attention head"]
     assert f"| test `{nearest['test']['sets_sha256'][:12]}` | 90 |" in blocks["positions *"]
     assert f"| head | 6 | {3 * heads[0]['train_images']:,} | 2 |" in blocks["summary *"]
-    first, *changed = re.findall(
-        r"^\| (\w+) \| \d \| \*\*([\d.]+).*?\*\* \| *([+-][\d.]+)?", blocks["ablation *"], re.M
-    )
+    rows = r"^\| (\w+) \| \d \| \*\*([\d.]+).*?\*\* \| *([+-][\d.]+)?"
+    first, *changed = re.findall(rows, blocks["ablation *"], re.M)
     assert first[2] == "", "the first row is what the others are compared with"
     assert [name for name, *_ in changed] == [row for row in ("chance", "head", "nearest") if row != first[0]]
     for _, top1, gap in changed:
@@ -267,8 +263,7 @@ def test_failures_can_be_told_where_no_two_classes_share_a_superclass(logged):
     run = load_run(logged / "runs/tiny/head-seed0")
     failures = structs.replace(run.report.failures, within_superclass=Proportion(0))  # one class of each: phase 2
     run = Run(run.name, structs.replace(run.report, failures=failures))
-    text = BLOCKS["failures"](group_runs([run]))
-    assert f"| across super-classes | {run.report.failures.across.n} |" in text
+    assert f"| across super-classes | {run.report.failures.across.n} |" in BLOCKS["failures"](group_runs([run]))
 
 
 def test_a_dash_stands_for_what_small_classes_do_not_allow(logged):

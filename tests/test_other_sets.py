@@ -38,9 +38,8 @@ def oracle(task):
 
 
 def test_an_oracle_is_right_at_every_size_and_about_any_number_of_anomalies_also_none(oracle):
-    assert {size: found.top1 for size, found in oracle.set_size.items()} == dict.fromkeys(
-        ("3", "5", "10", "20", "30", "50"), 1.0
-    )
+    sizes = {size: found.top1 for size, found in oracle.set_size.items()}
+    assert sizes == dict.fromkeys(("3", "5", "10", "20", "30", "50"), 1.0)
     assert list(oracle.anomalies) == ["1", "2", "3"]
     for found in oracle.anomalies.values():
         assert (found.auroc_within_sets, found.precision_at_k, found.n) == (1, 1, 480)
@@ -97,8 +96,7 @@ def test_sizes_and_numbers_of_anomalies_end_where_images_and_classes_do(tmp_path
 
 
 def test_classes_that_are_just_large_enough_for_the_protocol_are_no_mistake(tmp_path):
-    task = task_of(tmp_path, train=18, test=9)
-    found = measure_other_sets(Oracle(DIM), task, 100)
+    found = measure_other_sets(Oracle(DIM), task_of(tmp_path, train=18, test=9), 100)
     assert (found.set_size["10"].top1, found.anomalies["1"].auroc_within_sets) == (1, 1)
     assert found.detection is None
 

@@ -48,9 +48,8 @@ def test_every_image_has_one_row_in_the_order_of_the_source(extraction, source, 
 
 
 def test_the_batch_size_changes_nothing_but_rounding(extraction, tmp_path):
-    whole, *others = (
-        extract(replace(extraction, batch_size=size), tmp_path / f"{size}.h5").features for size in (66, 1, 7)
-    )
+    jobs = {size: replace(extraction, batch_size=size) for size in (66, 1, 7)}
+    whole, *others = (extract(job, tmp_path / f"{size}.h5").features for size, job in jobs.items())
     assert all(relative_error(other, whole) < 1e-5 for other in others)
 
 

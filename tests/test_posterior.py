@@ -52,8 +52,7 @@ def test_certain_images_give_finite_scores_and_gradients():
 
 
 def test_the_density_ratio_is_that_of_gaussians():
-    generator = np.random.default_rng(0)
-    x, ratio = generator.normal(size=(4, 2)), np.array([0.5, 3.0])
+    x, ratio = np.random.default_rng(0).normal(size=(4, 2)), np.array([0.5, 3.0])
 
     def log_density(items):  # of images of one class, whose mean is drawn first
         n = len(items)

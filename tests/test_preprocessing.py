@@ -91,8 +91,7 @@ def test_the_memory_for_an_elongated_image_is_bounded_by_the_output(shape):
 
 def test_squashing_takes_the_whole_image_whatever_its_ratio():
     picture = image(30, 90)
-    expected = functional.interpolate(
-        torch.from_numpy(picture).permute(2, 0, 1)[None].float(), (24, 24), mode="bilinear", antialias=True
-    )
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    expected = functional.interpolate(pixels, (24, 24), mode="bilinear", antialias=True)
     found = Preprocessing(24, crop="squash", mean=(0, 0, 0), std=(1, 1, 1))([picture])[0] * 255
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)

@@ -31,8 +31,7 @@ def test_a_clean_set_is_flagged_in_half_the_rate_and_a_mixed_one_keeps_it():
     assert np.mean(clean) == pytest.approx(0.05, abs=0.015)
     false = []
     for _ in range(200):
-        p = np.concatenate([generator.random(300), generator.random(40) / 1e5])
-        flagged = q_values(p) <= 0.1
+        flagged = q_values(np.concatenate([generator.random(300), generator.random(40) / 1e5])) <= 0.1
         assert flagged[300:].all()
         false.append(flagged[:300].sum() / flagged.sum())
     assert 0.06 < np.mean(false) < 0.12
@@ -91,8 +90,7 @@ def test_copies_are_found_by_digest_by_features_and_nearly():
 
 
 def test_a_rate_is_not_promised_where_there_is_no_gap_or_there_are_few_images():
-    generator = np.random.default_rng(0)
-    usual = generator.normal(size=500)
+    usual = np.random.default_rng(0).normal(size=500)
     with_gap = p_values(np.concatenate([usual, np.full(10, 9.0)]))
     without = np.concatenate([np.linspace(0.001, 1, 500), np.full(10, 1e-6), np.linspace(0.003, 0.01, 20)])
     assert find_caveat(with_gap, 0.1) is None

@@ -73,8 +73,7 @@ def test_a_report_has_what_is_measured_beyond_the_plain_test(tmp_path):
 
 
 def test_a_method_that_is_not_trained_has_no_history_and_no_curves(tmp_path):
-    store = make_store(tmp_path / "s.h5", train=100)
-    report, _, _ = reported(tmp_path, store, Config(method="knn"), [])
+    report, _, _ = reported(tmp_path, make_store(tmp_path / "s.h5", train=100), Config(method="knn"), [])
     assert (report.history, report.best_epoch, report.train_seconds) == ([], None, 0)
     assert (report.train_sets_per_second, report.attention, report.parameters) == (None, None, 0)
     assert {file.name for file in tmp_path.glob("*.png")} == {"mistakes.png"}

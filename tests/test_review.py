@@ -73,9 +73,8 @@ def test_reviews_are_honoured():
 
 
 def test_an_image_that_is_marked_as_wrong_is_flagged_though_it_was_not_listed():
-    reviewed, unknown = review.apply(
-        make_findings(["a"]), {"z": "wrong", "y": "keep"}, images("a", "y", "z"), list("ppq")
-    )
+    marks = {"z": "wrong", "y": "keep"}
+    reviewed, unknown = review.apply(make_findings(["a"]), marks, images("a", "y", "z"), list("ppq"))
     first = reviewed.findings[0]
     assert (first.path, first.row, first.own, first.flagged, first.q) == ("z", 2, "q", True, 0)
     assert len(reviewed.findings) == 2

@@ -30,8 +30,7 @@ def written(path, report):
 @settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_packed_bits_come_back(solved):
-    digits = pack_bits(np.array(solved))
-    assert len(digits) == 2 * -(-len(solved) // 8)
+    assert len(pack_bits(np.array(solved))) == 2 * -(-len(solved) // 8)
     assert make_report(solved).test.unpack_solved().tolist() == solved
 
 

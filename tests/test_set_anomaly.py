@@ -39,8 +39,7 @@ def test_pictures_get_a_store_that_is_used_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     make_images(tmp_path / "images", classes=3, train=12, test=4)
     first = call("audit", "images", *SMALL)
-    page = first.stdout.splitlines()[-1]
-    assert (tmp_path / page).is_file()
+    assert (tmp_path / first.stdout.splitlines()[-1]).is_file()
     (store,) = (tmp_path / "cache/set-anomaly").glob("*.h5")
     assert str(store) in first.stderr
     before = store.stat().st_mtime_ns

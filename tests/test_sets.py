@@ -59,13 +59,11 @@ def test_position_set_class_and_inliers_are_uniform():
     assert_uniform(np.bincount(sets.target, minlength=10))
     assert_uniform(np.unique(sets.set_label, return_counts=True)[1])
     for position in (0, 9):
-        inliers = sets.rows[sets.target != position, position]
-        assert_uniform(np.unique(inliers, return_counts=True)[1])
+        assert_uniform(np.unique(sets.rows[sets.target != position, position], return_counts=True)[1])
 
 
 def test_draw_distinct_gives_every_ordered_choice_equally_often():
-    drawn = draw_distinct(np.random.default_rng(3), np.full(48_000, 4), 3)
-    code = drawn @ [16, 4, 1]
+    code = draw_distinct(np.random.default_rng(3), np.full(48_000, 4), 3) @ [16, 4, 1]
     counts = np.unique(code, return_counts=True)[1]
     assert len(counts) == 24
     assert_uniform(counts)
@@ -224,9 +222,7 @@ def test_too_few_images_or_classes_are_refused():
     rows, labels = np.arange(23), np.repeat([0, 1, 2], [10, 3, 10])
     index = ClassIndex.build(rows, labels, ["a", "tench, Tinca tinca", "c"])
     refuses(r'class "tench, Tinca tinca" has 3 images, sets of this size need 5', draw_evaluation_sets, index, 6, 0)
-    refuses(
-        "class 1 has 3 images in the train split, sets of this size need", split_validation, rows, labels, 0.1, 6, 0
-    )
+    refuses("class 1 has 3 images in the train split, sets", split_validation, rows, labels, 0.1, 6, 0)
     refuses('class "b" has 3 images in the train split', split_validation, rows, labels, 0.1, 6, 0, ["a", "b", "c"])
     index, _ = index_of([12, 9, 12])
     refuses("sets with 3 anomalies need more than 3 classes, got 3", sample_mixed_sets, index, 5, 3, 10, rng)
@@ -245,8 +241,7 @@ def test_a_part_of_the_sets_is_without_an_anomaly():
 
 
 def test_a_class_without_an_image_to_spare_keeps_its_anomalies():
-    labels = np.repeat([0, 1], [5, 6])
-    index = ClassIndex.build(np.arange(11), labels)
+    index = ClassIndex.build(np.arange(11), np.repeat([0, 1], [5, 6]))
     sets = sample_sets(index, np.arange(11).repeat(50), 6, np.random.default_rng(0), without=0.5)
     clean = sets.target == 6
     assert set(sets.set_label[clean]) == {1}
@@ -254,8 +249,7 @@ def test_a_class_without_an_image_to_spare_keeps_its_anomalies():
 
 
 def test_groups_grow_with_the_sets_and_a_batch_of_one_class_is_refused():
-    labels = np.repeat([0, 1, 2], 30)
-    index = ClassIndex.build(np.arange(90), labels)
+    index = ClassIndex.build(np.arange(90), np.repeat([0, 1, 2], 30))
     assert [len(sets) for sets in draw(index, set_size=16, batch_size=90, images_per_class=5)] == [90]
     with pytest.raises(
         UserError, match=r"raise training\.batch_size \(30\) or lower training\.images_per_class \(20\)"

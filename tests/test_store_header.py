@@ -10,13 +10,8 @@ from common.synthetic import make_header, make_store
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    store = make_store(
-        tmp_path_factory.mktemp("store") / "s.h5",
-        classes=4,
-        class_superclass=[0, 0, 1, 1],
-        layers=[["last", 10], ["layer3", 6]],
-    )
-    return store.path.read_bytes()
+    path, layers = tmp_path_factory.mktemp("store") / "s.h5", [["last", 10], ["layer3", 6]]
+    return make_store(path, classes=4, class_superclass=[0, 0, 1, 1], layers=layers).path.read_bytes()
 
 
 def refused(path, content):

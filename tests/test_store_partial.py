@@ -156,8 +156,7 @@ def test_finishing_copies_nothing_that_is_there(path, expected):
     w = written(writer(path))
     there = (partial_folder(path) / FILE).stat().st_ino
     assert w.finish(HEADER, WHOLE).path.stat().st_ino == there
-    arrays = {"features": FEATURES, "image_sha256": DIGESTS, **WHOLE}
-    write_store(path, HEADER, dict(reversed(arrays.items())))
+    write_store(path, HEADER, dict(reversed({"features": FEATURES, "image_sha256": DIGESTS, **WHOLE}.items())))
     assert path.read_bytes() == expected  # which way it was written cannot be told
 
 

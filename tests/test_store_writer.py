@@ -59,9 +59,7 @@ def test_what_the_disk_does_not_give_back_is_not_put_in_place(store, tmp_path, m
 
 def test_hdf5_opens_no_file_while_a_store_is_written(store, tmp_path, monkeypatch):
     arrays, opened, real = arrays_of(store), [], h5py.File
-    monkeypatch.setattr(
-        h5py, "File", lambda name, *rest, **options: opened.append(name) or real(name, *rest, **options)
-    )
+    monkeypatch.setattr(h5py, "File", lambda name, *rest, **more: opened.append(name) or real(name, *rest, **more))
     write_store(tmp_path / "t.h5", make_header(1, 16), arrays)
     assert [type(name) for name in opened] == [_SparseFile]
 

@@ -23,8 +23,7 @@ def lines(labels, splits=None):
 
 
 def test_rows_are_ordered_by_label_and_path_and_split_as_told(table):
-    path = table(lines("baba", ["train", "train", "test", "test"]), 4)
-    source = load_source("csv", path)
+    source = load_source("csv", table(lines("baba", ["train", "train", "test", "test"]), 4))
     assert source.class_names == ["a", "b"]
     assert of_split(source, "train").names == ["1.png", "0.png"]
     assert of_split(source, "test").labels.tolist() == [0, 1]

@@ -102,10 +102,9 @@ def test_there_are_no_hard_sets_where_no_classes_share_a_superclass(tmp_path):
 
 def test_more_classes_contain_fewer_and_the_split_seed_draws_others(tmp_path):
     store = make_store(tmp_path / "s.h5", classes=60, train=20, test=10)
-    chosen = {
-        (limit, seed): set(prepare(store, DataConfig(class_limit=limit, split_seed=seed)).test.anomaly_label.tolist())
-        for limit, seed in ((20, 0), (50, 0), (20, 1), (0, 0))
-    }
+    limits = ((20, 0), (50, 0), (20, 1), (0, 0))
+    tasks = {each: prepare(store, DataConfig(class_limit=each[0], split_seed=each[1])) for each in limits}
+    chosen = {each: set(task.test.anomaly_label.tolist()) for each, task in tasks.items()}
     assert [len(classes) for classes in chosen.values()] == [20, 50, 20, 60]
     assert chosen[20, 0] < chosen[50, 0] < chosen[0, 0]
     assert chosen[20, 0] != chosen[20, 1]

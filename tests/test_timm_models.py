@@ -22,8 +22,7 @@ def images(n=2, size=64):
 def test_its_resnet18_equals_that_of_torchvision(tmp_path):
     theirs = load_backbone("timm:resnet18", "random", 0, 64)
     torch.save(theirs.module.state_dict(), tmp_path / "w.pth")
-    ours = load_backbone("resnet18", str(tmp_path / "w.pth"), 0, 64)
-    expected = ours.features(images())
+    expected = load_backbone("resnet18", str(tmp_path / "w.pth"), 0, 64).features(images())
     assert (theirs.features(images()) - expected).abs().max() < 1e-5 * expected.abs().max()
     assert (theirs.name, theirs.feature_dim, theirs.random_seed) == ("timm:resnet18", 512, 0)
     torch.save(timm.create_model("resnet18", num_classes=3).state_dict(), tmp_path / "fine-tuned.pth")

@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fabricate import call, one_thread, python, result_of, wait_for_epochs
+from fabricate import begin, call, one_thread, python, result_of, wait_for_epochs
 
 from common.synthetic import make_store
 from train.checkpoint import load_head
@@ -38,8 +37,7 @@ def store(tmp_path):
 def test_a_run_folder_holds_all_that_was_promised(store, tmp_path, monkeypatch):
     monkeypatch.undo()  # with pictures
     run = tmp_path / "run"
-    result = fit("--store", store, "--run", run, *SET)
-    assert result.stdout.strip() == str(run)
+    assert fit("--store", store, "--run", run, *SET).stdout.strip() == str(run)
     names = {"config.toml", "metrics.jsonl", "checkpoint.pt", "report.json", "DONE"}
     assert {file.name for file in run.iterdir()} == names | {"curves.png", "attention.png", "mistakes.png"}
     report = json.loads((run / "report.json").read_text())
@@ -83,8 +81,7 @@ def test_every_option_reaches_the_config_and_a_class_may_have_a_comma_in_its_nam
     assert (used.head.heads, used.head.width, used.data.classes) == (2, 16, ("class0", "class2"))
     assert (used.training.seed, used.training.device) == (9, "cpu")
     (tmp_path / "classes.txt").write_text("tench, Tinca tinca\nclass0\n")
-    result = fit("--store", store, "--classes", tmp_path / "classes.txt", code=2)
-    assert '"tench, Tinca tinca"' in result.output
+    assert '"tench, Tinca tinca"' in fit("--store", store, "--classes", tmp_path / "classes.txt", code=2).output
 
 
 def test_each_experiment_gets_a_folder_of_its_own(store, tmp_path, monkeypatch):
@@ -102,17 +99,14 @@ def test_each_experiment_gets_a_folder_of_its_own(store, tmp_path, monkeypatch):
     ],
 )
 def test_a_mistake_gets_one_sentence(store, tmp_path, arguments, message):
-    result = fit("--store", store, "--run", tmp_path / "run", *arguments, code=2)
-    assert message in result.output
+    assert message in fit("--store", store, "--run", tmp_path / "run", *arguments, code=2).output
     assert not (tmp_path / "run/report.json").exists()
 
 
 def test_a_killed_run_ends_equal_to_one_that_was_not(store, tmp_path):
-    command = [sys.executable, "-m", "train", "fit", "--store", str(store), *SET, "--set", "training.epochs=40"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = ["fit", "--store", store, *SET, "--set", "training.epochs=40", "--run"]
     for epochs, number, code in ((1, signal.SIGINT, 130), (8, signal.SIGTERM, 143), (15, signal.SIGKILL, -9)):
-        run = ["--run", str(tmp_path / "killed")]
-        process = subprocess.Popen([*command, *run], env=environment, stderr=subprocess.PIPE, text=True)
+        process = begin("-m", "train", *command, tmp_path / "killed")
         wait_for_epochs(tmp_path / "killed/metrics.jsonl", epochs, process)
         process.send_signal(number)
         said = process.communicate()[1]
@@ -122,7 +116,7 @@ def test_a_killed_run_ends_equal_to_one_that_was_not(store, tmp_path):
             assert re.search(r"\d+ of 40 epochs are saved in .*killed; run the same command again to resume", last)
     with one_thread():
         for name in ("killed", "whole"):
-            fit(*command[4:], "--run", tmp_path / name)
+            call(main, *command, tmp_path / name)
     assert result_of(tmp_path / "killed") == result_of(tmp_path / "whole")
     assert not list((tmp_path / "killed").glob(".*"))
 
@@ -181,8 +175,7 @@ def test_a_disk_that_is_really_full_loses_nothing(store, tmp_path, kilobytes):
 def test_a_path_that_cannot_be_is_a_sentence(tmp_path, monkeypatch, option, name):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("=")  # no TOML, and no class
-    store = make_store(tmp_path / "s.h5").path
-    options = {"--store": str(store), "--run": "run", option: name}
+    options = {"--store": str(make_store(tmp_path / "s.h5").path), "--run": "run", option: name}
     result = fit(*(part for pair in options.items() for part in pair), code=2)
     assert result.stderr.startswith(("Error: ", "Usage: ")), result.output
     assert "cannot write" in result.stderr or (option, name) != ("--run", "file/run")
