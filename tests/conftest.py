@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from common.synthetic import make_images
+from common.store import FeatureStore
+from common.synthetic import make_images, make_store
 from extract.backbones import Backbone, load_backbone
 
 
@@ -27,3 +28,9 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def root(tmp_path: Path) -> Path:
     """A folder of 66 small images of three classes."""
     return make_images(tmp_path / "images")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    """A store of four classes with 30 training images and 15 test images each."""
+    return make_store(tmp_path / "s.h5")

@@ -36,11 +36,6 @@ def run(store, *overrides, progress=None, stop_after=None):
     return train(config, task, progress, save), task, progress
 
 
-@pytest.fixture
-def store(tmp_path):
-    return make_store(tmp_path / "s.h5")
-
-
 def test_it_learns_to_find_the_anomaly_and_the_best_epoch_on_validation_is_returned(store):
     model, task, progress = run(store, "training.epochs=8")
     assert evaluate(model, task, task.test, 100)["top1"] > 0.5

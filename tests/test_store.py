@@ -25,11 +25,6 @@ from common.synthetic import make_header, make_store
 in_one_folder = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
-@pytest.fixture
-def store(tmp_path):
-    return make_store(tmp_path / "s.h5")
-
-
 @settings(max_examples=15, **in_one_folder)
 @given(
     views=st.integers(1, 3),

@@ -16,8 +16,7 @@ def images_of(sets):
     return set(sets.rows.ravel().tolist())
 
 
-def test_training_validation_and_test_share_no_image_and_have_the_labels_of_the_store(tmp_path):
-    store = make_store(tmp_path / "s.h5")
+def test_training_validation_and_test_share_no_image_and_have_the_labels_of_the_store(store):
     task = prepare(store, DataConfig())
     labels = store.labels[task.test.rows]
     assert (labels[np.arange(len(labels)), task.test.target] == task.test.anomaly_label).all()
@@ -29,9 +28,8 @@ def test_training_validation_and_test_share_no_image_and_have_the_labels_of_the_
     assert len(train) + len(task.val) == len(store.rows_of("train"))
 
 
-def test_what_training_uses_is_verified_once_and_nothing_else_is_read(tmp_path, monkeypatch):
-    store, read = make_store(tmp_path / "s.h5"), []
-    real = FeatureStore._verify_block
+def test_what_training_uses_is_verified_once_and_nothing_else_is_read(store, monkeypatch):
+    read, real = [], FeatureStore._verify_block
     monkeypatch.setattr(FeatureStore, "_verify_block", lambda self, name, i: read.append(name) or real(self, name, i))
     prepare(store, DataConfig()).statistics()
     assert sorted(read) == ["features", "image_sha256", "labels", "split"]
@@ -47,8 +45,7 @@ def test_classes_are_a_subset_without_another_extraction_and_share_their_test_se
     assert first.test.digest() == other.test.digest()
 
 
-def test_shuffled_labels_keep_the_splits_and_mix_the_classes(tmp_path):
-    store = make_store(tmp_path / "s.h5")
+def test_shuffled_labels_keep_the_splits_and_mix_the_classes(store):
     task = prepare(store, DataConfig(shuffle_labels=True))
     assert images_of(task.test) <= set(store.rows_of("test").tolist())
     true = store.labels[task.test.rows]
@@ -74,8 +71,7 @@ def test_statistics_are_those_of_the_training_images(tmp_path):
     np.testing.assert_allclose(std, chosen.std(0), rtol=1e-5)
 
 
-def test_a_flipped_bit_is_noticed_before_training(tmp_path):
-    store = make_store(tmp_path / "s.h5")
+def test_a_flipped_bit_is_noticed_before_training(store):
     times = store.path.stat()
     flip_bit(store.path, store.places["features"].offset + 1000)
     os.utime(store.path, ns=(times.st_atime_ns, times.st_mtime_ns))  # a disk that forgets does not say when
