@@ -8,6 +8,7 @@ from fabricate import call, flip_bit, refuses
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from common.store import FeatureStore
 from common.synthetic import make_store
 from extract.cli import main
 from extract.export import export_store
@@ -74,7 +75,7 @@ def test_an_unknown_ending_gets_one_sentence(store, tmp_path, name):
 def test_nothing_is_exported_of_a_damaged_store_or_without_pyarrow(store, tmp_path, monkeypatch):
     damaged = make_store(tmp_path / "s.h5")
     flip_bit(damaged.path, damaged.places["features"].offset + 100)
-    refuses("damaged", export_store, damaged, tmp_path / "out.npz")
+    refuses("block 0 of /features", export_store, FeatureStore.open(damaged.path), tmp_path / "out.npz")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     refuses("pip install pyarrow", export_store, store, tmp_path / "out.parquet")
     assert list(tmp_path.iterdir()) == [damaged.path]
