@@ -222,7 +222,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 @click.argument("what", type=click.Choice(["extraction", "training", "find"]))
 @click.option("--kills", default=300, show_default=True, help="By SIGKILL; half of them at system calls.")
 @click.option("--stops", default=20, show_default=True, help="By SIGINT and by SIGTERM, each so many.")
-@click.option("--errors", default=0, show_default=True, help="Write errors.")
+@click.option("--errors", default=100, show_default=True, help="Write errors.")
 @click.option("--seed", default=0, show_default=True)
 def main(what: str, kills: int, stops: int, errors: int, seed: int) -> None:
     """Stop a command, and count what was left and what the same command made of it."""

@@ -7,22 +7,12 @@ from fabricate import relative_error
 from common.errors import UserError
 from extract import engines
 from extract.backbones import Backbone, load_backbone
-from extract.engines import (
-    EngineChoice,
-    NotHere,
-    OpenVinoEngine,
-    TorchEngine,
-    available,
-    bfloat16,
-    build_engine,
-    float32,
-    gains_from_bfloat16,
-    measure_fidelity,
-    suffices,
-)
+from extract.engines import EngineChoice, NotHere, TorchEngine, bfloat16, build_engine, float32, gains_from_bfloat16
 
 CPU = torch.device("cpu")
-needs_openvino = pytest.mark.skipif("openvino" not in available(CPU), reason="openvino is not installed (extra: fast)")
+needs_openvino = pytest.mark.skipif(
+    "openvino" not in engines.available(CPU), reason="openvino is not installed (extra: fast)"
+)
 each_kind = pytest.mark.parametrize("kind", ["torch", pytest.param("openvino", marks=needs_openvino)])
 
 
@@ -39,7 +29,7 @@ def run(engine, images):
 
 
 def engine_of(kind, arithmetic):
-    return TorchEngine(arithmetic, CPU) if kind == "torch" else OpenVinoEngine(arithmetic, 32)
+    return TorchEngine(arithmetic, CPU) if kind == "torch" else engines.OpenVinoEngine(arithmetic, 32)
 
 
 @each_kind
@@ -195,17 +185,17 @@ def fake(monkeypatch, errors, speeds, low=("openvino", "torch")):
     ],
 )
 def test_what_may_stand_in_for_the_reference(change, precision, passes):
-    assert suffices({"cosine": 0.99995, "error": 1e-6} | change, precision) is passes
+    assert engines.suffices({"cosine": 0.99995, "error": 1e-6} | change, precision) is passes
 
 
 def test_fidelity_of_equal_opposite_and_broken_features():
     features = np.random.default_rng(0).normal(size=(30, 8))
-    same = measure_fidelity(features, features)
+    same = engines.measure_fidelity(features, features)
     assert (round(same["cosine"], 9), same["error"]) == (1, 0)
-    assert measure_fidelity(features, -features)["cosine"] == pytest.approx(-1)
+    assert engines.measure_fidelity(features, -features)["cosine"] == pytest.approx(-1)
     broken = features.copy()
     broken[7] = 0
-    assert measure_fidelity(features, broken)["cosine"] == 0
+    assert engines.measure_fidelity(features, broken)["cosine"] == 0
 
 
 LOW = [

@@ -10,20 +10,9 @@ from fabricate import fails_with, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import files
 from common.errors import UserError
-from common.files import (
-    Busy,
-    atomic_path,
-    canonical_json,
-    clear_up_folder,
-    exclusive,
-    readable_json,
-    remove_leftovers,
-    sha256_file,
-    sha256_text,
-    write_text,
-    writing_to,
-)
+from common.files import Busy, atomic_path, canonical_json, exclusive, sha256_file, sha256_text, write_text, writing_to
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text('ab [],:{}"\\\n'),
@@ -60,9 +49,9 @@ def test_equal_values_have_one_text():
 @settings(deadline=None)
 @given(VALUES)
 def test_what_people_read_is_the_same_value_with_a_list_of_numbers_on_one_line(value):
-    assert json.loads(readable_json(value)) == value
+    assert json.loads(files.readable_json(value)) == value
     matrix = {"a": {"b": [[1, 2], [3, 4]], "c": ["x", "y"], "d": [{"e": [5, 6]}], "value": value}}
-    lines = [line.strip() for line in readable_json(matrix).splitlines()]
+    lines = [line.strip() for line in files.readable_json(matrix).splitlines()]
     assert {'"b": [ [ 1, 2 ], [ 3, 4 ] ],', '"c": [ "x", "y" ],', '"e": [ 5, 6 ]'} <= set(lines)
 
 
@@ -103,7 +92,7 @@ def test_the_holder_of_the_lock_removes_temporary_files_and_no_others(tmp_path):
     others = [".git", ".a.pt", ".a.12.pt", ".a.x1.pt", ".a.12-xyz.pt", "a.12-0a1b2c3d.pt", ".x.h5.partial"]
     for name in (".a.12-0a1b2c3d.pt", ".a.b.12-0a1b2c3d.pt", ".a.12-0a1b2c3d", *others):
         (tmp_path / name).write_text("")
-    remove_leftovers(tmp_path)
+    files.remove_leftovers(tmp_path)
     assert names(tmp_path) == sorted(others)
 
 
@@ -155,13 +144,13 @@ def test_a_file_is_digested_once_as_long_as_it_is_the_same(tmp_path, monkeypatch
 def test_what_a_kill_left_in_a_complete_folder_is_cleared_up_unless_somebody_is_at_work(tmp_path, name):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/file").write_text("")
-    clear_up_folder(tmp_path / "x")
+    files.clear_up_folder(tmp_path / "x")
     with exclusive(tmp_path / "x", "busy"):
         (tmp_path / "x" / name).write_text("")
-        clear_up_folder(tmp_path / "x")
+        files.clear_up_folder(tmp_path / "x")
         assert names(tmp_path / "x") == sorted({".lock", name, "file"})
     (tmp_path / "x" / name).write_text("")
-    clear_up_folder(tmp_path / "x")
+    files.clear_up_folder(tmp_path / "x")
     assert names(tmp_path / "x") == ["file"]
 
 
