@@ -80,12 +80,8 @@ def test_nothing_large_and_no_data_is_tracked():
 
 
 @pytest.mark.parametrize("house", HOUSES)
-def test_no_import_goes_upward(house):
+def test_no_import_goes_upward_and_no_module_is_longer_than_350_lines(house):
     upward = {str(file): sorted(OURS.intersection(imported(file)) - MAY_IMPORT[house]) for file in modules(house)}
     assert {file: names for file, names in upward.items() if names} == {}
-
-
-@pytest.mark.parametrize("house", HOUSES)
-def test_no_module_is_longer_than_350_lines(house):
     lengths = {str(file): len(file.read_text(encoding="utf-8").splitlines()) for file in modules(house)}
     assert {file: lines for file, lines in lengths.items() if lines > 350} == {}
