@@ -48,16 +48,16 @@ def test_every_package_but_the_benchmark_is_installed_from_this_project(tmp_path
     ("code", "heavy"),
     [
         ("import set_anomaly; set_anomaly.main(['--help'], standalone_mode=False)", "torch sklearn scipy matplotlib"),
-        ("from extract.cli import main; main(['features', '--help'], standalone_mode=False)", "torch torchvision h5py"),
+        ("from extract.cli import main; main(['features', '--help'], standalone_mode=False)", "torch h5py sklearn"),
         ("import train.cli, extract.cli", "torch h5py sklearn matplotlib"),
         ("import find.page, find.review, find.output", "torch h5py sklearn"),
-        ("import train.config", "torch train.methods.knn train.methods.transformer"),
+        ("import train.config", "torch train.methods."),
     ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(code, heavy):
     modules = python("-c", f"{code}; import sys; print(*sys.modules)").stdout.split()
-    assert "click" in modules or "train.config" in modules
-    assert not set(heavy.split()) & set(modules)
+    assert {"click", "msgspec"} & set(modules)
+    assert [name for name in modules if name.startswith(tuple(heavy.split()))] == []
 
 
 def test_one_command_is_installed_with_its_licence_and_templates():
