@@ -81,7 +81,7 @@ def test_colour_of_16_bits_that_uses_12_of_them_is_refused(tmp_path, colour):
         read_image(png(tmp_path / "b.png", pixels, depth=16, colour=colour))
 
 
-def test_twelve_bits_in_words_of_sixteen_are_scaled_as_the_file_declares(tmp_path):
+def test_twelve_bits_are_scaled_as_the_file_declares_and_ink_on_white_paper_is_turned_round(tmp_path):
     twelve = ((GREY.astype(np.int64) * 4095 + 127) // 255).astype(np.uint16)
     declared = tiff(tmp_path / "a.tif", twelve, {281: (SHORT, 4095)})
     assert np.abs(read_image(declared).astype(int) - grey3(GREY)).max() <= 1
@@ -89,9 +89,6 @@ def test_twelve_bits_in_words_of_sixteen_are_scaled_as_the_file_declares(tmp_pat
     assert np.abs(read_image(tmp_path / "a.pgm").astype(int) - grey3(GREY)).max() <= 1
     statistic = tiff(tmp_path / "b.tif", twelve, {281: (SHORT, int(twelve.max()))})
     assert (read_image(statistic) == read_image(declared)).all()
-
-
-def test_ink_on_white_paper_is_turned_round_in_every_depth(tmp_path):
     wide = GREY.astype(np.uint16) * 257
     path = tiff(tmp_path / "a.tif", wide)
     content = bytearray(path.read_bytes())

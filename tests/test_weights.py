@@ -129,7 +129,7 @@ ODD = {
     "web page": (b"\n<!DOCTYPE html><html>404</html>", "is a web page, not weights"),
     "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 46\n", "git lfs pull"),
     "cut": (cut, "is truncated or damaged"),
-    "TorchScript": (torch.jit.script(nn.Linear(2, 2)).save, "is a TorchScript program, not a state dict"),
+    "TorchScript": (lambda path: torch.jit.script(nn.Linear(2, 2)).save(path), "is a TorchScript program, not"),
     "pickled model": (nn.Linear(2, 2), r"Python objects \(torch\.nn\.modules\.linear\.Linear\)"),
     "danger": (Dangerous(), r"Python objects \((builtins\.)?print\)"),
     "namespace": ({"state_dict": STATE, "args": argparse.Namespace(lr=1)}, r"Python objects \(argparse\.Namespace\)"),
