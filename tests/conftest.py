@@ -1,10 +1,12 @@
 """Fixtures that tests of more than one module use."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from common.synthetic import make_images
+from common.store import FeatureStore
+from common.synthetic import make_images, make_store
 from extract.backbones import Backbone, load_backbone
 
 
@@ -15,6 +17,20 @@ def resnet() -> Backbone:
 
 
 @pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The library of Hugging Face, with a cache of its own."""
+    library = pytest.importorskip("datasets", reason="Hugging Face datasets is missing: pip install '.[hf]'")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
+    return library
+
+
+@pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A folder of 66 small images of three classes."""
     return make_images(tmp_path / "images")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FeatureStore:
+    """A store of four classes with 30 training images and 15 test images each."""
+    return make_store(tmp_path / "s.h5")

@@ -1,8 +1,11 @@
 """What tests are made of: feature stores with a cluster a class, folders of noisy images, reports of runs, findings."""
 
 import contextlib
+import json
 import os
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +19,12 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from common.errors import UserError
+from common.images import pixel_digest, read_image
 from common.schema import load
+from common.store import FeatureStore
+from common.store_writer import name_arrays, write_store
+from common.synthetic import make_header
 from extract.sources import ImageSource
 from find.findings import Finding, Findings, Threshold
 from find.findings import Image as ImageOfStore
@@ -24,6 +32,17 @@ from train.config import Config
 from train.log.runs import Run
 from train.report.schema import Epoch, Failures, Hardware, Measured, OtherSets, Report, Store, Twins, pack_bits
 from train.run_folder import RunFolder
+
+SMALL_HEAD = """
+[head]
+width = 16
+layers = 1
+feed_forward = 16
+
+[training]
+epochs = 2
+batch_size = 64
+"""
 
 
 def make_config(*overrides: str) -> Config:
@@ -172,12 +191,24 @@ def make_findings(
     return Findings(mode=mode, **(values | options))
 
 
-def invoke(command: click.Command, *arguments: Any, code: int = 0) -> Result:
-    """Run a command line in this process. It must end with this exit code and without a traceback."""
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
-    assert "Traceback" not in result.output
-    return result
+def make_pictures(path: Path, root: Path, names: Sequence[str]) -> FeatureStore:
+    """Small pictures below a folder, each of another colour, and a store of them: half of them cats, half dogs."""
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(root / name, "png")
+    n, header = len(names), make_header(2, 8)
+    header["class_names"] = header["identity"]["data_set"]["class_names"] = ["cat", "dog"]
+    header["provenance"]["request"] = {"dataset": "csv"}
+    arrays = {
+        "features": np.random.default_rng(0).normal(size=(1, n, 8)).astype("<f4"),
+        "labels": np.repeat([0, 1], n // 2),
+        "image_index": np.arange(n),
+        "split": np.zeros(n, np.uint8),
+        "image_sha256": np.stack([np.frombuffer(pixel_digest(read_image(root / name)), np.uint8) for name in names]),
+        **name_arrays(names),
+    }
+    write_store(path, header, arrays)
+    return FeatureStore.open(path)
 
 
 def smooth(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -234,12 +265,64 @@ def wait_until(done: Callable[[], bool], process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
-def call(command: click.Command, *arguments: Any, code: int = 0) -> Result:
+def call(command: click.Command, *arguments: Any, code: int = 0, **options: Any) -> Result:
     """What a command line gives for these arguments: it ends with this exit code, and without a traceback."""
-    result = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
+    result = CliRunner().invoke(command, [str(argument) for argument in arguments], **options)
+    assert result.exit_code == code, (result.output, result.exception)
     assert "Traceback" not in result.output
     return result
+
+
+def refuses(match: str, function: Callable, /, *arguments: Any, **options: Any) -> str:
+    """The one sentence of the UserError that a function raises for these arguments: it matches, whatever the test.
+
+    The temporary folder is left out when it is compared, since its name is that of the test.
+    """
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **options)
+    message = caught.value.message
+    assert "\n" not in message
+    assert re.search(match, re.sub(r"/\S*/pytest-\d+/\w+", "", message)), message
+    return message
+
+
+def python(*arguments: Any, code: int | None = 0, **options: Any) -> subprocess.CompletedProcess:
+    """What Python, in a process of its own, says for these arguments: it ends with this exit code, None for any."""
+    command = [sys.executable, *map(str, arguments)]
+    result = subprocess.run(command, **{"capture_output": True, "text": True} | options)
+    assert code is None or result.returncode == code, (result.stdout, result.stderr)
+    assert "Traceback" not in (result.stderr or "")
+    return result
+
+
+def begin(*arguments: Any) -> subprocess.Popen:
+    """Python in a process of its own, with one thread; what it says goes into pipes."""
+    command, environment = [sys.executable, *map(str, arguments)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def without_times(value: Any) -> Any:
+    """A report, or records of epochs, without what differs between two runs of anything."""
+    if isinstance(value, dict):
+        times = {key for key in value if "seconds" in key or key in ("finished", "train_sets_per_second")}
+        return {key: without_times(value[key]) for key in value if key not in times}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+def result_of(run: Path) -> dict[str, Any]:
+    """What has to be equal in equal runs: the history, the weights, the config and what was measured."""
+    content = torch.load(run / "checkpoint.pt", weights_only=True)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines == content["history"], "metrics.jsonl is not the history of the checkpoint"
+    report = json.loads((run / "report.json").read_text())
+    measured = {name: report[name] for name in ("test", "val", "without_twins")}
+    head = {name: value.tolist() for name, value in content["head"].items()}
+    return measured | {"history": without_times(lines), "head": head, "config": content["config"]}
+
+
+def read_reports(folder: Path) -> dict[str, Any]:
+    """The reports below a folder, by the names of their runs, without times."""
+    return {file.parent.name: without_times(json.loads(file.read_text())) for file in folder.rglob("report.json")}
 
 
 class Killed(BaseException):

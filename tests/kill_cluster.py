@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import hashlib
 import os
 import signal
 import subprocess
@@ -56,31 +55,30 @@ def begin(arguments: list[str], log: Path) -> subprocess.Popen:
         return subprocess.Popen(arguments, stdout=file, stderr=file, env=environment)
 
 
+def rows_of(store: Path) -> int:
+    """How many rows of an unfinished store are kept."""
+    return (read_progress(store) or (0, 0))[0]
+
+
 def wait_for_rows(store: Path, rows: int, process: subprocess.Popen) -> None:
     """Wait until so many rows are written, or the process has ended."""
     deadline = time.monotonic() + LIMIT
-    while process.poll() is None and time.monotonic() < deadline:
-        progress = read_progress(store)
-        if progress and progress[0] >= rows:
-            return
+    while process.poll() is None and rows_of(store) < rows and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
-def digest(store: Path) -> str:
-    """SHA-256 of a file, "" where there is none."""
-    return hashlib.sha256(store.read_bytes()).hexdigest() if store.is_file() else ""
+def count_workers(seconds: float) -> int:
+    """How many processes of workers there are, as soon as there are none, or after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while (workers := sum(name.startswith(b"ray::Worker") for name in _processes())) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return workers
 
 
-def workers() -> int:
-    """How many processes of workers there are."""
-    names = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if _is_there(file)]
-    return sum(name.startswith(b"ray::Worker") for name in names)
-
-
-def _is_there(file: Path) -> bool:
-    with contextlib.suppress(OSError):
-        return bool(file.read_bytes())
-    return False
+def _processes() -> Iterator[bytes]:
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            yield file.read_bytes()
 
 
 class Campaign:
@@ -89,78 +87,74 @@ class Campaign:
     def __init__(self, base: Path, images: int, seed: int):
         self.root = make_images(base / "images", classes=4, train=images * 3 // 16, test=images // 16, size=16)
         self.rows = sum(1 for _ in self.root.rglob("*.png"))
-        self.base, self.generator = base, np.random.default_rng(seed)
-        self.counts = Counts()
-        self.seconds = time.monotonic()
-        one = base / "one.h5"
-        code = begin(command(self.root, one), base / "log").wait(LIMIT)
-        assert code == 0, (base / "log").read_text()
-        self.expected = digest(one)
+        self.store, self.log, self.generator = base / "s.h5", base / "log", np.random.default_rng(seed)
+        self.counts, self.begun = Counts(), time.monotonic()
+        assert self.begin().wait(LIMIT) == 0, self.log.read_text()
+        self.expected = self.store.read_bytes()
+        self.store.unlink()
+
+    def begin(self, cluster: Any = None) -> subprocess.Popen:
+        """Start the extraction, on a cluster or in one process."""
+        return begin(command(self.root, self.store, cluster.address if cluster else ""), self.log)
+
+    def begin_and_wait(self, cluster: Any) -> subprocess.Popen:
+        """Start the extraction on a cluster, and wait for a random moment of the work."""
+        process = self.begin(cluster)
+        wait_for_rows(self.store, int(self.generator.integers(1, self.rows * 3 // 4)), process)
+        return process
 
     def say(self, line: str) -> None:
-        click.echo(f"{time.monotonic() - self.seconds:6.0f} s  {line}", err=True)
+        click.echo(f"{time.monotonic() - self.begun:6.0f} s  {line}", err=True)
 
-    def compare(self, what: str, store: Path) -> None:
-        """Count whether a store is the one that a single process makes, and remove it."""
-        same = digest(store) == self.expected
+    def compare(self, what: str) -> None:
+        """Count whether the store is the one that a single process makes, and remove it."""
+        same = self.store.is_file() and self.store.read_bytes() == self.expected
         self.counts[f"{what}: " + ("same bytes" if same else "OTHER BYTES")] += 1
-        left = [path.name for path in store.parent.iterdir() if path.name.startswith(f".{store.stem}.")]
+        left = [path.name for path in self.store.parent.iterdir() if path.name.startswith(f".{self.store.stem}.")]
         self.counts[f"{what}: " + (f"LEFTOVERS {left}" if left else "no leftovers")] += 1
         if not same:
-            self.say((self.base / "log").read_text()[-2000:])
-        store.unlink(missing_ok=True)
+            self.say(self.log.read_text()[-2000:])
+        self.store.unlink(missing_ok=True)
 
     def undisturbed(self, cluster: Any, number: int) -> None:
         """Extract on a cluster."""
-        store = self.base / "whole.h5"
-        begin(command(self.root, store, cluster.address), self.base / "log").wait(LIMIT)
-        self.compare(f"{number} nodes", store)
-        self.say(next(line for line in (self.base / "log").read_text().splitlines() if " images in " in line))
+        self.begin(cluster).wait(LIMIT)
+        self.compare(f"{number} nodes")
+        self.say(next(line for line in self.log.read_text().splitlines() if " images in " in line))
 
     def kill_a_node(self, cluster: Any) -> None:
         """Kill one node at a random moment of the work, and add another when the work is done."""
-        store = self.base / "node.h5"
-        process = begin(command(self.root, store, cluster.address), self.base / "log")
-        wait_for_rows(store, int(self.generator.integers(1, self.rows * 3 // 4)), process)
+        process = self.begin_and_wait(cluster)
         busy = process.poll() is None
         node = list(cluster.worker_nodes)[int(self.generator.integers(len(cluster.worker_nodes)))]
         cluster.remove_node(node, allow_graceful=False)
         code = process.wait(LIMIT)
-        said = (self.base / "log").read_text()
+        told = "the loss was told" if "is made again" in self.log.read_text() else "its batches were done"
         self.counts[f"a node killed: {'at work' if busy else 'BEFORE OR AFTER'}, exit code {code}"] += 1
-        self.counts[
-            f"a node killed: {'the loss was told' if 'is made again' in said else 'its batches were done'}"
-        ] += 1
-        self.compare("a node killed", store)
+        self.counts[f"a node killed: {told}"] += 1
+        self.compare("a node killed")
         cluster.add_node(**NODE)
 
     def kill_the_driver(self, cluster: Any, on_cluster: bool) -> None:
         """Kill the driver at a random moment, then give the same command, on the cluster or off it."""
-        store = self.base / "driver.h5"
-        process = begin(command(self.root, store, cluster.address), self.base / "log")
-        wait_for_rows(store, int(self.generator.integers(1, self.rows * 3 // 4)), process)
-        kept = (read_progress(store) or (0, 0))[0]
-        process.send_signal(signal.SIGKILL)
+        process = self.begin_and_wait(cluster)
+        self.say(f"killed with {rows_of(self.store)} of {self.rows} rows kept")
+        process.kill()
         process.wait(LIMIT)
         what = f"the driver killed, resumed {'on the cluster' if on_cluster else 'in one process'}"
-        begin(command(self.root, store, cluster.address if on_cluster else ""), self.base / "log").wait(LIMIT)
-        self.counts[f"{what}: {'went on' if 'resuming' in (self.base / 'log').read_text() else 'BEGAN ANEW'}"] += 1
-        self.say(f"killed with {kept} of {self.rows} rows kept")
-        self.compare(what, store)
+        self.begin(cluster if on_cluster else None).wait(LIMIT)
+        self.counts[f"{what}: {'went on' if 'resuming' in self.log.read_text() else 'BEGAN ANEW'}"] += 1
+        self.compare(what)
 
     def stop_the_driver(self, cluster: Any) -> None:
         """Ctrl-C, and count the workers that are left."""
-        store = self.base / "stop.h5"
-        process = begin(command(self.root, store, cluster.address), self.base / "log")
-        wait_for_rows(store, 16, process)
+        process = self.begin(cluster)
+        wait_for_rows(self.store, 16, process)
         process.send_signal(signal.SIGINT)
         code = process.wait(LIMIT)
-        deadline = time.monotonic() + 20
-        while workers() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        self.counts[f"Ctrl-C: exit code {code}, {'WORKERS LEFT' if workers() else 'no worker left'}"] += 1
-        begin(command(self.root, store, cluster.address), self.base / "log").wait(LIMIT)
-        self.compare("Ctrl-C", store)
+        self.counts[f"Ctrl-C: exit code {code}, {'WORKERS LEFT' if count_workers(20) else 'no worker left'}"] += 1
+        self.begin(cluster).wait(LIMIT)
+        self.compare("Ctrl-C")
 
 
 @click.command()

@@ -69,8 +69,7 @@ class Zeros:
         n = len(order.names)
         features, digests = np.zeros((1, n, 512), np.float32), np.ones((n, 32), np.uint8)
         thumbnails = np.zeros((n, 32, 32, 3), np.uint8)
-        batch = {"features": features, "image_sha256": digests, "thumbnails": thumbnails}
-        return batch, {}
+        return {"features": features, "image_sha256": digests, "thumbnails": thumbnails}, {}
 
 
 if __name__ == "__main__":

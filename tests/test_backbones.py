@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from fabricate import fails_with
+from fabricate import fails_with, refuses
 
-from common.errors import UserError
 from extract.backbones import HookedLayers, PooledLayers, load_backbone, parse_layers, preprocessing_of
 from extract.preprocessing import Preprocessing
 
@@ -29,8 +28,7 @@ def test_the_feature_dim_of_any_classification_model_is_found(name, feature_dim)
 
 def test_the_features_are_what_the_classifier_gets(resnet):
     reference = torchvision.models.resnet18()
-    state = {**reference.state_dict(), **resnet.module.state_dict()}
-    reference.load_state_dict(state)
+    reference.load_state_dict({**reference.state_dict(), **resnet.module.state_dict()})
     seen = []
     reference.fc.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.inference_mode():
@@ -40,15 +38,14 @@ def test_the_features_are_what_the_classifier_gets(resnet):
 
 def test_other_layers_stand_behind_the_last_as_their_means_over_space(resnet):
     backbone = load_backbone("resnet18", "random", 0, 32, ("last", "layer3", "layer1"))
-    assert backbone.layers == {"last": 512, "layer3": 256, "layer1": 64}
-    assert backbone.feature_dim == 832
+    assert (backbone.layers, backbone.feature_dim) == ({"last": 512, "layer3": 256, "layer1": 64}, 832)
     seen = {}
-    hooks = [
-        resnet.module.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: seen.update({name: output.mean((2, 3))})
-        )
-        for name in ("layer3", "layer1")
-    ]
+
+    def hook(name):
+        keep = lambda module, inputs, output: seen.update({name: output.mean((2, 3))})  # noqa: E731
+        return resnet.module.get_submodule(name).register_forward_hook(keep)
+
+    hooks = [hook("layer3"), hook("layer1")]
     plain, found = resnet.features(images()), backbone.features(images())
     for hook in hooks:
         hook.remove()
@@ -63,8 +60,7 @@ def test_layers_are_named_once_last_first():
     assert parse_layers("last") == ("last",)
     assert parse_layers("last, layer3") == ("last", "layer3")
     for text in ("layer3", "layer3,last", "last,last", "last,layer3,layer3", ""):
-        with pytest.raises(UserError, match='must begin with "last" and name each layer once'):
-            parse_layers(text)
+        refuses('must begin with "last" and name each layer once', parse_layers, text)
 
 
 @pytest.mark.parametrize(
@@ -79,15 +75,12 @@ def test_layers_are_named_once_last_first():
     ],
 )
 def test_what_cannot_be_had_is_an_error_that_says_so(name, size, layers, message):
-    with pytest.raises(UserError) as caught:
-        load_backbone(name, "random", 0, size, ("last", *layers))
-    assert message in caught.value.message
+    assert message in refuses("", load_backbone, name, "random", 0, size, ("last", *layers))
 
 
 def test_frozen_means_frozen(resnet):
     before = {key: value.clone() for key, value in resnet.module.state_dict().items()}
-    features = resnet.features(images(8))
-    assert not features.requires_grad
+    assert not resnet.features(images(8)).requires_grad
     assert not any(module.training for module in resnet.module.modules())
     assert not any(parameter.requires_grad for parameter in resnet.module.parameters())
     after = resnet.module.state_dict()
@@ -154,21 +147,18 @@ def server(tmp_path, monkeypatch):
 def test_imagenet_weights_are_downloaded_once_and_checked_always(server, tmp_path):
     first = load_backbone("resnet18", "torchvision", 0, 32)
     server.unlink()
-    again = load_backbone("resnet18", "torchvision", 0, 32)
-    assert first.weights_sha256 == again.weights_sha256
+    assert first.weights_sha256 == load_backbone("resnet18", "torchvision", 0, 32).weights_sha256
     cached = tmp_path / "hub/checkpoints" / server.name
     cached.write_bytes(cached.read_bytes()[:-1])
-    with pytest.raises(UserError, match=f"{cached} is damaged"):
-        load_backbone("resnet18", "torchvision", 0, 32)
+    refuses(f"{cached.name} is damaged", load_backbone, "resnet18", "torchvision", 0, 32)
 
 
 def test_without_a_network_the_weights_can_be_put_there_by_hand(server, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.hub.urlopen", fails_with(errno.ENETUNREACH))
     place = tmp_path / "hub/checkpoints" / server.name
-    with pytest.raises(UserError) as caught:
-        load_backbone("resnet18", "torchvision", 0, 32)
-    assert server.as_uri() in caught.value.message
-    assert str(place) in caught.value.message
+    said = refuses("", load_backbone, "resnet18", "torchvision", 0, 32)
+    assert server.as_uri() in said
+    assert str(place) in said
     server.rename(place)
     assert load_backbone("resnet18", "torchvision", 0, 32).feature_dim == 512
 
@@ -195,6 +185,5 @@ def test_layers_of_a_network_that_cannot_be_traced_are_caught_as_they_are_made()
     images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     maps = network.stem(images)
     tokens = network.encoder(maps.flatten(2).transpose(1, 2))
-    expected = torch.cat([tokens[:, 0], maps.mean((2, 3)), tokens.mean(1)], 1)
-    torch.testing.assert_close(pooled(images), expected)
+    torch.testing.assert_close(pooled(images), torch.cat([tokens[:, 0], maps.mean((2, 3)), tokens.mean(1)], 1))
     assert not network.stem._forward_hooks

@@ -43,9 +43,8 @@ def test_a_batch_of_files_of_any_sizes_is_the_same_with_any_number_of_threads(tm
     batches = []
     for threads in (1, 2, THREADS, THREADS):
         with ThreadPoolExecutor(threads) as pool:
-            batches.append(
-                read_batch(pool, lambda row: files.read(names[row]), range(40), preprocessing, Unreadable(names, print))
-            )
+            unreadable = Unreadable(names, print)
+            batches.append(read_batch(pool, lambda row: files.read(names[row]), range(40), preprocessing, unreadable))
     for batch in batches[1:]:
         assert torch.equal(batch["images"], batches[0]["images"])
         assert (batch["image_sha256"] == batches[0]["image_sha256"]).all()
@@ -65,5 +64,4 @@ def test_what_cannot_be_read_is_black_without_a_digest_and_noted(tmp_path):
     assert list(unreadable.reasons) == [11]
     assert len(said) == 1
     assert batch["image_sha256"].any(1).tolist() == [True, False]
-    black = Preprocessing(32)([np.zeros((1, 1, 3), np.uint8)])
-    assert torch.equal(batch["images"][:, 1:], black)
+    assert torch.equal(batch["images"][:, 1:], Preprocessing(32)([np.zeros((1, 1, 3), np.uint8)]))

@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from fabricate import has_margin
+from fabricate import call, has_margin
 from PIL import Image
 
 from bench import extraction as extraction_section
@@ -81,14 +80,11 @@ def test_the_engines_that_are_measured_are_those_that_are_here(monkeypatch):
     assert list(built) == ["torch float32", *left_out]
 
 
-def test_the_tutorial_head_is_the_same_model():
+def test_the_tutorial_has_the_same_model_and_samples_the_same_sets():
     ours = build_method(Config(), 512)
     theirs = TutorialHead(512)
     assert sum(p.numel() for p in theirs.parameters()) == sum(p.numel() for p in ours.parameters())
     assert theirs(torch.randn(2, 10, 512)).shape == (2, 10)
-
-
-def test_the_tutorial_samples_the_same_sets():
     labels = np.repeat(np.arange(4), 30)
     sets = TutorialSets(torch.arange(120.0)[:, None], labels, 10)
     for index in (0, 45, 119):
@@ -107,7 +103,7 @@ def test_the_task_has_about_the_images_that_were_asked_for(tmp_path):
     assert task.feature_dim == 8
 
 
-def test_a_report_becomes_a_table_and_a_chart(tmp_path):
+def test_a_report_becomes_tables_and_a_chart_of_which_nothing_is_cut_off(tmp_path):
     text = make_table(REPORT)
     assert "| extraction | ours | 200 images/s | 150 – 250 | 2.00 × |" in text
     assert "a CPU, 2 threads" in text
@@ -115,14 +111,8 @@ def test_a_report_becomes_a_table_and_a_chart(tmp_path):
     assert "| photographs | loop | 4 images/s | 150 – 250 | 1.00 × |" in text
     draw(REPORT, tmp_path / "chart.png")
     assert Image.open(tmp_path / "chart.png").size[0] > 400
-
-
-def test_no_label_of_the_chart_is_cut_off(tmp_path):
     draw(json.loads((Path(__file__).parents[1] / "bench/report.json").read_text()), tmp_path / "chart.png")
     assert has_margin(tmp_path / "chart.png")
-
-
-def test_the_readme_has_the_ways_that_compete_and_says_what_was_left_out():
     text = make_speed_table(REPORT)
     assert "| extraction | ours | 200 images/s | 2.00 × |" in text
     assert "extraction, theirs (it takes too long)" in text
@@ -138,8 +128,7 @@ def test_a_section_in_which_all_was_left_out_is_no_error(tmp_path):
 
 
 def test_a_section_says_what_it_is_about_and_runs_in_a_process_of_its_own(tmp_path):
-    result = CliRunner().invoke(main, ["--out", str(tmp_path / "report.json"), "--rounds", "1", "--only", "sampling"])
-    assert result.exit_code == 0, result.output
+    call(main, "--out", tmp_path / "report.json", "--rounds", 1, "--only", "sampling")
     section = json.loads((tmp_path / "report.json").read_text())["sections"]["sampling"]
     assert section["about"].startswith("Sets a second of index work alone")
     assert set(section["rates"]) == {"tutorial: one set at a time", "this project"}
@@ -149,8 +138,8 @@ def test_the_pages_table_and_its_chart_are_written(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     readme = tmp_path / "README.md"
     readme.write_text("<!-- measured: speed -->\n<!-- end -->\n")
-    command = ["--out", str(tmp_path / "report.json"), "--readme", str(readme)]
-    assert CliRunner().invoke(main, command).stderr == f"rewritten: {readme}\n"
+    command = ["--out", tmp_path / "report.json", "--readme", readme]
+    assert call(main, *command).stderr == f"rewritten: {readme}\n"
     assert "2.00 ×" in readme.read_text()
     assert Image.open(tmp_path / "images/benchmark.png").size[0] > 400
-    assert CliRunner().invoke(main, command).stderr == ""
+    assert call(main, *command).stderr == ""

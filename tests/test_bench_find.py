@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from fabricate import call
 
 from bench.audits import change, compare, folders, foreign_pictures, measure_folders
 from bench.detectors import distances, ten_lines
@@ -33,8 +33,7 @@ def test_foreign_pictures_are_put_in_and_every_way_sees_them():
     generator = np.random.default_rng(0)
     labels = np.repeat([0, 1], 60)
     x = (generator.normal(size=(2, 16))[labels] * 4 + generator.normal(size=(120, 16))).astype(np.float32)
-    foreign = generator.normal(size=(9, 16)).astype(np.float32)
-    rows = list(foreign_pictures(x, labels, foreign, 1))
+    rows = list(foreign_pictures(x, labels, generator.normal(size=(9, 16)).astype(np.float32), 1))
     assert {row["share"]: row["bad"] for row in rows} == {0.005: 1, 0.02: 2, 0.05: 6}
     ours = [row for row in rows if row["way"] == "find.audit"]
     assert len(ours) == 3
@@ -47,8 +46,7 @@ def test_a_folder_has_images_of_one_class_and_some_foreign_ones():
     made = list(folders((x, labels), None, 8, 5, 2))
     assert len(made) == 8
     for features, odd in made:
-        own = features[0, 0]
-        assert ((features[:, 0] != own) == odd).all()
+        assert ((features[:, 0] != features[0, 0]) == odd).all()
         assert (len(features), odd.sum()) == (13, 5)
     assert not list(folders((x, labels), None, 11, 1, 1))
 
@@ -83,16 +81,14 @@ def test_the_tables_are_written_between_their_marks(tmp_path):
     row = {"set": "s", "backbone": "b", "to": "any class", "way": "ours", "average_precision": 0.5, "seconds": 3}
     flagged = {"bad": 4, "flagged": 2, "recall": 0.5, "precision": 1.0}
     labels = {"draws": 2, "rows": [row | flagged, {**row, "average_precision": 0.7} | flagged]}
-    here = {
-        "hardware": {"cpu": "a CPU", "threads": 2},
-        "versions": dict.fromkeys(["cleanlab", "scikit-learn", "torch", "numpy"], "1"),
-    }
+    versions = dict.fromkeys(["cleanlab", "scikit-learn", "torch", "numpy"], "1")
+    here = {"hardware": {"cpu": "a CPU", "threads": 2}, "versions": versions}
     report = {"labels": labels | here, "growth": {"draws": 1, "rows": [{"n": 10, "seconds": 2, "gigabytes": 1}]} | here}
     (tmp_path / "find.json").write_text(json.dumps(report))
     assert "| s | b | any class | ours | 0.600 | 1.00 | 0.50 | 3.0 |" in tables(report)
     text = tmp_path / "find.md"
     text.write_text("<!-- measured: find -->\n<!-- end -->\n")
-    command = ["--out", str(tmp_path / "find.json"), "--readme", str(text)]
-    assert CliRunner().invoke(main, command).stderr == f"rewritten: {text}\n"
+    command = ["--out", tmp_path / "find.json", "--readme", text]
+    assert call(main, *command).stderr == f"rewritten: {text}\n"
     assert "0.600" in text.read_text()
-    assert CliRunner().invoke(main, command).stderr == ""
+    assert call(main, *command).stderr == ""

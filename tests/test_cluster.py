@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from fabricate import call, python, refuses
 
 from common.cluster import Cluster, Node, asked_for, connected
 from common.errors import UserError
@@ -45,37 +44,32 @@ def nothing(line):
 # What a cluster is
 
 
-def test_as_many_workers_as_fit_on_each_node():
-    assert Node("a", "a", 8, 0).room(Cluster("", 3)) == 2
-    assert Node("a", "a", 64, 8).room(Cluster("", 4, 1.0)) == 8
-    assert Node("a", "a", 64, 2).room(Cluster("", 4, 0.5)) == 4
-    assert Node("a", "a", 64, 0).room(Cluster("", 4, 1.0)) == 0
-
-
-def test_a_worker_has_a_gpu_where_there_are_some_and_one_that_fits_nowhere_is_refused():
+def test_as_many_workers_as_fit_on_each_node_with_a_gpu_where_there_are_some():
+    cases = ((8, 0, (3,), 2), (64, 8, (4, 1.0), 8), (64, 2, (4, 0.5), 4), (64, 0, (4, 1.0), 0))
+    for cpus, gpus, asked, workers in cases:
+        assert Node("a", "a", cpus, gpus).room(Cluster("", *asked)) == workers
     nodes = [Node("a", "a", 8, 0), Node("b", "b", 4, 2)]
-    assert Cluster("").settled(nodes).gpus == 1
-    assert Cluster("").settled(nodes[:1]).gpus == 0
+    assert (Cluster("").settled(nodes).gpus, Cluster("").settled(nodes[:1]).gpus) == (1, 0)
     assert Cluster("", gpus=0.0).settled(nodes).gpus == 0
     for asked in (Cluster("", 16), Cluster("", 1, 4.0)):
-        with pytest.raises(UserError, match=r"the largest have 8 and 2: .*--cpus-per-worker"):
-            asked.settled(nodes)
+        refuses(r"the largest have 8 and 2: .*--cpus-per-worker", asked.settled, nodes)
 
 
-@pytest.mark.parametrize(("name", "device", "gpus"), [("auto", "cuda", None), ("cpu", "cpu", 0), ("cuda", "cuda", 1)])
-def test_the_device_says_whether_workers_have_gpus(name, device, gpus):
-    found, connect = connection(Request(dataset="digits", device=name, cluster=Cluster("")))
-    assert (found, connect.keywords["cluster"].gpus) == (torch.device(device), gpus)
-    with pytest.raises(UserError, match="cuda:1"):
-        connection(Request(dataset="digits", device="cuda:1", cluster=Cluster("")))
+def test_the_device_says_whether_workers_have_gpus():
+    for name, device, gpus in (("auto", "cuda", None), ("cpu", "cpu", 0), ("cuda", "cuda", 1)):
+        found, connect = connection(Request(dataset="digits", device=name, cluster=Cluster("")))
+        assert (found, connect.keywords["cluster"].gpus) == (torch.device(device), gpus)
+    refuses("cuda:1", connection, Request(dataset="digits", device="cuda:1", cluster=Cluster("")))
 
 
-def test_options_that_do_nothing_without_a_cluster_are_refused():
+def test_options_and_ray_itself_are_not_needed_without_a_cluster(root, tmp_path):
     assert asked_for(None, None, None) is None
     assert asked_for("auto", 2, 0.5) == Cluster("auto", 2, 0.5)
     for options in ((2, None), (None, 1.0)):
-        with pytest.raises(UserError, match="do nothing without --ray"):
-            asked_for(None, *options)
+        refuses("do nothing without --ray", asked_for, None, *options)
+    code = "import sys; from extract.cli import main; main(standalone_mode=False); print('ray' in sys.modules)"
+    command = ["features", "--dataset", "imagefolder", "--root", root, "--store", tmp_path / "s.h5", *SMALL]
+    assert python("-c", code, *command).stdout.split() == [str(tmp_path / "s.h5"), "False"]
 
 
 def test_without_ray_one_sentence_says_how_to_get_it(root, tmp_path, monkeypatch):
@@ -85,17 +79,8 @@ def test_without_ray_one_sentence_says_how_to_get_it(root, tmp_path, monkeypatch
     extraction = ["features", "--dataset", "imagefolder", "--root", root, "--store", tmp_path / "t.h5", *SMALL]
     phase = ["phase", tmp_path / "config.toml", "--store", store, "--runs", tmp_path / "runs"]
     for main, arguments in ((extract_main, extraction), (train_main, phase)):
-        result = CliRunner().invoke(main, [*map(str, arguments), "--ray", "local"])
-        assert result.exit_code == 2
-        assert f"{sys.executable} -m pip install 'ray[client]'" in result.stderr
-        assert "Traceback" not in result.output
-
-
-def test_without_a_cluster_ray_is_not_imported(root, tmp_path):
-    code = "import sys; from extract.cli import main; main(standalone_mode=False); print('ray' in sys.modules)"
-    command = ["features", "--dataset", "imagefolder", "--root", root, "--store", tmp_path / "s.h5", *SMALL]
-    result = subprocess.run([sys.executable, "-c", code, *map(str, command)], capture_output=True, text=True)
-    assert result.stdout.split() == [str(tmp_path / "s.h5"), "False"], result.stderr
+        said = call(main, *arguments, "--ray", "local", code=2).stderr
+        assert f"{sys.executable} -m pip install 'ray[client]'" in said
 
 
 # What is handed out
@@ -113,12 +98,8 @@ def test_an_order_has_names_or_what_is_in_the_files(job, root):
     seen.again(0)
     assert seen.next() == first
     bytes_of = shipped.next().shipped
-    assert bytes_of[2] == (root / names[2]).read_bytes()
-    assert bytes_of[3] == "No such file or directory"
-
-
-def test_images_that_are_no_files_are_shipped_as_pixels(job):
-    digits = load_source("digits", Path())
+    assert (bytes_of[2], bytes_of[3]) == ((root / names[2]).read_bytes(), "No such file or directory")
+    digits = load_source("digits", Path())  # whose images are no files
     orders = Orders(replace(job, source=digits), digits.names, True, [0])
     assert (orders.next().shipped[5] == digits.image(5)).all()
 
@@ -192,24 +173,21 @@ class FakeRay:
         self.death, self.actors, self.killed = death, [], []
 
     def nodes(self):
-        resources = {"CPU": 1.0}
-        return [
-            {"NodeID": n, "NodeName": n, "NodeManagerAddress": "", "Alive": alive, "Resources": resources}
-            for n, alive in self.alive.items()
-        ]
+        node = {"NodeManagerAddress": "", "Resources": {"CPU": 1.0}}
+        return [node | {"NodeID": name, "NodeName": name, "Alive": alive} for name, alive in self.alive.items()]
 
     def put(self, value):
         return value
 
     def remote(self, **options):
-        def on(node, kind):
-            return types.SimpleNamespace(remote=lambda *arguments: self.start(FakeActor(self, node, kind(*arguments))))
+        def start(node, kind, *arguments):
+            self.actors.append(FakeActor(self, node, kind(*arguments)))
+            return self.actors[-1]
 
-        return lambda kind: types.SimpleNamespace(options=lambda scheduling_strategy: on(scheduling_strategy, kind))
+        def on(kind, scheduling_strategy):
+            return types.SimpleNamespace(remote=functools.partial(start, scheduling_strategy, kind))
 
-    def start(self, actor):
-        self.actors.append(actor)
-        return actor
+        return lambda kind: types.SimpleNamespace(options=functools.partial(on, kind))
 
     def wait(self, tasks, num_returns, timeout):
         return tasks[-num_returns:][::-1], []  # not in the order in which they were handed out
@@ -251,8 +229,7 @@ def made(ray, job, resumed=None, ship_images=False):
     """The batches that a pool makes, by their starts."""
     pool = Pool(ray, job, Cluster("fake"), ship_images)
     pool.begin(resumed or {})
-    unreadable = Unreadable(job.source.names, nothing)
-    return pool, dict(pool.batches(range(0, 66, 8), unreadable, Stopwatch()))
+    return pool, dict(pool.batches(range(0, 66, 8), Unreadable(job.source.names, nothing), Stopwatch()))
 
 
 def require_equal(job, batches):
@@ -313,27 +290,24 @@ def test_a_node_that_cannot_do_what_is_pinned_is_not_used(job, capsys):
         require_equal(job, made(ray, job, environment)[1])
         assert "node old (old) is not used: it has torch 1.0" in capsys.readouterr().err
         patch.setattr(Worker, "prepare", lambda self, *required: ("node", "it has torch 1.0"))
-        with pytest.raises(UserError, match=r"new \(new\): it has torch 1\.0; old \(old\)"):
-            made(FakeRay("old", "new"), job, environment)
+        refuses(r"new \(new\): it has torch 1\.0; old \(old\)", made, FakeRay("old", "new"), job, environment)
 
 
-def test_a_node_that_is_not_like_this_process_chooses_no_engine(job, capsys):
+def test_a_node_that_is_not_like_this_process_chooses_no_engine_and_one_that_sees_no_image_is_named(
+    job, capsys, monkeypatch
+):
     ray = FakeRay("new", "old")  # the last one answers first
     real = Worker.hello
 
     def hello(self, code, pinned):
         return "it has torch 1.0" if ray.actors[1].worker is self else real(self, code, pinned)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Worker, "hello", hello)
-        require_equal(job, made(ray, job)[1])
+    monkeypatch.setattr(Worker, "hello", hello)
+    require_equal(job, made(ray, job)[1])
     assert "node old (old) is not used: it has torch 1.0" in capsys.readouterr().err
-
-
-def test_a_node_that_does_not_see_the_images_is_named(job, monkeypatch):
+    monkeypatch.setattr(Worker, "hello", real)
     monkeypatch.setattr(Worker, "prepare", lambda self, *required: ("images", "train/a.png: No such file or directory"))
-    with pytest.raises(UserError, match=r"node a \(a\) does not see .*train/a\.png.*--ship-images"):
-        made(FakeRay("a"), job)
+    refuses(r"node a \(a\) does not see .*train/a\.png.*--ship-images", made, FakeRay("a"), job)
 
 
 def test_a_batch_that_ends_every_worker_is_an_error_that_names_it(job):
@@ -351,16 +325,14 @@ def test_a_node_whose_workers_never_begin_is_not_used(job):
             raise RayError("ModuleNotFoundError: No module named 'extract'")
 
     require_equal(job, made(FakeRay("a", "b", death=death), job)[1])
-    with pytest.raises(UserError, match=r"can be used \(a \(a\): .* before they begin \(ModuleNotFoundError"):
-        made(FakeRay("a", death=death), job)
+    refuses(r"can be used \(a \(a\): .* before they begin \(ModuleNotFoundError", made, FakeRay("a", death=death), job)
 
 
 def test_what_is_not_finite_is_the_sentence_of_one_process(job, monkeypatch):
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 512))
     torch.nn.init.constant_(module[1].bias, float("inf"))
     broken = replace(job, backbone=replace(job.backbone, module=module))
-    with pytest.raises(UserError, match=r"^non-finite features at images \d+ to \d+: the weights"):
-        made(FakeRay("a"), broken)
+    refuses(r"^non-finite features at images \d+ to \d+: the weights", made, FakeRay("a"), broken)
 
 
 def test_stores_with_skipped_images_are_the_same(job, root, tmp_path, monkeypatch):
@@ -382,8 +354,7 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
     def init(address, **options):
         raise ConnectionError("Could not find any running Ray instance.\nmore")
 
-    ray = types.SimpleNamespace(is_initialized=lambda: False, init=init)
-    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(is_initialized=lambda: False, init=init))
     with (
         pytest.raises(UserError, match=r"no Ray cluster at auto \(Could not find any .*ray start --head"),
         connected(Cluster("auto")),
@@ -394,6 +365,6 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
 @pytest.mark.parametrize(("end", "said"), [("os._exit(1)", True), ("os.kill(os.getpid(), 9)", True), ("pass", False)])
 def test_a_process_that_ray_ends_says_so(end, said):
     code = f"import os; from common.cluster import _sudden_end_in_a_sentence as s\nwith s(): {end}"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    result = python("-c", code, code=None, timeout=60)
     assert result.stderr.count("run the same command again\n") == said
     assert (result.returncode == 0) != said

@@ -1,17 +1,13 @@
 """Extraction and phases on a real cluster of nodes on this machine: `pytest -m ray`; `tests.kill_cluster` kills."""
 
 import contextlib
-import json
 import os
 import signal
-import time
 
 import pytest
-import torch
-from click.testing import CliRunner
-from kill_cluster import NODE, begin, command, nodes, wait_for_rows, workers
+from fabricate import SMALL_HEAD, call, one_thread, read_reports
+from kill_cluster import NODE, begin, command, count_workers, nodes, rows_of, wait_for_rows
 
-from common.store_partial import read_progress
 from common.synthetic import make_images, make_store
 from extract.cli import main as extract_main
 from train.cli import main as train_main
@@ -60,23 +56,15 @@ def expected(images, tmp_path_factory):
 def connected(cluster):
     """This very process as the driver, which saves its start; with one thread, as workers have."""
     ray.init(cluster.address, log_to_driver=False, logging_level="ERROR")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield cluster
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield cluster
     ray.shutdown()
 
 
-def call(main, arguments, code=0):
-    """A command in this process, and what it said."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert "Traceback" not in result.output
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.stderr
-
-
 def extract(root, store, cluster, *options, code=0):
-    return call(extract_main, [*command(root, store, cluster.address if cluster else "")[3:], *options], code)
+    """What an extraction in this process said."""
+    arguments = command(root, store, cluster.address if cluster else "")[3:]
+    return call(extract_main, *arguments, *options, code=code).stderr
 
 
 def run(arguments, folder):
@@ -110,22 +98,15 @@ def test_a_killed_driver_and_a_stopped_one_leave_no_worker_and_the_same_command_
 ):
     for number in (signal.SIGINT, signal.SIGKILL):
         process = begin(command(images, tmp_path / "s.h5", cluster.address), tmp_path / LOG)
-        wait_for_rows(tmp_path / "s.h5", read_rows(tmp_path / "s.h5") + 8, process)
+        wait_for_rows(tmp_path / "s.h5", rows_of(tmp_path / "s.h5") + 8, process)
         process.send_signal(number)
         assert process.wait(60) == {signal.SIGINT: 130, signal.SIGKILL: -9}[number]
         if number == signal.SIGINT:
             assert "images are saved; run the same command again to resume" in (tmp_path / LOG).read_text()
-        deadline = time.monotonic() + 30
-        while workers() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert workers() == 0
+        assert count_workers(30) == 0
     resumed = run(command(images, tmp_path / "s.h5"), tmp_path)  # off the cluster
     assert "resuming" in resumed.said
     assert (tmp_path / "s.h5").read_bytes() == expected
-
-
-def read_rows(store):
-    return (read_progress(store) or (0, 0))[0]
 
 
 def test_an_unreadable_image_is_the_sentence_of_one_process_and_may_be_skipped(connected, tmp_path):
@@ -171,21 +152,7 @@ def odd_node(cluster, name, code, folder):
         cluster.remove_node(node)
 
 
-PLAN = """
-[head]
-width = 16
-layers = 1
-feed_forward = 16
-
-[training]
-epochs = 2
-batch_size = 64
-
-[plan]
-seeds = 2
-runs = ["head:"]
-once = ["nearest: method=knn"]
-"""
+PLAN = SMALL_HEAD + '[plan]\nseeds = 2\nruns = ["head:"]\nonce = ["nearest: method=knn"]\n'
 
 
 def test_a_phase_on_a_cluster_makes_the_reports_of_one_process(connected, tmp_path):
@@ -195,29 +162,13 @@ def test_a_phase_on_a_cluster_makes_the_reports_of_one_process(connected, tmp_pa
     plan.write_text(PLAN)
     for name, options in (("one", []), ("ray", ["--ray", connected.address])):
         arguments = ["phase", plan, "--store", store, "--runs", tmp_path / name, *options]
-        call(train_main, arguments)
-    found = {name: reports(tmp_path / name) for name in ("one", "ray")}
+        call(train_main, *arguments)
+    found = {name: read_reports(tmp_path / name) for name in ("one", "ray")}
     assert len(found["one"]) == 3
     assert found["ray"] == found["one"]
-    again = call(train_main, arguments)
+    again = call(train_main, *arguments).stderr
     assert again.count("complete: ") == 3
     assert "on node node" in again
-
-
-def reports(folder):
-    """The reports below a folder, by the names of their runs."""
-    return {file.parent.name: without_times(json.loads(file.read_text())) for file in folder.rglob("report.json")}
-
-
-def without_times(report):
-    """A report without what differs between two runs of anything."""
-    if isinstance(report, dict):
-        return {key: without_times(value) for key, value in report.items() if not is_time(key)}
-    return [without_times(each) for each in report] if isinstance(report, list) else report
-
-
-def is_time(key):
-    return "seconds" in key or key in ("finished", "train_sets_per_second")
 
 
 def test_a_client_from_outside_makes_the_same_bytes(images, expected, tmp_path):

@@ -1,11 +1,10 @@
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from fabricate import begin, python
 
 CODE = """
 import sys, threading, time
@@ -15,49 +14,45 @@ from common.command_line import CommandLine, keeping
 @click.group(cls=CommandLine)
 def main(): pass
 
+def wait(word="ready"):
+    print(word, flush=True)
+    time.sleep(60)
+
 @main.command()
 def plain():
-    print("ready", flush=True)
-    time.sleep(60)
+    wait()
 
 @main.command()
 def keeps():
     with keeping(lambda: "3 epochs are kept"):
-        print("ready", flush=True)
-        time.sleep(60)
+        wait()
 
 @main.command()
 def threads():
     threading.Thread(target=time.sleep, args=(60,)).start()
-    print("ready", flush=True)
-    time.sleep(60)
+    wait()
 
 @main.command()
 def failing_clean_up():
     with keeping(lambda: "3 epochs are kept"):
         try:
-            print("ready", flush=True)
-            time.sleep(60)
+            wait()
         finally:
             raise AttributeError("a lock is released that was not yet made")
 
 @main.command()
 def slow():
     try:
-        print("ready", flush=True)
-        time.sleep(60)
+        wait()
     finally:
-        print("cleaning", flush=True)
-        time.sleep(60)
+        wait("cleaning")
 
 main()
 """
 
 
 def start(command):
-    process = subprocess.Popen(
-        [sys.executable, "-c", CODE, command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = begin("-c", CODE, command)
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -91,11 +86,4 @@ def test_a_second_signal_ends_a_slow_clean_up(first, second, code):
 def test_a_command_is_not_shadowed_by_files_where_it_is_run(tmp_path, command):
     for name in {"extract", "train", "find", "common", "click"} - {command}:
         (tmp_path / f"{name}.py").write_text("raise SystemExit('theirs')")
-    result = subprocess.run(
-        [sys.executable, "-m", command, "--help"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    python("-m", command, "--help", cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})

@@ -2,15 +2,14 @@ import csv
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from fabricate import make_findings
+from fabricate import fails_with, make_findings, make_pictures, refuses
 from PIL import Image
 
 from common.errors import UserError
 from common.files import OUTPUT_MARK
-from common.images import pixel_digest, read_image
 from find import copying
 from find.copying import RECORD, copy_flagged
 
@@ -18,21 +17,19 @@ NAMES = ["a/1.png", "a/ü ' \n2.png", "b/1.png", os.fsdecode(b"b/\xff.png")]
 
 
 @pytest.fixture
-def root(tmp_path):
+def digests(tmp_path):
+    store = make_pictures(tmp_path / "s.h5", tmp_path / "in", NAMES)
     for number, name in enumerate(NAMES):
-        file = tmp_path / "in" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4), (number, 0, 0)).save(file, "png")
-        os.utime(file, (0, number))
-    return tmp_path / "in"
+        os.utime(tmp_path / "in" / name, (0, number))
+    return store.image_sha256
 
 
 @pytest.fixture
-def digests(root):
-    return np.stack([np.frombuffer(pixel_digest(read_image(root / name)), np.uint8) for name in NAMES])
+def root(digests, tmp_path):
+    return tmp_path / "in"
 
 
-def copy(root: Path, target: Path, digests: np.ndarray) -> list[str]:
+def copy(root: Path, target: Path, digests: Any) -> list[str]:
     return copy_flagged(make_findings(NAMES, flagged=4).flagged, root, target, digests)
 
 
@@ -58,15 +55,10 @@ def test_copies_are_the_files_and_are_recorded(root, digests, tmp_path, there):
     assert copy(root, tmp_path / "out", digests) == []
     assert content(root) == copies(tmp_path / "out") == before
     assert (tmp_path / "out" / NAMES[2]).stat().st_mtime == 2
-    assert record(tmp_path / "out") == [
-        ("a/1.png", "yes"),
-        ("a/ü ' \n2.png", "yes"),
-        ("b/1.png", "yes"),
-        (r"b/\udcff.png", "yes"),
-    ]
+    visible = ["a/1.png", "a/ü ' \n2.png", "b/1.png", r"b/\udcff.png"]
+    assert record(tmp_path / "out") == [(name, "yes") for name in visible]
     assert not (tmp_path / "out/.copying").exists()
-    with pytest.raises(UserError, match="holds copies already: give --copy-to a new"):
-        copy(root, tmp_path / "out", digests)
+    refuses("holds copies already: give --copy-to a new", copy, root, tmp_path / "out", digests)
 
 
 def test_what_cannot_be_copied_is_named_and_the_others_are_copied(root, digests, tmp_path):
@@ -88,11 +80,9 @@ def test_files_that_are_none_and_folders_that_are_links(root, digests, tmp_path)
         (root / name).unlink()
         make(root / name) if make is not Path.unlink else (root / name).mkdir()
     left = copy(root, tmp_path / "out", digests)
-    assert [line.rsplit("png ")[1] for line in left] == [
-        "is no regular file",
-        "cannot be read (cannot identify image file)",
-        "is no regular file",
-    ]
+    first, second, third = (line.rsplit("png ")[1] for line in left)
+    assert (first, second) == (third, "cannot be read (cannot identify image file)")
+    assert third == "is no regular file"
     (root / "a").rename(tmp_path / "real")
     (root / "a").symlink_to(tmp_path / "real")
     assert "behind one" in copy(root, tmp_path / "second", digests)[0]
@@ -104,14 +94,9 @@ def test_the_target_is_new_or_empty_no_link_and_outside_the_images(root, digests
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "empty")
     (tmp_path / "file").touch()
-    for target, rule in (
-        ("full", "not ours"),
-        ("link", "is a link"),
-        ("file", "is a file"),
-        ("in/a/x", "lies inside"),
-    ):
-        with pytest.raises(UserError, match=rule):
-            copy(root, tmp_path / target, digests)
+    rules = {"full": "not ours", "link": "is a link", "file": "is a file", "in/a/x": "lies inside"}
+    for target, rule in rules.items():
+        refuses(rule, copy, root, tmp_path / target, digests)
     assert content(tmp_path / "full") == {"mine": b""}
     assert not list((tmp_path / "empty").iterdir())
 
@@ -135,10 +120,7 @@ def test_nothing_is_written_through_a_link_or_over_a_file_that_came_meanwhile(ro
 
 
 def test_a_copy_that_was_stopped_is_finished_by_the_same_command(root, digests, tmp_path, monkeypatch):
-    def fail(path):
-        raise OSError(errno.ENOSPC, "full")
-
-    calls = iter([lambda path: None] * 2 + [fail] * 9)
+    calls = iter([lambda path: None] * 2 + [fails_with(errno.ENOSPC)] * 9)
     monkeypatch.setattr(copying, "flush_to_disk", lambda path: next(calls)(path))
     with pytest.raises(
         UserError, match=r"no space left for .*out: free some and run .*; 2 of 4 flagged images are copied"
@@ -151,9 +133,6 @@ def test_a_copy_that_was_stopped_is_finished_by_the_same_command(root, digests, 
 
 
 def test_a_file_system_without_hard_links(root, digests, tmp_path, monkeypatch):
-    def link(*_):
-        raise OSError(errno.EPERM, "no links")
-
-    monkeypatch.setattr(copying.os, "link", link)
+    monkeypatch.setattr(copying.os, "link", fails_with(errno.EPERM))
     assert copy(root, tmp_path / "out", digests) == []
     assert copies(tmp_path / "out") == content(root)

@@ -7,22 +7,12 @@ from fabricate import relative_error
 from common.errors import UserError
 from extract import engines
 from extract.backbones import Backbone, load_backbone
-from extract.engines import (
-    EngineChoice,
-    NotHere,
-    OpenVinoEngine,
-    TorchEngine,
-    available,
-    bfloat16,
-    build_engine,
-    float32,
-    gains_from_bfloat16,
-    measure_fidelity,
-    suffices,
-)
+from extract.engines import EngineChoice, NotHere, TorchEngine, bfloat16, build_engine, float32, gains_from_bfloat16
 
 CPU = torch.device("cpu")
-needs_openvino = pytest.mark.skipif("openvino" not in available(CPU), reason="openvino is not installed (extra: fast)")
+needs_openvino = pytest.mark.skipif(
+    "openvino" not in engines.available(CPU), reason="openvino is not installed (extra: fast)"
+)
 each_kind = pytest.mark.parametrize("kind", ["torch", pytest.param("openvino", marks=needs_openvino)])
 
 
@@ -39,7 +29,7 @@ def run(engine, images):
 
 
 def engine_of(kind, arithmetic):
-    return TorchEngine(arithmetic, CPU) if kind == "torch" else OpenVinoEngine(arithmetic, 32)
+    return TorchEngine(arithmetic, CPU) if kind == "torch" else engines.OpenVinoEngine(arithmetic, 32)
 
 
 @each_kind
@@ -126,20 +116,19 @@ def test_a_network_with_inner_layers_is_cut_too(layers, images):
             torch.testing.assert_close(rest(first(images)), backbone.module(images))
 
 
-def test_layers_caught_by_hooks_are_taken_as_a_whole(images):
-    pytest.importorskip("timm", reason="the extra `timm` is not installed")
-    backbone = load_backbone("timm:tf_efficientnet_lite0", "random", 0, 32, ("last", "blocks.4.2.bn2"))
-    assert [arithmetic.name for arithmetic in bfloat16(backbone)] == ["bfloat16"]
-    assert backbone.features(images).shape == (21, 1280 + 672)
-
-
-def test_a_network_that_cannot_be_traced_is_taken_as_a_whole():
+def test_a_network_that_cannot_be_traced_and_layers_caught_by_hooks_are_taken_as_a_whole(images):
     class Branching(torch.nn.Module):
         def forward(self, x):
             return x if x.sum() > 0 else -x
 
-    names = [arithmetic.name for arithmetic in bfloat16(Backbone("branching", Branching(), {"last": 3}, "", ""))]
-    assert names == ["bfloat16"]
+    def names(backbone):
+        return [arithmetic.name for arithmetic in bfloat16(backbone)]
+
+    assert names(Backbone("branching", Branching(), {"last": 3}, "", "")) == ["bfloat16"]
+    pytest.importorskip("timm", reason="the extra `timm` is not installed")
+    backbone = load_backbone("timm:tf_efficientnet_lite0", "random", 0, 32, ("last", "blocks.4.2.bn2"))
+    assert names(backbone) == ["bfloat16"]
+    assert backbone.features(images).shape == (21, 1280 + 672)
 
 
 class FakeEngine:
@@ -196,17 +185,17 @@ def fake(monkeypatch, errors, speeds, low=("openvino", "torch")):
     ],
 )
 def test_what_may_stand_in_for_the_reference(change, precision, passes):
-    assert suffices({"cosine": 0.99995, "error": 1e-6} | change, precision) is passes
+    assert engines.suffices({"cosine": 0.99995, "error": 1e-6} | change, precision) is passes
 
 
 def test_fidelity_of_equal_opposite_and_broken_features():
     features = np.random.default_rng(0).normal(size=(30, 8))
-    same = measure_fidelity(features, features)
+    same = engines.measure_fidelity(features, features)
     assert (round(same["cosine"], 9), same["error"]) == (1, 0)
-    assert measure_fidelity(features, -features)["cosine"] == pytest.approx(-1)
+    assert engines.measure_fidelity(features, -features)["cosine"] == pytest.approx(-1)
     broken = features.copy()
     broken[7] = 0
-    assert measure_fidelity(features, broken)["cosine"] == 0
+    assert engines.measure_fidelity(features, broken)["cosine"] == 0
 
 
 LOW = [
@@ -254,7 +243,7 @@ def test_on_this_machine_too_an_engine_in_bfloat16_is_chosen_or_one_in_float32(r
     assert engine.precision == ("bfloat16" if "bfloat16" in engine.name else "float32")
 
 
-def test_an_engine_is_found_again_by_its_name(resnet, monkeypatch):
+def test_an_engine_is_found_again_by_its_name_and_one_that_is_not_there_is_one_sentence(resnet, monkeypatch):
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: True)
     chosen = EngineChoice(resnet, "bfloat16", CPU, 32)
     for name in ("torch bfloat16 after 3 layers in float32", "torch float32"):
@@ -263,9 +252,6 @@ def test_an_engine_is_found_again_by_its_name(resnet, monkeypatch):
     assert EngineChoice(resnet, "float32", CPU, 32, "torch").named("openvino float32") is None
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
     assert EngineChoice(resnet, "bfloat16", CPU, 32).named("torch bfloat16") is None
-
-
-def test_an_engine_that_is_not_there_is_one_sentence(resnet, monkeypatch):
     monkeypatch.setattr(engines, "available", lambda device: ["torch"])
     with pytest.raises(UserError, match=r"the engine openvino .* on cpu: install it with `pip install"):
         EngineChoice(resnet, "float32", CPU, 32, "openvino")

@@ -1,9 +1,9 @@
 import errno
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fabricate import python
 
 from common.errors import LISTED, is_scarce, refusal_of, unknown_name
 
@@ -53,19 +53,15 @@ def test_a_stage_whose_imports_are_refused_ends_in_a_sentence(stage):
         "builtins.__import__ = refuse; import importlib; importlib.import_module = lambda name: refuse(name)\n"
         f"run_stage('{stage}')"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert result.stderr.startswith("Error: out of memory")
+    said = python("-c", code, code=2).stderr
+    assert (said.count("\n"), said.startswith("Error: out of memory")) == (1, True)
 
 
 def test_a_full_device_behind_the_output_is_a_sentence():
     with Path("/dev/full").open("w") as full:
-        result = subprocess.run(
-            [sys.executable, "-m", "train", "--help"], stdout=full, stderr=subprocess.PIPE, text=True
-        )
-    assert result.returncode == 2
-    assert result.stderr.startswith("Error: cannot read or write (no space left on device)")
-    assert result.stderr.count("\n") == 1
+        said = python("-m", "train", "--help", code=2, capture_output=False, stdout=full, stderr=subprocess.PIPE).stderr
+    assert said.startswith("Error: cannot read or write (no space left on device)")
+    assert said.count("\n") == 1
 
 
 def test_an_unknown_name_among_thousands_is_answered_by_some_that_are_similar():

@@ -28,9 +28,8 @@ def events_of(run):
 
 def expected(run):
     history = RunFolder(run).read_report().history
-    return {
-        tag: [(each.epoch, pytest.approx(getattr(each, tag.replace("/", "_")))) for each in history] for tag in TAGS
-    }
+    fields = {tag: tag.replace("/", "_") for tag in TAGS}
+    return {tag: [(x.epoch, pytest.approx(getattr(x, field))) for x in history] for tag, field in fields.items()}
 
 
 @pytest.fixture

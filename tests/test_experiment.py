@@ -5,11 +5,17 @@ from common.errors import UserError
 from train.experiment import digest_config, find_changes, make_key, require_same
 
 
-def test_where_it_is_computed_is_no_part_of_an_experiment():
+def test_an_experiment_is_what_is_computed_not_where_and_seeds_repeat_it():
     here, there = make_config(), make_config("training.device=cuda:1")
     assert find_changes(here, there) == []
     assert make_key(here, "s") == make_key(there, "s")
     assert digest_config(here, "s") == digest_config(there, "s")
+    assert make_key(make_config("training.seed=3", "data.split_seed=4"), "s") == make_key(make_config(), "s")
+    assert make_key(make_config("training.seed=3"), "s", ()) != make_key(make_config(), "s", ())
+    assert make_key(make_config("head.layers=3"), "s") != make_key(make_config(), "s")
+    settings = ([], ["training.seed=1"], ["training.precision=float32"])
+    names = {digest_config(make_config(), "t"), *(digest_config(make_config(*each), "s") for each in settings)}
+    assert len(names) == 4
 
 
 @pytest.mark.parametrize(
@@ -30,19 +36,3 @@ def test_auto_goes_on_with_any_arithmetic_and_an_explicit_wish_is_honoured(befor
 def test_what_differs_is_named_with_both_values():
     with pytest.raises(UserError, match=r"runs/a .*training\.precision was auto, now float32"):
         require_same("runs/a", make_config(), make_config("training.precision=float32"))
-
-
-def test_a_default_name_is_one_for_each_experiment_and_seed():
-    names = [
-        digest_config(make_config(), "s"),
-        digest_config(make_config(), "t"),
-        digest_config(make_config("training.seed=1"), "s"),
-        digest_config(make_config("training.precision=float32"), "s"),
-    ]
-    assert len(set(names)) == 4
-
-
-def test_seeds_repeat_an_experiment():
-    assert make_key(make_config("training.seed=3", "data.split_seed=4"), "s") == make_key(make_config(), "s")
-    assert make_key(make_config("training.seed=3"), "s", ()) != make_key(make_config(), "s", ())
-    assert make_key(make_config("head.layers=3"), "s") != make_key(make_config(), "s")

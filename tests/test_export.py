@@ -4,11 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from fabricate import flip_bit, invoke
+from fabricate import call, flip_bit, refuses
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from common.errors import UserError
+from common.store import FeatureStore
 from common.synthetic import make_store
 from extract.cli import main
 from extract.export import export_store
@@ -21,30 +21,22 @@ def store(request, tmp_path_factory):
     return make_store(tmp_path_factory.mktemp("store") / "s.h5", views=2, dtype=request.param)
 
 
-def test_npz_holds_what_the_store_holds(store, tmp_path):
-    export_store(store, tmp_path / "out.npz")
-    with np.load(tmp_path / "out.npz", allow_pickle=False) as read:
-        for name in ("features", "labels", "split"):
+def test_npz_and_safetensors_hold_what_the_store_holds(store, tmp_path):
+    for name in ("out.npz", "out.safetensors"):
+        export_store(store, tmp_path / name)
+    npz, tensors = np.load(tmp_path / "out.npz", allow_pickle=False), load_file(tmp_path / "out.safetensors")
+    for name in ("features", "labels", "split"):
+        for read in (npz, tensors):
             assert read[name].dtype == store.array(name).dtype
             np.testing.assert_array_equal(read[name], store.array(name))
-        assert read["names"].tolist() == store.names(range(len(store.labels)))
-        assert read["class_names"].tolist() == store.class_names
-        assert read["splits"].tolist() == ["train", "test"]
-        assert read["views"].tolist() == ["plain", "mirror"]
-        assert read["identity_sha256"] == store.identity_sha256
-
-
-def test_safetensors_hold_what_the_store_holds(store, tmp_path):
-    export_store(store, tmp_path / "out.safetensors")
-    read = load_file(tmp_path / "out.safetensors")
-    for name in ("features", "labels", "split"):
-        assert read[name].dtype == store.array(name).dtype
-        np.testing.assert_array_equal(read[name], store.array(name))
-    a, b = read["name_offsets"][7:9]
-    assert read["name_bytes"][a:b].tobytes().decode() == store.names([7])[0]
+    assert npz["names"].tolist() == store.names(range(len(store.labels)))
+    a, b = tensors["name_offsets"][7:9]
+    assert tensors["name_bytes"][a:b].tobytes().decode() == store.names([7])[0]
+    expected = {"class_names": store.class_names, "splits": ["train", "test"], "views": ["plain", "mirror"]}
     with safe_open(tmp_path / "out.safetensors", "numpy") as file:
-        assert json.loads(file.metadata()["class_names"]) == store.class_names
-        assert json.loads(file.metadata()["splits"]) == ["train", "test"]
+        for name, value in expected.items():
+            assert npz[name].tolist() == json.loads(file.metadata()[name]) == value
+    assert npz["identity_sha256"] == store.identity_sha256
 
 
 def test_parquet_has_a_row_for_each_image(store, tmp_path, monkeypatch):
@@ -54,11 +46,9 @@ def test_parquet_has_a_row_for_each_image(store, tmp_path, monkeypatch):
     read = parquet.read_table(tmp_path / "out.parquet")
     columns = read.to_pydict()
     for number, view in enumerate(store.views):
-        np.testing.assert_array_equal(
-            np.array(columns[f"features_{view}"], store.features.dtype), store.features[number]
-        )
-    assert columns["name"] == store.names(range(len(store.labels)))
-    assert columns["label"] == store.labels.tolist()
+        features = np.array(columns[f"features_{view}"], store.features.dtype)
+        np.testing.assert_array_equal(features, store.features[number])
+    assert (columns["name"], columns["label"]) == (store.names(range(len(store.labels))), store.labels.tolist())
     assert columns["class"] == [store.class_names[label] for label in store.labels]
     assert columns["split"] == [("train", "test")[split] for split in store.split]
     assert json.loads(read.schema.metadata[b"class_names"]) == store.class_names
@@ -68,32 +58,24 @@ def test_parquet_has_a_row_for_each_image(store, tmp_path, monkeypatch):
 def test_a_file_is_replaced_only_when_asked(store, tmp_path, ending):
     out = tmp_path / f"out.{ending.upper()}"
     out.write_text("mine")
-    assert "--overwrite" in invoke(main, "export", store.path, out, code=2).stderr
+    assert "--overwrite" in call(main, "export", store.path, out, code=2).stderr
     assert out.read_text() == "mine"
-    assert invoke(main, "export", store.path, out, "--overwrite").stdout == f"{out}\n"
+    assert call(main, "export", store.path, out, "--overwrite").stdout == f"{out}\n"
     assert out.stat().st_size > store.features.nbytes
     assert out.stat().st_mode == store.path.stat().st_mode
     assert list(tmp_path.iterdir()) == [out], "no temporary file is left"
-    with pytest.raises(UserError, match="is a file, and must be a folder"):
-        export_store(store, out / f"out.{ending}")
+    refuses("is a file, and must be a folder", export_store, store, out / f"out.{ending}")
 
 
 @pytest.mark.parametrize("name", ["out.csv", "out", ".npz", "out.h5"])
 def test_an_unknown_ending_gets_one_sentence(store, tmp_path, name):
-    with pytest.raises(UserError, match=r"choose \.npz, \.parquet, \.safetensors"):
-        export_store(store, tmp_path / name)
+    refuses(r"choose \.npz, \.parquet, \.safetensors", export_store, store, tmp_path / name)
 
 
-def test_a_damaged_store_is_not_exported(tmp_path):
-    store = make_store(tmp_path / "s.h5")
-    flip_bit(store.path, store.places["features"].offset + 100)
-    with pytest.raises(UserError, match="damaged"):
-        export_store(store, tmp_path / "out.npz")
-    assert list(tmp_path.iterdir()) == [store.path]
-
-
-def test_without_pyarrow(store, tmp_path, monkeypatch):
+def test_nothing_is_exported_of_a_damaged_store_or_without_pyarrow(store, tmp_path, monkeypatch):
+    damaged = make_store(tmp_path / "s.h5")
+    flip_bit(damaged.path, damaged.places["features"].offset + 100)
+    refuses("block 0 of /features", export_store, FeatureStore.open(damaged.path), tmp_path / "out.npz")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match="pip install pyarrow"):
-        export_store(store, tmp_path / "out.parquet")
-    assert list(tmp_path.iterdir()) == []
+    refuses("pip install pyarrow", export_store, store, tmp_path / "out.parquet")
+    assert list(tmp_path.iterdir()) == [damaged.path]

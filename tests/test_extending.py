@@ -64,8 +64,7 @@ def test_a_source_and_a_backbone_kind_are_one_file_and_one_line_each(added, tmp_
     call(extract_main, *command)
     made = FeatureStore.open(store)
     assert made.features.shape == (1, 80, 16)
-    assert made.class_names == ["square", "frame"]
-    assert made.identity["backbone"]["name"] == "pooled:4"
+    assert (made.class_names, made.identity["backbone"]["name"]) == (["square", "frame"], "pooled:4")
 
 
 def test_the_walk_names_files_and_functions_that_are_there():

@@ -2,22 +2,20 @@ import csv
 import errno
 import hashlib
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
+from functools import partial
 
+import fabricate
 import h5py
 import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
-from fabricate import fails_with, flip_bit, invoke, wait_until
-from mutate import resealed
+from damage import resealed
+from fabricate import call, fails_with, flip_bit, python, refuses, wait_until
 from PIL import Image
 
-from common.errors import UserError
 from common.store import FeatureStore
 from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images, make_store
@@ -30,8 +28,7 @@ SMALL = ["--weights", "random", "--image-size", "32"]
 IN_EIGHTS = "--batch-size", 8
 
 
-def run(*arguments, code=0):
-    return invoke(main, *arguments, code=code)
+run = partial(call, main)
 
 
 def command(root, store, *options, dataset="imagefolder"):
@@ -40,11 +37,6 @@ def command(root, store, *options, dataset="imagefolder"):
 
 def features(root, store, *options, code=0, dataset="imagefolder"):
     return run(*command(root, store, *options, dataset=dataset), code=code)
-
-
-def in_a_process(code, *arguments, **options):
-    arguments = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(arguments, capture_output=True, text=True, **options)
 
 
 @pytest.fixture
@@ -66,34 +58,17 @@ def replace_an_image(root):
     (root / "train/class0/000.png").write_bytes((root / "train/class0/001.png").read_bytes())
 
 
-def test_it_prints_the_path_of_the_store_alone_on_stdout(root, path):
+def test_it_prints_the_path_of_the_store_alone_on_stdout_and_the_second_call_is_up_to_date_without_torch(root, path):
     result = features(root, path)
     assert result.stdout == f"{path}\n"
     assert "RANDOM weights (seed 0)" in result.stderr
     assert "images × 1 view(s) × 512, identity" in result.stderr
-
-
-def test_the_second_call_is_up_to_date_without_torch(root, store):
-    before = store.path.stat()
+    assert "imagefolder, folder, csv" in " ".join(run("features", "--help").stdout.split())
+    before = path.stat().st_mtime_ns
     code = "import sys; from extract.cli import main; main(standalone_mode=False); print('torch' in sys.modules)"
-    result = in_a_process(code, *command(root, store.path))
-    assert "up to date" in result.stderr
-    assert result.stdout.split() == [str(store.path), "False"]
-    assert store.path.stat().st_mtime_ns == before.st_mtime_ns
-
-
-def test_help_answers_without_torch():
-    code = "import sys; from extract.cli import main; main(['features', '--help'], standalone_mode=False)"
-    code += "; print([name for name in ('torch', 'torchvision', 'h5py', 'sklearn') if name in sys.modules])"
-    result = in_a_process(code, check=True)
-    assert result.stdout.splitlines()[-1] == "[]"
-    assert "imagefolder, folder, csv" in result.stdout
-
-
-def test_the_name_of_a_store_tells_what_was_asked_for(root, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = run("features", "--dataset", "imagefolder", "--root", root, *SMALL, "--views", "plain,mirror")
-    assert result.stdout.strip() == "data/features/imagefolder-images-resnet18-random0-32-plain+mirror.h5"
+    again = python("-c", code, *command(root, path))
+    assert "up to date" in again.stderr
+    assert (again.stdout.split(), path.stat().st_mtime_ns) == ([str(path), "False"], before)
 
 
 def test_other_layers_are_cached_behind_the_last(root, tmp_path, monkeypatch):
@@ -109,38 +84,42 @@ def test_other_layers_are_cached_behind_the_last(root, tmp_path, monkeypatch):
     layers = [["last", 512], ["layer3", 256]]
     assert both.identity["backbone"] == {"name": "resnet18", "feature_dim": 768, "layers": layers}
     assert both.features.shape == (1, 66, 768)
-    error = abs(both.features[..., :512] - plain.features).max()
-    assert error < 1e-5 * abs(plain.features).max()
+    assert abs(both.features[..., :512] - plain.features).max() < 1e-5 * abs(plain.features).max()
     assert "up to date" in run(*asked, "--layers", "last,layer3").stderr
     other = run(*asked, "--store", plain.path, "--layers", "last,layer3", code=2)
     assert "holds features of something else (other backbone)" in other.output
+    views = run(*asked, "--views", "plain,mirror").stdout
+    assert views == "data/features/imagefolder-images-resnet18-random0-32-plain+mirror.h5\n"
 
 
 def test_every_option_reaches_the_store(root, path, tmp_path):
     weights = tmp_path / "w.pth"
-    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), weights)
+    torch.save({"state_dict": torchvision.models.mobilenet_v3_small().state_dict()}, weights)
     options = ["--backbone", "mobilenet_v3_small", "--weights", weights, "--views", "plain,mirror", "--image-size", 40]
     options += ["--precision", "bfloat16", "--batch-size", 9, "--device", "cpu", "--engine", "torch"]
-    features(root, path, *options)
+    assert f'{weights}: its weights are below "state_dict"' in features(root, path, *options).stderr
     header = FeatureStore.open(path).header
     identity, provenance = header["identity"], header["provenance"]
     assert identity["backbone"] == {"name": "mobilenet_v3_small", "feature_dim": 1024}
     assert identity["weights"] == {"sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), "random_seed": None}
-    assert identity["preprocessing"]["image_size"] == 40
-    assert identity["preprocessing"]["views"] == ["plain", "mirror"]
+    preprocessing = identity["preprocessing"]
+    assert (preprocessing["image_size"], preprocessing["views"]) == (40, ["plain", "mirror"])
     assert identity["precision"] == ("bfloat16" if "bfloat16" in provenance["engine"] else "float32")
     assert provenance["request"]["precision"] == "bfloat16"
     assert (provenance["batch_size"], provenance["device"], provenance["data_set"]) == (9, "cpu", str(root))
     assert provenance["engine"].startswith("torch ")
 
 
-def test_a_store_of_something_else_is_kept_unless_it_may_be_overwritten(root, store):
+def test_a_store_of_something_else_is_kept_unless_it_may_be_overwritten_and_what_is_none_always(root, store):
     content = store.path.read_bytes()
     refused = features(root, store.path, "--weights-seed", 1, code=2)
     assert "holds features of something else (other weights)" in refused.output
     assert store.path.read_bytes() == content
     features(root, store.path, "--weights-seed", 1, "--overwrite")
     assert FeatureStore.open(store.path).identity["weights"]["random_seed"] == 1
+    store.path.write_text("precious")
+    assert "not an HDF5 file" in features(root, store.path, code=2).output
+    assert store.path.read_text() == "precious"
 
 
 def test_files_that_were_only_touched_or_moved_are_recognised_by_their_pixels_once(root, store):
@@ -229,8 +208,7 @@ def test_a_batch_with_a_changed_image_is_made_again(root, path, tmp_path, repair
     features(root, path, *IN_EIGHTS, code=2)
     repair()
     replace_an_image(root)
-    result = features(root, path, *IN_EIGHTS)
-    assert "34 of 66 images done; 1 batch(es) are made again" in result.stderr
+    assert "34 of 66 images done; 1 batch(es) are made again" in features(root, path, *IN_EIGHTS).stderr
     features(root, tmp_path / "whole.h5", *IN_EIGHTS)
     assert path.read_bytes() == (tmp_path / "whole.h5").read_bytes()
 
@@ -247,8 +225,7 @@ def test_bad_files_are_skipped_on_request_and_stand_in_the_store(root, path, tmp
     for name in BAD:
         (clean / name).unlink()
     features(clean, tmp_path / "clean.h5", "--engine", "torch")
-    result = features(root, path, "--engine", "torch", "--on-error", "skip")
-    assert "3 images were skipped" in result.stderr
+    assert "3 images were skipped" in features(root, path, "--engine", "torch", "--on-error", "skip").stderr
     store, expected = FeatureStore.open(path), FeatureStore.open(tmp_path / "clean.h5")
     assert store.identity == expected.identity
     assert store.names(range(63)) == expected.names(range(63))
@@ -265,8 +242,7 @@ def test_a_class_of_which_nothing_is_left_can_be_audited_but_not_trained_on(root
     features(root, path, "--on-error", "skip")
     store = FeatureStore.open(path)
     assert len(store.labels) == 56
-    with pytest.raises(UserError, match='has no image of class "class1" in its test split: add images'):
-        prepare(store, Config().data)
+    refuses('has no image of class "class1" in its test split: add images', prepare, store, Config().data)
 
 
 def test_what_was_asked_for_in_bfloat16_is_up_to_date_whatever_the_machine_made_of_it(root, path, monkeypatch):
@@ -285,8 +261,7 @@ def test_changed_images_are_counted_and_the_store_is_kept(root, store):
     assert "0 new, 1 gone" in features(root, store.path, code=2).output
     Image.new("RGB", (32, 32), "red").save(root / "train/class0/000.png")
     Image.new("RGB", (32, 32), "blue").save(root / "train/class0/more.png")
-    refused = features(root, store.path, code=2)
-    assert "66 then, 67 now: 2 new, 1 gone): give --overwrite" in refused.output
+    assert "66 then, 67 now: 2 new, 1 gone): give --overwrite" in features(root, store.path, code=2).output
     assert store.path.read_bytes() == before
 
 
@@ -295,11 +270,6 @@ def test_changed_images_are_counted_and_the_store_is_kept(root, store):
     [
         (["--dataset", "imagefolder"], "needs --root"),
         (["--dataset", "imagefolder", "--root", "nowhere"], "there is no image folder at nowhere"),
-        (["--dataset", "digits", "--backbone", "resnet81"], "did you mean"),
-        (["--dataset", "digits", "--views", "plain,zom"], 'unknown view "zom": did you mean "zoom"'),
-        (["--dataset", "digits", "--layers", "last,layr3"], 'unknown layer of resnet18 "layr3": did you mean "layer3"'),
-        (["--dataset", "digits", "--weights", "missing.pth"], "there are no weights at missing.pth"),
-        (["--dataset", "digits", "--device", "cuda:77"], 'there is no device "cuda:77"'),
         (["--dataset", "digits", "--store", "/proc/x/s.h5"], "cannot write /proc/x"),
         (["--dataset", "digits", "--cpus-per-worker", "2"], "without --ray"),
         (["--dataset", "digits", "--gpus-per-worker", "1"], "without --ray"),
@@ -311,12 +281,6 @@ def test_a_mistake_gets_one_sentence(tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     assert message in run("features", *SMALL, *options, code=2).output
     assert list(tmp_path.rglob("*.h5")) == []
-
-
-def test_a_file_that_is_no_store_is_not_replaced(root, path):
-    path.write_text("precious")
-    assert "not an HDF5 file" in features(root, path, code=2).output
-    assert path.read_text() == "precious"
 
 
 def status(path):
@@ -338,8 +302,7 @@ def test_status_has_a_word_for_every_file(tmp_path):
 def test_info_is_json_and_verify_reads_every_byte(tmp_path):
     store = make_store(tmp_path / "s.h5")
     info = json.loads(run("info", store.path).stdout)
-    assert info["identity"] == store.identity
-    assert info["arrays"]["features"] == "<f4 [1, 180, 16]"
+    assert (info["identity"], info["arrays"]["features"]) == (store.identity, "<f4 [1, 180, 16]")
     assert run("verify", store.path).stdout.startswith("sound: ")
     flip_bit(store.path, store.places["thumbnails"].offset)
     assert "block 0 of /thumbnails" in run("verify", store.path, code=2).output
@@ -351,9 +314,7 @@ def begin(tmp_path):
     root = make_images(tmp_path / "images", classes=4, train=60, test=40)
 
     def start(store, rows):
-        arguments = [sys.executable, "-m", "extract", *command(root, store, "--batch-size", 4, "--engine", "torch")]
-        pipes, environment = subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen([*map(str, arguments)], env=environment, stdout=pipes, stderr=pipes, text=True)
+        process = fabricate.begin("-m", "extract", *command(root, store, "--batch-size", 4, "--engine", "torch"))
         wait_until(lambda: (read_progress(store) or (0, 0))[0] >= rows, process)
         return process
 
@@ -444,9 +405,3 @@ def test_a_model_of_timm_with_its_own_preprocessing(root, path):
     assert identity["backbone"] == {"name": "timm:resnet18.a1_in1k", "feature_dim": 512}
     assert identity["preprocessing"]["interpolation"] == "bicubic, antialiased"
     assert identity["preprocessing"]["resize"] == 33
-
-
-def test_what_weights_were_wrapped_in_is_said(root, path, tmp_path):
-    torch.save({"state_dict": torchvision.models.resnet18(num_classes=5).state_dict()}, tmp_path / "w.pth")
-    result = features(root, path, "--weights", tmp_path / "w.pth")
-    assert f'{tmp_path}/w.pth: its weights are below "state_dict"' in result.stderr

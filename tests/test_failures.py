@@ -33,15 +33,13 @@ def test_solved_sets_are_counted_by_superclass_and_by_class_of_the_set_and_of_th
     assert found.groups == ["super0", "super1", "super2"]
     assert np.array(found.matrix).tolist() == expected.tolist()
     within, across = found.within_superclass, found.across
-    diagonal = np.einsum("iij->j", np.array(found.matrix))
-    assert [within.n, round(within.n * within.top1)] == diagonal.tolist()
+    assert [within.n, round(within.n * within.top1)] == np.einsum("iij->j", np.array(found.matrix)).tolist()
     assert within.n + across.n == len(solved)
     assert within.n * within.top1 + across.n * across.top1 == pytest.approx(solved.sum())
     assert within.top1_interval[0] < within.top1 < within.top1_interval[1]
     for key, labels in (("by_set_class", task.test.set_label), ("by_anomaly_class", task.test.anomaly_label)):
-        assert getattr(found, key) == {
-            f"class{c}": pytest.approx(solved[labels == c].mean(), abs=1e-4) for c in range(6)
-        }
+        expected = {f"class{c}": pytest.approx(solved[labels == c].mean(), abs=1e-4) for c in range(6)}
+        assert getattr(found, key) == expected
 
 
 def test_the_most_confused_pairs_are_those_of_most_misses_in_test_and_hard_sets(task, monkeypatch):
@@ -73,22 +71,20 @@ def test_without_superclasses_failures_are_counted_by_class_where_these_are_few(
     matrix = np.array(found.matrix)
     assert matrix[..., 0].diagonal().tolist() == [0] * 4
     assert matrix.sum((0, 1)).tolist() == [len(solved), solved.sum()]
-    assert matrix[2, 1].tolist() == [
-        np.sum((task.test.set_label == 2) & (task.test.anomaly_label == 1)),
-        np.sum((task.test.set_label == 2) & (task.test.anomaly_label == 1) & solved),
-    ]
+    of_two = (task.test.set_label == 2) & (task.test.anomaly_label == 1)
+    assert matrix[2, 1].tolist() == [of_two.sum(), (of_two & solved).sum()]
     assert found.across is None
     monkeypatch.setattr("train.report.failures.MOST_GROUPS", 3)
     assert measure_failures(solved, task, None).matrix is None
 
 
 def test_where_every_class_has_a_superclass_of_its_own_nothing_is_within(tmp_path):
-    store = make_store(tmp_path / "s.h5", class_superclass=[0, 1, 2, 3], thumbnails=False)
-    task = prepare(store, DataConfig())
+    task = prepare(make_store(tmp_path / "s.h5", class_superclass=[0, 1, 2, 3], thumbnails=False), DataConfig())
     solved = some(task.test)
     found = measure_failures(solved, task, None)
-    assert found.within_superclass == Proportion(0)
-    assert found.across == proportion(solved)
+    assert (found.within_superclass, found.across) == (Proportion(0), proportion(solved))
+    assert proportion(np.zeros(0, bool)) == Proportion(0)
+    assert proportion(np.array([True, False])).top1 == 0.5
 
 
 def test_twins_of_training_images_are_named_and_their_sets_left_out(task):
@@ -112,11 +108,6 @@ def test_twins_of_classes_that_are_not_tested_are_not_named(tmp_path):
     assert measure_twins(some(task.test), task).images == []
 
 
-def test_a_proportion_of_nothing_is_no_number():
-    assert proportion(np.zeros(0, bool)) == Proportion(0)
-    assert proportion(np.array([True, False])).top1 == 0.5
-
-
 def transformer(dim):
     overrides = ["head.width=16", "head.layers=2", "head.heads=4", "head.feed_forward=16"]
     return build_method(Config.load(None, overrides), dim).eval()
@@ -130,16 +121,13 @@ def test_attention_is_that_of_the_inliers_to_the_anomaly(task):
     assert (found.n, found.uniform) == (90, 0.1)
     with torch.inference_mode():
         maps = model.attention_maps(task.gather(task.test.rows)).double().numpy()
-    expected = np.zeros((2, 4))
-    for layer in range(2):
-        for head in range(4):
-            given = [
-                maps[layer, number, head, query, target]
-                for number, target in enumerate(task.test.target)
-                for query in range(10)
-                if query != target
-            ]
-            expected[layer, head] = np.mean(given)
+    given = [
+        maps[:, number, :, query, target]
+        for number, target in enumerate(task.test.target)
+        for query in range(10)
+        if query != target
+    ]
+    expected = np.mean(given, 0)
     np.testing.assert_allclose(found.mass_on_anomaly, expected, atol=6e-5)
     assert all(0 <= mass <= 1 for layer in found.mass_on_anomaly for mass in layer)
     assert np.ptp(expected) > 0.01, "the same everywhere: nothing is tested"

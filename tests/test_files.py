@@ -6,24 +6,13 @@ import subprocess
 import sys
 
 import pytest
-from fabricate import fails_with
+from fabricate import fails_with, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common import files
 from common.errors import UserError
-from common.files import (
-    Busy,
-    atomic_path,
-    canonical_json,
-    clear_up_folder,
-    exclusive,
-    readable_json,
-    remove_leftovers,
-    sha256_file,
-    sha256_text,
-    write_text,
-    writing_to,
-)
+from common.files import Busy, atomic_path, canonical_json, exclusive, sha256_file, sha256_text, write_text, writing_to
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text('ab [],:{}"\\\n'),
@@ -51,11 +40,8 @@ def test_folders_are_made_and_content_replaced(tmp_path):
 
 
 def test_equal_values_have_one_text():
-    assert (
-        canonical_json({"b": 1, "a": [1.5, "ü"]})
-        == canonical_json({"a": [1.5, "ü"], "b": 1})
-        == '{"a":[1.5,"ü"],"b":1}'
-    )
+    for value in ({"b": 1, "a": [1.5, "ü"]}, {"a": [1.5, "ü"], "b": 1}):
+        assert canonical_json(value) == '{"a":[1.5,"ü"],"b":1}'
     with pytest.raises(ValueError, match="JSON compliant"):
         canonical_json(float("nan"))
 
@@ -63,9 +49,9 @@ def test_equal_values_have_one_text():
 @settings(deadline=None)
 @given(VALUES)
 def test_what_people_read_is_the_same_value_with_a_list_of_numbers_on_one_line(value):
-    assert json.loads(readable_json(value)) == value
+    assert json.loads(files.readable_json(value)) == value
     matrix = {"a": {"b": [[1, 2], [3, 4]], "c": ["x", "y"], "d": [{"e": [5, 6]}], "value": value}}
-    lines = [line.strip() for line in readable_json(matrix).splitlines()]
+    lines = [line.strip() for line in files.readable_json(matrix).splitlines()]
     assert {'"b": [ [ 1, 2 ], [ 3, 4 ] ],', '"c": [ "x", "y" ],', '"e": [ 5, 6 ]'} <= set(lines)
 
 
@@ -80,9 +66,11 @@ def test_a_folder_is_held_by_one_at_a_time(tmp_path):
     assert names(tmp_path) == ["x"]  # nor does an empty folder stay behind
 
 
-def test_what_the_body_raises_is_not_another_process(tmp_path):
+def test_what_the_body_raises_is_neither_another_process_nor_an_error_of_the_target(tmp_path):
     with pytest.raises(BlockingIOError), exclusive(tmp_path / "x", "busy"):
         raise BlockingIOError(errno.EAGAIN, "of something else")
+    with pytest.raises(FileNotFoundError), writing_to(tmp_path / "a.txt"):
+        (tmp_path / "image.png").read_bytes()
 
 
 def test_a_killed_process_leaves_no_lock_and_its_temporary_file_is_removed(tmp_path):
@@ -104,7 +92,7 @@ def test_the_holder_of_the_lock_removes_temporary_files_and_no_others(tmp_path):
     others = [".git", ".a.pt", ".a.12.pt", ".a.x1.pt", ".a.12-xyz.pt", "a.12-0a1b2c3d.pt", ".x.h5.partial"]
     for name in (".a.12-0a1b2c3d.pt", ".a.b.12-0a1b2c3d.pt", ".a.12-0a1b2c3d", *others):
         (tmp_path / name).write_text("")
-    remove_leftovers(tmp_path)
+    files.remove_leftovers(tmp_path)
     assert names(tmp_path) == sorted(others)
 
 
@@ -130,15 +118,9 @@ def test_a_file_system_without_locks_is_used(tmp_path, monkeypatch, capsys, numb
 def test_every_error_of_writing_is_one_sentence_and_the_old_content_stays(tmp_path, monkeypatch, number, hint, call):
     write_text(tmp_path / "a.txt", "old")
     monkeypatch.setattr(call, fails_with(number))
-    with pytest.raises(UserError, match=hint):
-        write_text(tmp_path / "a.txt", "new")
+    refuses(hint, write_text, tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["a.txt"]
-
-
-def test_a_missing_file_that_is_not_the_target_is_not_called_unwritable(tmp_path):
-    with pytest.raises(FileNotFoundError), writing_to(tmp_path / "a.txt"):
-        (tmp_path / "image.png").read_bytes()
 
 
 def names(folder):
@@ -162,20 +144,19 @@ def test_a_file_is_digested_once_as_long_as_it_is_the_same(tmp_path, monkeypatch
 def test_what_a_kill_left_in_a_complete_folder_is_cleared_up_unless_somebody_is_at_work(tmp_path, name):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/file").write_text("")
-    clear_up_folder(tmp_path / "x")
+    files.clear_up_folder(tmp_path / "x")
     with exclusive(tmp_path / "x", "busy"):
         (tmp_path / "x" / name).write_text("")
-        clear_up_folder(tmp_path / "x")
+        files.clear_up_folder(tmp_path / "x")
         assert names(tmp_path / "x") == sorted({".lock", name, "file"})
     (tmp_path / "x" / name).write_text("")
-    clear_up_folder(tmp_path / "x")
+    files.clear_up_folder(tmp_path / "x")
     assert names(tmp_path / "x") == ["file"]
 
 
 def test_a_file_where_a_folder_must_be_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for target in (tmp_path / "file/a/b.txt", tmp_path / "file/c.txt"):
-        with pytest.raises(UserError, match=r"file is a file, and must be a folder; choose another path"):
-            write_text(target, "x")
+        refuses(r"file is a file, and must be a folder; choose another path", write_text, target, "x")
     with pytest.raises(UserError, match="must be a folder"), exclusive(tmp_path / "file", "busy"):
         pass

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import invoke, of_split
+from fabricate import call, of_split, refuses
 from PIL import Image
 
 from common.errors import UserError
@@ -15,14 +15,6 @@ from common.synthetic import make_images
 from extract.cli import main
 from extract.request import Request
 from extract.sources import Reading, load_source, source_kind
-
-
-@pytest.fixture
-def datasets(tmp_path, monkeypatch):
-    """The library, with a cache of its own."""
-    library = pytest.importorskip("datasets", reason="Hugging Face datasets is missing: pip install '.[hf]'")
-    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", str(tmp_path / "hf-cache"))
-    return library
 
 
 def png(value, size=8):
@@ -66,21 +58,17 @@ def test_an_image_folder_gives_what_our_own_reader_gives(datasets, tmp_path):
 
 
 def test_a_saved_dict_of_splits(datasets, tmp_path):
-    parts = {
-        "train": make(datasets, range(6), [0, 1, 0, 1, 0, 1]),
-        "validation": make(datasets, range(30, 32), [0, 1]),
-        "test": make(datasets, range(20, 24), [1, 0, 1, 0]),
-    }
+    values = {"train": range(6), "validation": range(30, 32), "test": range(21, 25)}
+    parts = {name: make(datasets, each, [value % 2 for value in each]) for name, each in values.items()}
     source = load_source("hf", saved(tmp_path, datasets.DatasetDict(parts)))
     assert source.class_names == ["cat", "dog"]
     assert values_of(of_split(source, "train")) == list(range(6))
-    assert values_of(of_split(source, "test")) == list(range(20, 24))
+    assert values_of(of_split(source, "test")) == list(range(21, 25))
     assert of_split(source, "test").labels.tolist() == [1, 0, 1, 0]
     assert of_split(source, "test").names[:2] == ["test/00000", "test/00001"]
     assert source.notes == [f"split validation of {tmp_path / 'saved'} left out"]
     assert source.files is None, "a worker gets the pixels"
-    with pytest.raises(UserError, match="leave it out"):
-        load_source("hf", tmp_path / "saved", Reading(test_fraction=0.5))
+    refuses("leave it out", load_source, "hf", tmp_path / "saved", Reading(test_fraction=0.5))
 
 
 def test_a_saved_single_data_set_is_split_by_class(datasets, tmp_path):
@@ -94,8 +82,7 @@ def test_a_saved_single_data_set_is_split_by_class(datasets, tmp_path):
 
 
 def test_shuffled_rows_are_read_from_many_threads(datasets, tmp_path):
-    data = make(datasets, range(200), [0, 1] * 100).shuffle(seed=0)
-    source = load_source("hf", saved(tmp_path, data))
+    source = load_source("hf", saved(tmp_path, make(datasets, range(200), [0, 1] * 100).shuffle(seed=0)))
     train = of_split(source, "train")
     with ThreadPoolExecutor(8) as pool:
         read = list(pool.map(train.image, range(len(train.labels))))
@@ -103,11 +90,8 @@ def test_shuffled_rows_are_read_from_many_threads(datasets, tmp_path):
 
 
 def test_validation_is_the_test_split_where_test_has_no_labels(datasets, tmp_path):
-    parts = {
-        "train": make(datasets, range(4), [0, 1, 0, 1]),
-        "validation": make(datasets, [7, 8, 9], [0, 1, -1]),
-        "test": make(datasets, [5, 6], [-1, -1]),
-    }
+    parts = {"train": (range(4), [0, 1, 0, 1]), "validation": ([7, 8, 9], [0, 1, -1]), "test": ([5, 6], [-1, -1])}
+    parts = {name: make(datasets, *part) for name, part in parts.items()}
     source = load_source("hf", saved(tmp_path, datasets.DatasetDict(parts)))
     assert values_of(of_split(source, "test")) == [7, 8]
     assert source.left_out == [("validation/00002", "without a label")]
@@ -129,8 +113,7 @@ def test_columns_are_named_where_there_are_several(datasets, tmp_path):
     second = ([{"bytes": png(100 + i), "path": None} for i in range(2)], datasets.Image())
     data = make(datasets, range(2), [0, 1], coarse=coarse, second=second)
     root = saved(tmp_path, datasets.DatasetDict(train=data, test=data))
-    with pytest.raises(UserError, match=r"several image columns \(image, second\): name one with --image-column"):
-        load_source("hf", root)
+    refuses(r"several image columns \(image, second\): name one with --image-column", load_source, "hf", root)
     with pytest.raises(UserError, match=r"several columns of labels \(label, coarse\): name one with --label-column"):
         load_source("hf", root, Reading(image_column="image"))
     source = load_source("hf", root, Reading(image_column="second", label_column="coarse"))
@@ -150,27 +133,23 @@ def test_without_labels_all_is_one_class(datasets, tmp_path):
     assert source.class_names == ["unlabelled"]
     assert values_of(of_split(source, "train")) == [0, 1, 2, 9]
     assert of_split(source, "train").names[-1] == "extra/00000"
-    with pytest.raises(UserError, match="--test-fraction"):
-        load_source("hf", root, Reading(test_fraction=0.5))
+    refuses("--test-fraction", load_source, "hf", root, Reading(test_fraction=0.5))
 
 
 def test_data_sets_that_do_not_suit(datasets, tmp_path, monkeypatch):
     a, unlabelled = make(datasets, [1], [0]), make(datasets, [1], [-1])
     swapped = make(datasets, [1], [0], datasets.ClassLabel(names=["dog", "cat"]))
     words = datasets.Dataset.from_dict({"text": ["a"], "label": [0]})
-    for number, (data, message) in enumerate(
-        (
-            (datasets.DatasetDict(a=a, b=a), "has the splits a, b, and none of them is train"),
-            (datasets.DatasetDict(train=unlabelled, test=unlabelled), "the column label of .* has no label"),
-            (datasets.DatasetDict(train=a, test=swapped), r"differ in their columns or classes \(train, test\)"),
-            (words, r"has no image column \(text, label\)"),
-        )
-    ):
-        with pytest.raises(UserError, match=message):
-            load_source("hf", saved(tmp_path / str(number), data))
+    cases = {
+        "has the splits a, b, and none of them is train": datasets.DatasetDict(a=a, b=a),
+        "the column label of .* has no label": datasets.DatasetDict(train=unlabelled, test=unlabelled),
+        r"differ in their columns or classes \(train, test\)": datasets.DatasetDict(train=a, test=swapped),
+        r"has no image column \(text, label\)": words,
+    }
+    for number, (message, data) in enumerate(cases.items()):
+        refuses(message, load_source, "hf", saved(tmp_path / str(number), data))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(train=make(datasets, [], [])))
-    with pytest.raises(UserError, match="no/rows has no rows"):
-        load_source("hf", Path("no/rows"))
+    refuses("no/rows has no rows", load_source, "hf", Path("no/rows"))
 
 
 def test_a_row_without_an_image_or_with_a_broken_one_is_named(datasets, tmp_path):
@@ -184,14 +163,14 @@ def test_a_row_without_an_image_or_with_a_broken_one_is_named(datasets, tmp_path
             of_split(source, "train").image(row)
 
 
-def test_what_is_no_place(datasets, tmp_path):
+def test_what_is_no_place_and_without_the_library(datasets, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for place in ("../nowhere", "/nowhere", "a/b/c", "no spaces", tmp_path / "file"):
-        with pytest.raises(UserError, match="no folder, and no name on the hub"):
-            load_source("hf", Request(dataset=f"hf:{place}").root)
+        refuses("no folder, and no name on the hub", load_source, "hf", Request(dataset=f"hf:{place}").root)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty cannot be loaded by `datasets` \("):
-        load_source("hf", tmp_path / "empty")
+    refuses(r"empty cannot be loaded by `datasets` \(", load_source, "hf", tmp_path / "empty")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    refuses("pip install datasets", load_source, "hf", tmp_path)
 
 
 def test_a_name_on_the_hub(datasets, tmp_path, monkeypatch):
@@ -212,14 +191,14 @@ def test_a_name_on_the_hub(datasets, tmp_path, monkeypatch):
     wanted = Request(dataset="hf:owner/beans:small", weights="random", image_size=32)
     before = wanted.as_json()
     command = ["features", "--dataset", "hf:owner/beans:small", "--weights", "random", "--image-size", 32]
-    result = invoke(main, *command)
+    result = call(main, *command)
     assert asked == [("owner/beans", "small")]
     assert result.stdout == f"{wanted.default_store()}\n"
     assert result.stdout.startswith("data/features/hf-beans-small-resnet18-")
     assert FeatureStore.open(tmp_path / result.stdout.strip()).class_names == ["cat", "dog"]
     assert wanted.as_json() != before, "it is in the cache now"
     assert wanted.as_json()["fingerprint"] != source_kind("hf").fingerprint(Request(dataset="hf:owner/other").root)
-    assert "up to date" in invoke(main, *command).stderr
+    assert "up to date" in call(main, *command).stderr
     assert len(asked) == 1
     with pytest.raises(UserError, match=r"no folder no/such, .* cannot be loaded by `datasets` \(Couldn't find it\)"):
         load_source("hf", Request(dataset="hf:no/such").root)
@@ -229,11 +208,11 @@ def test_a_folder_is_recognised_and_its_change_seen(datasets, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     root = make_images(tmp_path / "images", classes=2, train=4, test=2)
     command = ["features", "--dataset", "hf:images", "--weights", "random", "--image-size", "32", "--store", "s.h5"]
-    invoke(main, *command)
+    call(main, *command)
     assert FeatureStore.open("s.h5").names([0]) == ["train/class0/000.png"]
-    assert invoke(main, *command).stderr == "up to date: s.h5\n"
+    assert call(main, *command).stderr == "up to date: s.h5\n"
     (root / "train/class0/000.png").unlink()
-    assert "1 gone" in invoke(main, *command, code=2).stderr
+    assert "1 gone" in call(main, *command, code=2).stderr
 
 
 def test_the_request_names_the_columns():
@@ -242,13 +221,5 @@ def test_the_request_names_the_columns():
     for name in ("imagefolder", "digits"):
         with pytest.raises(UserError, match=f"--label-column do nothing for {name}"):
             Request(dataset=name, root=Path(), weights="random", label_column="fine").as_json()
-    with pytest.raises(UserError, match="leave --root"):
-        Request(dataset="hf:beans", root=Path("x"))
-    with pytest.raises(UserError, match="--dataset hf needs"):
-        Request(dataset="hf:")
-
-
-def test_without_the_library(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match="pip install datasets"):
-        load_source("hf", tmp_path)
+    refuses("leave --root", Request, dataset="hf:beans", root=Path("x"))
+    refuses("--dataset hf needs", Request, dataset="hf:")

@@ -75,14 +75,13 @@ def test_grey_of_16_bits_is_scaled_by_the_bits_that_its_values_need(tmp_path, hi
 @pytest.mark.parametrize("colour", [2, 6])
 def test_colour_of_16_bits_that_uses_12_of_them_is_refused(tmp_path, colour):
     pixels = np.dstack([RGB, np.full(GREY.shape, 255, np.uint8)])[..., : 3 if colour == 2 else 4].astype(np.uint16)
-    whole = png(tmp_path / "a.png", pixels * 257, depth=16, colour=colour)
-    assert (read_image(whole) == RGB).all()
+    assert (read_image(png(tmp_path / "a.png", pixels * 257, depth=16, colour=colour)) == RGB).all()
     pixels[..., :3] *= 16
     with pytest.raises(UnreadableImage, match="need no more than 12; convert it to 8 bits"):
         read_image(png(tmp_path / "b.png", pixels, depth=16, colour=colour))
 
 
-def test_twelve_bits_in_words_of_sixteen_are_scaled_as_the_file_declares(tmp_path):
+def test_twelve_bits_are_scaled_as_the_file_declares_and_ink_on_white_paper_is_turned_round(tmp_path):
     twelve = ((GREY.astype(np.int64) * 4095 + 127) // 255).astype(np.uint16)
     declared = tiff(tmp_path / "a.tif", twelve, {281: (SHORT, 4095)})
     assert np.abs(read_image(declared).astype(int) - grey3(GREY)).max() <= 1
@@ -90,9 +89,6 @@ def test_twelve_bits_in_words_of_sixteen_are_scaled_as_the_file_declares(tmp_pat
     assert np.abs(read_image(tmp_path / "a.pgm").astype(int) - grey3(GREY)).max() <= 1
     statistic = tiff(tmp_path / "b.tif", twelve, {281: (SHORT, int(twelve.max()))})
     assert (read_image(statistic) == read_image(declared)).all()
-
-
-def test_ink_on_white_paper_is_turned_round_in_every_depth(tmp_path):
     wide = GREY.astype(np.uint16) * 257
     path = tiff(tmp_path / "a.tif", wide)
     content = bytearray(path.read_bytes())
@@ -142,8 +138,7 @@ def test_a_transparent_colour_of_a_palette_is_white(tmp_path, hidden, suffix):
     image.putpalette(palette.tobytes())
     image.putdata(indices.ravel())
     image.save(tmp_path / f"a.{suffix}", transparency=7)
-    expected = np.where(HOLE[..., None], 255, palette[indices])
-    assert (read_image(tmp_path / f"a.{suffix}") == expected).all()
+    assert (read_image(tmp_path / f"a.{suffix}") == np.where(HOLE[..., None], 255, palette[indices])).all()
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
@@ -151,8 +146,7 @@ def test_a_transparent_grey_is_white_in_every_depth(tmp_path, depth):
     top = 2**depth - 1
     values = np.where(HOLE, 0, np.maximum(GREY.astype(np.int64) * top // 255, 1))
     path = png(tmp_path / "a.png", values, depth=depth, colour=0, chunks=[(b"tRNS", struct.pack(">H", 0))])
-    expected = np.where(HOLE, 255, (values * 255 + top // 2) // top)
-    assert (read_image(path) == grey3(expected)).all()
+    assert (read_image(path) == grey3(np.where(HOLE, 255, (values * 255 + top // 2) // top))).all()
 
 
 @pytest.mark.parametrize(("depth", "factor"), [(8, 1), (16, 257)])
@@ -224,9 +218,8 @@ def test_adobes_inverted_cmyk_and_ycck_are_right(tmp_path):
     # Adobe writes Y, Cb, Cr of the ink (255 - RGB) and an inverted K; Pillow inverts what it is given
     ycc = np.asarray(Image.fromarray(255 - RGB).convert("YCbCr"))
     content = io.BytesIO()
-    Image.fromarray(255 - np.dstack([ycc, np.full_like(GREY, 255)]), "CMYK").save(
-        content, "JPEG", quality=100, subsampling=0
-    )
+    inverted = Image.fromarray(255 - np.dstack([ycc, np.full_like(GREY, 255)]), "CMYK")
+    inverted.save(content, "JPEG", quality=100, subsampling=0)
     data = bytearray(content.getvalue())
     marker = data.index(b"Adobe")
     data[marker + 11] = 2  # transform: YCCK
@@ -267,11 +260,10 @@ def test_a_picture_is_read_at_a_part_of_its_size_that_divides_it_and_keeps_its_s
 ):
     smooth(*size).save(tmp_path / "a.jpg", quality=95)
     smooth(*size).save(tmp_path / "a.png")
-    found = read_image(tmp_path / "a.jpg", least_side=least_side)
+    path = tmp_path / "a.jpg"
+    found = read_image(path, least_side=least_side)
     assert found.shape == (*decoded, 3)
-    assert (
-        read_image(tmp_path / "a.jpg", least_side=least_side, data=(tmp_path / "a.jpg").read_bytes()) == found
-    ).all()
+    assert (read_image(path, least_side=least_side, data=path.read_bytes()) == found).all()
     expected = np.asarray(smooth(*size).resize(decoded[::-1], Image.Resampling.BOX))
     assert np.abs(found.astype(int) - expected).mean() < 3
     assert np.abs(read_image(tmp_path / "a.png", least_side=least_side).astype(int) - expected).max() <= 1

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fabricate import refuses
 
 from common.errors import UserError
 from find.inputs import take_features, take_inputs, take_labels
@@ -64,44 +65,42 @@ def test_what_images_are_called():
     assert take_inputs(X).paths[3] == "train/3"
 
 
-@pytest.mark.parametrize(
-    ("given", "rule"),
-    [
-        ({"features": X[0]}, r"features must be \(n, D\), got \(3,\)"),
-        ({"features": [[1, 2], [3]]}, "features cannot be made an array"),
-        ({"features": [["a"], ["b"]]}, "features must be numbers"),
-        ({"features": X * np.nan}, "features have values that are not finite"),
-        ({"features": X * 1e30}, r"the largest of the features is 1e\+31"),
-        ({"features": X * 1e-30}, "too far from 1"),
-        ({"features": X.astype(np.float64) * 1e300}, "too far from 1"),
-        ({"labels": [0, 1, 1]}, "there are 3 labels for 4 images"),
-        ({"labels": [[0], [1], [1], [0]]}, r"labels must be \(n,\), got \(4, 1\)"),
-        ({"labels": np.eye(4)}, r"labels must be \(n,\), got \(4, 4\)"),
-        ({"labels": [0.5, 1, 1, 0]}, "labels must be whole numbers or texts of one kind, found 0.5"),
-        ({"labels": [0, 1, np.nan, 0]}, "found nan"),
-        ({"labels": ["a", None, "b", "b"]}, "found None"),
-        ({"labels": np.array(["a", 1, "b", "b"], object)}, "of one kind"),
-        ({"labels": [0, 1, 2, 0], "class_names": ["a", "b"]}, "beyond the 2 class_names"),
-        ({"labels": [0, 1, -1, 0], "class_names": ["a", "b"]}, "beyond the 2 class_names"),
-        ({"labels": list("abca"), "class_names": ["a", "b"]}, "beyond the 2 class_names"),
-        ({"labels": [0, 1, 1, 0], "class_names": ["a", "a"]}, "two class_names are the same"),
-        ({"paths": ["a"]}, "there are 1 paths for 4 images"),
-        ({"splits": ["train"] * 5}, "there are 5 splits for 4 images"),
-        ({"digests": HEX[:3]}, "there are 3 digests for 4 images"),
-        ({"digests": ["xy"] * 4}, "hex digits"),
-        ({"digests": X}, r"digests must be \(n, 32\)"),
-        ({"rate": 0}, "rate must be a number between 0 and 1"),
-        ({"rate": 5}, "rate must be"),
-        ({"rate": "0.1"}, "rate must be"),
-        ({"rate": float("nan")}, "rate must be"),
-        ({"seed": -1}, "seed must be a whole number of at least 0, got -1"),
-        ({"seed": 0.5}, "seed must be"),
+WRONG = {
+    "features": [
+        (X[0], r"features must be \(n, D\), got \(3,\)"),
+        ([[1, 2], [3]], "features cannot be made an array"),
+        ([["a"], ["b"]], "features must be numbers"),
+        (X * np.nan, "features have values that are not finite"),
+        (X * 1e30, r"the largest of the features is 1e\+31"),
+        (X * 1e-30, "too far from 1"),
+        (X.astype(np.float64) * 1e300, "too far from 1"),
     ],
-)
-def test_what_cannot_be_taken_is_refused_in_one_sentence(given, rule):
-    with pytest.raises(UserError, match=rule) as caught:
-        take_inputs(**{"features": X, **given})
-    assert "\n" not in caught.value.message
+    "labels": [
+        ([0, 1, 1], "there are 3 labels for 4 images"),
+        ([[0], [1], [1], [0]], r"labels must be \(n,\), got \(4, 1\)"),
+        (np.eye(4), r"labels must be \(n,\), got \(4, 4\)"),
+        ([0.5, 1, 1, 0], "labels must be whole numbers or texts of one kind, found 0.5"),
+        ([0, 1, np.nan, 0], "found nan"),
+        (["a", None, "b", "b"], "found None"),
+        (np.array(["a", 1, "b", "b"], object), "of one kind"),
+    ],
+    "paths": [(["a"], "there are 1 paths for 4 images")],
+    "splits": [(["train"] * 5, "there are 5 splits for 4 images")],
+    "digests": [(HEX[:3], "there are 3 digests"), (["xy"] * 4, "hex digits"), (X, r"digests must be \(n, 32\)")],
+    "rate": [(value, "rate must be a number between 0 and 1") for value in (0, 5, "0.1", float("nan"))],
+    "seed": [(value, f"seed must be a whole number of at least 0, got {value}") for value in (-1, 0.5)],
+}
+
+
+@pytest.mark.parametrize(("name", "value", "rule"), [(name, *each) for name, rows in WRONG.items() for each in rows])
+def test_what_cannot_be_taken_is_refused_in_one_sentence(name, value, rule):
+    refuses(rule, take_inputs, **{"features": X, name: value})
+
+
+def test_labels_beyond_the_class_names_and_equal_names_are_refused():
+    for labels in ([0, 1, 2, 0], [0, 1, -1, 0], list("abca")):
+        refuses("beyond the 2 class_names", take_inputs, X, labels, class_names=["a", "b"])
+    refuses("two class_names are the same", take_inputs, X, [0, 1, 1, 0], class_names=["a", "a"])
 
 
 def test_features_of_a_reference_are_named():

@@ -6,9 +6,8 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from fabricate import invoke
+from fabricate import call, refuses
 
-from common.errors import UserError
 from common.joined import JoinedStore, open_stores
 from common.store import SPLITS, FeatureStore
 from common.store_writer import name_arrays, write_store
@@ -125,8 +124,7 @@ def test_views_that_one_store_lacks_are_not_used(first, tmp_path):
 def test_equal_pictures_are_matched_by_name_else_by_their_place(first, tmp_path, by_name):
     arrays = {name: np.array(first.array(name)) for name in first.places if not name.startswith("name")}
     arrays["image_sha256"][[5, 40, 150]] = arrays["image_sha256"][1]  # of its class, of another, of the test
-    files = first.names(range(180))
-    write_store(tmp_path / "c.h5", {**first.header}, {**arrays, **name_arrays(files)})
+    write_store(tmp_path / "c.h5", {**first.header}, {**arrays, **name_arrays(first.names(range(180)))})
     twins = FeatureStore.open(tmp_path / "c.h5")
     rows = shuffled(first, 3) if by_name else np.arange(180)
     names = None if by_name else [f"elsewhere/{row}.png" for row in rows]
@@ -158,51 +156,41 @@ def repaint(arrays, header):
     ],
 )
 def test_stores_that_disagree_are_refused(first, tmp_path, change, sentence):
-    other = beside(first, tmp_path / "b.h5", change=change)
-    with pytest.raises(UserError, match=sentence):
-        JoinedStore.join([first.path, other.path])
+    refuses(sentence, JoinedStore.join, [first.path, beside(first, tmp_path / "b.h5", change=change).path])
 
 
-def test_a_store_beside_itself_is_refused(first):
-    with pytest.raises(UserError, match="is given twice"):
-        open_stores([first.path, first.path])
+def test_each_store_is_given_once_and_has_a_reference(first, tmp_path):
+    refuses("is given twice", open_stores, [first.path, first.path])
+    a, b = first.path, beside(first, tmp_path / "b.h5").path
+    assert "a reference is needed" in call(find, "odd", a, "--beside", b, "--reference", a, code=2).output
+    call(find, "odd", a, "--beside", b, "--reference", a, "--reference", b, "--out", tmp_path / "odd")
 
 
 def test_a_head_of_two_stores_says_so_and_is_refused_on_one_or_in_another_order(first, tmp_path):
     a, b = first.path, beside(first, tmp_path / "b.h5").path
     both = ["--store", a, "--store", b]
-    invoke(train, "fit", *both, "--run", tmp_path / "run", *TINY)
+    call(train, "fit", *both, "--run", tmp_path / "run", *TINY)
     store = json.loads((tmp_path / "run/report.json").read_text())["store"]
     assert store["path"] == f"{a} + {b}"
-    assert [part["identity_sha256"] for part in store["beside"]] == [
-        FeatureStore.open(path).identity_sha256 for path in (a, b)
-    ]
+    beside_it = [FeatureStore.open(path).identity_sha256 for path in (a, b)]
+    assert [part["identity_sha256"] for part in store["beside"]] == beside_it
     assert store["identity_sha256"] == open_stores([a, b]).identity_sha256
-    assert "complete" in invoke(train, "fit", *both, "--run", tmp_path / "run", *TINY).stderr
+    assert "complete" in call(train, "fit", *both, "--run", tmp_path / "run", *TINY).stderr
     for stores in (["--store", a], ["--store", b, "--store", a]):
-        refused = invoke(train, "fit", *stores, "--run", tmp_path / "run", *TINY, code=2)
+        refused = call(train, "fit", *stores, "--run", tmp_path / "run", *TINY, code=2)
         assert "was begun with another feature store" in refused.output
-    invoke(find, "odd", a, "--beside", b, "--run", tmp_path / "run", "--out", tmp_path / "odd")
-    settings = json.loads((tmp_path / "odd/findings.json").read_text())["settings"]
-    assert settings["store"] == f"{a} + {b}"
-    refused = invoke(find, "odd", a, "--run", tmp_path / "run", code=2)
-    assert "is for features of 22 dimensions" in refused.output
-    refused = invoke(find, "odd", b, "--beside", a, "--run", tmp_path / "run", code=2)
-    assert "was made with another" in refused.output
+    call(find, "odd", a, "--beside", b, "--run", tmp_path / "run", "--out", tmp_path / "odd")
+    assert json.loads((tmp_path / "odd/findings.json").read_text())["settings"]["store"] == f"{a} + {b}"
+    odd = ["--run", tmp_path / "run"]
+    assert "is for features of 22 dimensions" in call(find, "odd", a, *odd, code=2).output
+    assert "was made with another" in call(find, "odd", b, "--beside", a, *odd, code=2).output
 
 
 def test_a_phase_and_an_audit_of_stores_side_by_side(first, tmp_path):
     a, b = first.path, beside(first, tmp_path / "b.h5").path
     (tmp_path / "p").mkdir()
     (tmp_path / "p/config.toml").write_text('method = "normalised_plda"\n[plan]\nruns = ["one:"]\n')
-    invoke(train, "phase", tmp_path / "p/config.toml", "--store", a, "--beside", b, "--runs", tmp_path / "runs")
-    report = json.loads((tmp_path / "runs/p/one-seed0/report.json").read_text())
-    assert len(report["store"]["beside"]) == 2
-    invoke(find, "audit", a, "--beside", b, "--out", tmp_path / "audit")
+    call(train, "phase", tmp_path / "p/config.toml", "--store", a, "--beside", b, "--runs", tmp_path / "runs")
+    assert len(json.loads((tmp_path / "runs/p/one-seed0/report.json").read_text())["store"]["beside"]) == 2
+    call(find, "audit", a, "--beside", b, "--out", tmp_path / "audit")
     assert (tmp_path / "audit/index.html").is_file()
-
-
-def test_a_reference_is_needed_for_each_store(first, tmp_path):
-    a, b = first.path, beside(first, tmp_path / "b.h5").path
-    assert "a reference is needed" in invoke(find, "odd", a, "--beside", b, "--reference", a, code=2).output
-    invoke(find, "odd", a, "--beside", b, "--reference", a, "--reference", b, "--out", tmp_path / "odd")

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fabricate import make_config
+from fabricate import make_config, without_times
 
 from common import machine
 from common.errors import UserError
@@ -33,17 +33,7 @@ def run(store, *overrides, progress=None, stop_after=None):
         if len(progress.history) == stop_after:
             raise Stopped
 
-    model = train(config, task, progress, save)
-    return model, task, progress
-
-
-def without_times(history):
-    return [{key: value for key, value in record.items() if "seconds" not in key} for record in history]
-
-
-@pytest.fixture
-def store(tmp_path):
-    return make_store(tmp_path / "s.h5")
+    return train(config, task, progress, save), task, progress
 
 
 def test_it_learns_to_find_the_anomaly_and_the_best_epoch_on_validation_is_returned(store):
@@ -89,10 +79,8 @@ def test_evaluation_averages_the_logits_of_the_views(tmp_path):
     config = Config.load(None, [*TINY, "data.views=all"])
     task = prepare(store, config.data)
     model = build_method(config, task.feature_dim)
-    each = [
-        predict(model, dataclasses.replace(task, features=(task.features[0][view : view + 1],)), task.test, 7)
-        for view in (0, 1)
-    ]
+    views = [dataclasses.replace(task, features=(view[None],)) for view in task.features[0]]
+    each = [predict(model, view, task.test, 7) for view in views]
     torch.testing.assert_close(predict(model, task, task.test, 60), (each[0] + each[1]) / 2)
 
 
@@ -124,9 +112,11 @@ def test_auto_takes_what_the_machine_gains_from_and_each_epoch_says_which(store,
     assert "float32" not in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_advice(store):
+def test_a_loss_that_is_not_finite_and_hard_pairs_without_superclasses_are_refused(store):
     with pytest.raises(UserError, match=r"not finite in epoch \d+: lower training.learning_rate"):
         run(store, "training.learning_rate=1e30", "training.gradient_clip=1e30")
+    with pytest.raises(UserError, match=r"training.hard_pairs=0.5 needs super-classes, .*s.h5 has none: set it to"):
+        run(store, "training.hard_pairs=0.5")
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
@@ -147,18 +137,10 @@ def test_so_many_training_sets_are_hard(tmp_path, monkeypatch, shared):
     inputs = Task.inputs
     monkeypatch.setattr(Task, "inputs", lambda self, sets, views: batches.append(sets) or inputs(self, sets, views))
     run(store, "training.hard_pairs=0.5", f"training.images_per_class={shared}", "training.batch_size=60")
-    within = [
-        superclasses[own] == superclasses[other]
-        for batch in batches
-        for own, other in zip(batch.set_label, batch.anomaly_label, strict=True)
-    ]
+    groups = np.array(superclasses)
+    within = np.concatenate([groups[batch.set_label] == groups[batch.anomaly_label] for batch in batches])
     assert len(within) > 500
     assert np.mean(within) == pytest.approx(0.5 + 0.5 / 5, abs=0.1)
-
-
-def test_hard_pairs_without_superclasses_are_refused(store):
-    with pytest.raises(UserError, match=r"training.hard_pairs=0.5 needs super-classes, .*s.h5 has none: set it to"):
-        run(store, "training.hard_pairs=0.5")
 
 
 @pytest.mark.parametrize("method", ["deepsets", "deep_plda"])

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from fabricate import refuses
 
 from common import machine
-from common.errors import UserError
 from common.machine import choose_arithmetic, choose_device, fast_bfloat16, hardware, versions
 
 CPU = torch.device("cpu")
@@ -17,8 +17,7 @@ def test_auto_takes_the_accelerator_where_there_is_one(monkeypatch):
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])
 def test_a_device_that_is_not_there_is_one_sentence(name):
-    with pytest.raises(UserError, match=f'no device "{name}" here .*: use cpu or auto'):
-        choose_device(name)
+    refuses(f'no device "{name}" here .*: use cpu or auto', choose_device, name)
 
 
 def test_versions_and_hardware_can_be_compared_between_reports():

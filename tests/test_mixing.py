@@ -74,12 +74,9 @@ def test_a_mixed_class_lies_between_two_classes_and_is_as_wide_as_they_are():
     assert wide.std(1).mean() == pytest.approx(0.5, rel=0.1)
 
 
-def test_where_the_features_are_centred_is_no_matter():
+def test_the_generator_alone_decides_and_not_where_the_features_are_centred():
     plain, moved = mix(batch()), mix(batch(offset=100.0))
     torch.testing.assert_close(moved.features - 100, plain.features, rtol=0, atol=1e-4)
-
-
-def test_the_generator_alone_decides():
     first, again, other = mix(batch()), mix(batch()), mix(batch(), seed=2)
     for name, value in vars(first).items():
         torch.testing.assert_close(value, getattr(again, name), rtol=0, atol=0)

@@ -4,20 +4,14 @@ import errno
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from click.testing import CliRunner
-from fabricate import make_findings
-from PIL import Image
+from fabricate import call, make_findings, make_pictures, python
 
 import find.auditing
 from common.files import OUTPUT_MARK
-from common.images import pixel_digest, read_image
-from common.store import FeatureStore
-from common.store_writer import name_arrays, write_store
-from common.synthetic import make_header
 from find import page
 from find.cli import main
 
@@ -27,36 +21,19 @@ WRITTEN = {OUTPUT_MARK, "findings.csv", "findings.json", "index.html", "pictures
 
 @pytest.fixture
 def root(tmp_path):
-    for number, name in enumerate(NAMES):
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / "in" / name)
     return tmp_path / "in"
 
 
 @pytest.fixture
 def store(root, tmp_path, monkeypatch):
     """A store of four images; an audit that flags the first two without looking."""
-    header = make_header(2, 8)
-    header["class_names"] = header["identity"]["data_set"]["class_names"] = ["cat", "dog"]
-    header["provenance"]["request"] = {"dataset": "csv"}
-    arrays = {
-        "features": np.random.default_rng(0).normal(size=(1, 4, 8)).astype("<f4"),
-        "labels": np.array([0, 0, 1, 1]),
-        "image_index": np.arange(4),
-        "split": np.zeros(4, np.uint8),
-        "image_sha256": np.stack([np.frombuffer(pixel_digest(read_image(root / name)), np.uint8) for name in NAMES]),
-        **name_arrays(NAMES),
-    }
-    write_store(tmp_path / "s.h5", header, arrays)
+    make_pictures(tmp_path / "s.h5", root, NAMES)
     monkeypatch.setattr(find.auditing, "audit", lambda *_, **__: make_findings(NAMES[:3], flagged=2))
     monkeypatch.chdir(tmp_path)
-    return FeatureStore.open(Path("s.h5"))
+    return Path("s.h5")
 
 
-def run(*arguments, code=0):
-    result = CliRunner().invoke(main, ["audit", "s.h5", *map(str, arguments)])
-    assert result.exit_code == code, result.output
-    return result
+run = partial(call, main, "audit", "s.h5")
 
 
 def test_the_page_and_its_tables_are_written_and_the_page_is_printed(store, root):
@@ -103,16 +80,13 @@ def test_the_root_of_a_table_is_its_folder(store, root):
     assert f'"root": "{root}"' in Path("runs/find-s/findings.json").read_text()
 
 
-def test_flagged_paths_are_listed_for_other_programs(store, root):
+def test_flagged_paths_are_listed_for_other_programs_with_nul_where_there_is_a_line_break(store, root, monkeypatch):
     first, second = (str(root / name).encode() for name in NAMES[:2])
     result = run("--root", "in", "--list", "-")
     assert result.stdout_bytes == first + b"\n" + second + b"\n"
     assert "index.html" in result.stderr
     run("--list", "list.txt", "-0")
     assert Path("list.txt").read_bytes() == b"cat/0.png\0cat/1.png\0"
-
-
-def test_a_path_with_a_line_break_needs_nul(store, monkeypatch):
     monkeypatch.setattr(find.auditing, "audit", lambda *_, **__: make_findings(["cat/0\n.png"], flagged=1))
     assert "1 flagged paths have a line break in them: give --null" in run("--list", "-", code=2).output
     assert run("--list", "-", "-0").stdout_bytes == b"cat/0\n.png\0"
@@ -125,18 +99,15 @@ def test_marks_are_honoured_and_those_of_no_image_are_counted(store, root):
     assert result.stdout.split("\n")[:2] == [str(root / "dog/3.png"), str(root / "cat/1.png")]
 
 
-def test_copies_are_made_and_what_could_not_be_is_named(store, root):
+def test_copies_are_made_of_what_is_flagged_and_what_could_not_be_is_named(store, root, monkeypatch):
     (root / NAMES[0]).unlink()
     result = run("--root", root, "--copy-to", "copies", code=2)
     assert "1 of 2 flagged images could not be copied to copies: cat/0.png is not there any more" in result.output
     assert Path("copies", NAMES[1]).read_bytes() == (root / NAMES[1]).read_bytes()
     assert "runs/find-s/index.html" in result.stdout
-
-
-def test_with_nothing_flagged_nothing_is_copied(store, monkeypatch):
     monkeypatch.setattr(find.auditing, "audit", lambda *_, **__: make_findings(NAMES))
-    assert "nothing is copied" in run("--root", "in", "--copy-to", "copies").stderr
-    assert not Path("copies").exists()
+    assert "nothing is copied" in run("--root", "in", "--copy-to", "none").stderr
+    assert not Path("none").exists()
 
 
 CODE = """
@@ -152,14 +123,13 @@ main(["audit", "s.h5", *sys.argv[1:]])
 
 @pytest.mark.parametrize("options", [[], ["--list", "-"]])
 def test_a_full_standard_output_is_said(store, options):
-    command = [sys.executable, "-c", CODE.format(tests=str(Path(__file__).parent)), *options]
     with Path("/dev/full").open("wb") as full:
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert result.returncode == 2
-    *_, last = result.stderr.splitlines()
+        streams = {"stdout": full, "stderr": subprocess.PIPE, "capture_output": False}
+        said = python("-c", CODE.format(tests=str(Path(__file__).parent)), *options, code=2, **streams).stderr
+    *_, last = said.splitlines()
     assert last.startswith("Error: no space left for the standard output: ")
     assert last.endswith("; the page is complete: runs/find-s/index.html")
-    assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
+    assert "Exception ignored" not in said
 
 
 def test_an_error_says_what_is_complete(store, monkeypatch):
@@ -176,9 +146,8 @@ def test_a_find_that_is_stopped_starts_anew(store):
     code = CODE.replace("import find.auditing\n", "import find.auditing, os, signal, time\n").replace(
         'lambda *_, **__: make_findings(["a"], flagged=1)', "lambda *_, **__: os.kill(os.getpid(), 2) or time.sleep(9)"
     )
-    command = [sys.executable, "-c", code.format(tests=str(Path(__file__).parent))]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert (result.returncode, result.stderr) == (130, "\nstopped: the same command starts anew\n")
+    said = python("-c", code.format(tests=str(Path(__file__).parent)), code=130).stderr
+    assert said == "\nstopped: the same command starts anew\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills")

@@ -4,12 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fabricate import of_split, relative_error
+from fabricate import of_split, refuses, relative_error
 
-from common.errors import UserError
 from common.files import exclusive
 from common.images import pixel_digest
-from common.store_partial import partial_folder, read_progress
+from common.store_partial import partial_folder
 from common.synthetic import make_images
 from extract import batches, engines
 from extract.batches import Extraction
@@ -49,9 +48,8 @@ def test_every_image_has_one_row_in_the_order_of_the_source(extraction, source, 
 
 
 def test_the_batch_size_changes_nothing_but_rounding(extraction, tmp_path):
-    whole, *others = (
-        extract(replace(extraction, batch_size=size), tmp_path / f"{size}.h5").features for size in (66, 1, 7)
-    )
+    jobs = {size: replace(extraction, batch_size=size) for size in (66, 1, 7)}
+    whole, *others = (extract(job, tmp_path / f"{size}.h5").features for size, job in jobs.items())
     assert all(relative_error(other, whole) < 1e-5 for other in others)
 
 
@@ -92,8 +90,7 @@ def in_bfloat16(monkeypatch):
 
 def test_bfloat16_is_stored_as_half_precision_and_stays_close(extraction, tmp_path, in_bfloat16):
     half = extract(replace(extraction, precision="bfloat16"), tmp_path / "half.h5")
-    assert half.features.dtype == np.float16
-    assert half.identity["precision"] == "bfloat16"
+    assert (half.features.dtype, half.identity["precision"]) == (np.float16, "bfloat16")
     full = extract(extraction, tmp_path / "full.h5")
     assert full.features.dtype == np.float32
     assert relative_error(half.features.astype("f4"), full.features) < 0.05
@@ -110,8 +107,7 @@ def test_where_bfloat16_gains_nothing_it_is_not_tried_and_the_store_says_float32
     store = extract(job, tmp_path / "s.h5")
     assert capsys.readouterr().err.count("using float32: bfloat16 is not faster on this machine") == 1
     assert store.identity == extract(extraction, tmp_path / "full.h5").identity
-    assert store.identity["precision"] == "float32"
-    assert store.features.dtype == np.float32
+    assert (store.identity["precision"], store.features.dtype) == ("float32", np.float32)
     assert "bfloat16" not in store.header["provenance"]["engine"]
     assert store.header["provenance"]["request"] == {"precision": "bfloat16"}  # so it is up to date
 
@@ -146,29 +142,13 @@ def interrupt(monkeypatch):
     return seen, numbers
 
 
-def test_an_interrupted_extraction_goes_on_to_the_same_bytes(extraction, tmp_path, interrupt):
-    whole = extract(extraction, tmp_path / "whole.h5").path.read_bytes()
-    seen, numbers = interrupt
-    seen.clear()
-    numbers += [2, 4]
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            extract(extraction, tmp_path / "s.h5")
-    assert read_progress(tmp_path / "s.h5") == (32, 66)
-    store = extract(extraction, tmp_path / "s.h5")
-    assert seen == [0, 16, 16, 32, 32, 48, 64]
-    assert store.path.read_bytes() == whole
-    assert not partial_folder(store.path).exists()
-
-
 def test_a_resumed_extraction_keeps_its_engine_whatever_would_be_chosen_now(
     extraction, tmp_path, interrupt, in_bfloat16
 ):
     half = replace(extraction, precision="bfloat16", engine="auto")
     name, chosen = in_bfloat16
     whole = extract(half, tmp_path / "whole.h5")
-    assert whole.header["provenance"]["engine"] == name
-    assert whole.header["provenance"]["fidelity"]["cosine"] == 1.0
+    assert (whole.header["provenance"]["engine"], whole.header["provenance"]["fidelity"]["cosine"]) == (name, 1.0)
     seen, numbers = interrupt
     numbers.append(len(seen) + 3)
     with pytest.raises(KeyboardInterrupt):
@@ -182,18 +162,14 @@ def test_features_that_are_not_finite_are_refused_and_nothing_is_left_in_place(e
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 512))
     torch.nn.init.constant_(module[1].bias, float("inf"))
     broken = replace(extraction, backbone=replace(extraction.backbone, module=module))
-    with pytest.raises(UserError, match="non-finite features at images 0 to 15"):
-        extract(broken, tmp_path / "s.h5")
+    refuses("non-finite features at images 0 to 15", extract, broken, tmp_path / "s.h5")
     assert not (tmp_path / "s.h5").exists()
 
 
 def test_a_second_extraction_beside_a_running_one_is_refused(extraction, tmp_path):
     target = tmp_path / "s.h5"
-    with (
-        exclusive(partial_folder(target), "held"),
-        pytest.raises(UserError, match=r"another extraction is writing .*s\.h5"),
-    ):
-        extract(extraction, target)
+    with exclusive(partial_folder(target), "held"):
+        refuses(r"another extraction is writing .*s\.h5", extract, extraction, target)
 
 
 def test_working_ahead_keeps_the_order_and_passes_on_errors():

@@ -65,14 +65,11 @@ def test_an_image_is_judged_by_the_member_that_never_learns_from_it(bayes):
     assert torch.equal(labels.view(MEMBERS, -1)[learnt_from], inputs.labels.repeat(MEMBERS, 1)[learnt_from])
 
 
-def test_the_loss_on_sets_does_not_reach_the_members():
+def test_the_loss_on_sets_does_not_reach_the_members_and_a_single_one_learns_from_every_image():
     made = head()
     made.training_outputs(some_inputs())[0].sum().backward()
     assert all(parameter.grad is None for parameter in made.members.parameters())
     assert made.classifier.weight.grad is not None
-
-
-def test_a_single_member_learns_from_every_image():
     _, class_logits, labels = head("head.members=1").training_outputs(some_inputs())
     assert class_logits.shape == (12, CLASSES)
     assert (labels != NO_CLASS).all()

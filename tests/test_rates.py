@@ -31,17 +31,17 @@ def test_a_clean_set_is_flagged_in_half_the_rate_and_a_mixed_one_keeps_it():
     assert np.mean(clean) == pytest.approx(0.05, abs=0.015)
     false = []
     for _ in range(200):
-        p = np.concatenate([generator.random(300), generator.random(40) / 1e5])
-        flagged = q_values(p) <= 0.1
+        flagged = q_values(np.concatenate([generator.random(300), generator.random(40) / 1e5])) <= 0.1
         assert flagged[300:].all()
         false.append(flagged[:300].sum() / flagged.sum())
     assert 0.06 < np.mean(false) < 0.12
 
 
-def test_conformal_p_values_count_what_is_as_high():
+def test_conformal_p_values_count_what_is_as_high_and_of_probabilities_the_mean_is_the_rate():
     assert conformal_p_values(np.array([3.0, 2.0, 0.0]), np.array([1.0, 2.0, 3.0])).tolist() == [0.5, 0.75, 1.0]
     beyond = conformal_p_values(np.array([4.0, 6.0]), np.random.default_rng(0).exponential(size=400))
     assert beyond[1] < beyond[0] < 0.02
+    assert bayes_q_values(np.array([0.5, 1.0])).tolist() == [0.25, 0.0]
 
 
 def test_local_rates_are_what_is_true_of_images_that_look_so():
@@ -52,10 +52,6 @@ def test_local_rates_are_what_is_true_of_images_that_look_so():
     for low, high in ((0, 0.1), (0.3, 0.7)):
         chosen = (local >= low) & (local <= high)
         assert 1 - odd[chosen].mean() == pytest.approx(local[chosen].mean(), abs=0.12)
-
-
-def test_of_probabilities_the_mean_is_the_rate():
-    assert bayes_q_values(np.array([0.5, 1.0])).tolist() == [0.25, 0.0]
 
 
 def test_nearest_images_are_those_of_all_pairs(monkeypatch):
@@ -89,14 +85,12 @@ def test_copies_are_found_by_digest_by_features_and_nearly():
     digests[7] = digests[6]
     copies = find_copies(x, digests)
     assert sorted(part.tolist() for part in repeated(copies.group).values()) == [[1, 3], [4, 5], [6, 7]]
-    assert copies.equal[1] == copies.equal[3]
-    assert copies.equal[6] == copies.equal[7]
+    assert (copies.equal[1], copies.equal[6]) == (copies.equal[3], copies.equal[7])
     assert copies.equal[4] != copies.equal[5]
 
 
 def test_a_rate_is_not_promised_where_there_is_no_gap_or_there_are_few_images():
-    generator = np.random.default_rng(0)
-    usual = generator.normal(size=500)
+    usual = np.random.default_rng(0).normal(size=500)
     with_gap = p_values(np.concatenate([usual, np.full(10, 9.0)]))
     without = np.concatenate([np.linspace(0.001, 1, 500), np.full(10, 1e-6), np.linspace(0.003, 0.01, 20)])
     assert find_caveat(with_gap, 0.1) is None

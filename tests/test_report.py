@@ -63,8 +63,7 @@ def test_a_report_says_what_was_measured_on_which_sets(tmp_path):
 def test_a_report_has_what_is_measured_beyond_the_plain_test(tmp_path):
     store = make_store(tmp_path / "s.h5", train=100, class_superclass=[0, 0, 1, 1])
     report, task, _ = reported(tmp_path, store, Config(), HISTORY)
-    assert report.hard.n == len(task.hard)
-    assert report.hard.sets_sha256 == task.hard.digest()
+    assert (report.hard.n, report.hard.sets_sha256) == (len(task.hard), task.hard.digest())
     test = report.test
     assert report.without_twins == Twins([], test.n, test.top1, test.top1_interval)
     assert np.sum(report.failures.matrix, (0, 1))[0] == len(task.test)
@@ -74,8 +73,7 @@ def test_a_report_has_what_is_measured_beyond_the_plain_test(tmp_path):
 
 
 def test_a_method_that_is_not_trained_has_no_history_and_no_curves(tmp_path):
-    store = make_store(tmp_path / "s.h5", train=100)
-    report, _, _ = reported(tmp_path, store, Config(method="knn"), [])
+    report, _, _ = reported(tmp_path, make_store(tmp_path / "s.h5", train=100), Config(method="knn"), [])
     assert (report.history, report.best_epoch, report.train_seconds) == ([], None, 0)
     assert (report.train_sets_per_second, report.attention, report.parameters) == (None, None, 0)
     assert {file.name for file in tmp_path.glob("*.png")} == {"mistakes.png"}

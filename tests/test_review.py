@@ -4,9 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from fabricate import make_findings
+from fabricate import make_findings, refuses
 
-from common.errors import UserError
 from find import review
 from find.findings import Findings, Image
 from find.text import plain_cell, safe_cell, visible
@@ -73,9 +72,8 @@ def test_reviews_are_honoured():
 
 
 def test_an_image_that_is_marked_as_wrong_is_flagged_though_it_was_not_listed():
-    reviewed, unknown = review.apply(
-        make_findings(["a"]), {"z": "wrong", "y": "keep"}, *images("a", "y", "z"), list("ppq")
-    )
+    marks = {"z": "wrong", "y": "keep"}
+    reviewed, unknown = review.apply(make_findings(["a"]), marks, *images("a", "y", "z"), list("ppq"))
     first = reviewed.findings[0]
     assert (first.path, first.row, first.own, first.flagged, first.q) == ("z", 2, "q", True, 0)
     assert len(reviewed.findings) == 2
@@ -131,17 +129,11 @@ def test_marks_that_a_spreadsheet_saved_are_read(tmp_path, content):
 )
 def test_files_that_are_no_reviews(tmp_path, content, rule):
     (tmp_path / "x.csv").write_bytes(content)
-    with pytest.raises(UserError, match=rule):
-        review.read(tmp_path / "x.csv")
+    refuses(rule, review.read, tmp_path / "x.csv")
 
 
-def test_only_regular_files_are_read(tmp_path):
+def test_only_regular_files_that_are_there_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
-        with pytest.raises(UserError, match="no regular file"):
-            review.read(path)
-
-
-def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(UserError, match="check the path"):
-        review.read(tmp_path / "x.csv")
+        refuses("no regular file", review.read, path)
+    refuses("check the path", review.read, tmp_path / "x.csv")

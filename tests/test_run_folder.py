@@ -1,9 +1,8 @@
 import json
 
 import pytest
-from fabricate import make_report
+from fabricate import make_report, refuses
 
-from common.errors import UserError
 from train.run_folder import RunFolder
 
 REPORT = make_report([True, False])
@@ -40,24 +39,21 @@ def test_done_declares_what_is_there_and_nothing_else(run):
 @pytest.mark.parametrize("name", [*FILES, "report.json"])
 def test_a_changed_file_is_named(run, name):
     (run.path / name).write_text('{"top1": 0.9}')
-    with pytest.raises(UserError, match=rf"{name} is not what DONE declares") as refused:
-        run.read_finished_report()
-    assert ("move it away" in refused.value.message) == (name != "checkpoint.pt")
-    assert "delete" not in refused.value.message
+    said = refuses(rf"{name} is not what DONE declares", run.read_finished_report)
+    assert ("move it away" in said) == (name != "checkpoint.pt")
+    assert "delete" not in said
 
 
 @pytest.mark.parametrize("name", ["config.toml", "metrics.jsonl", "report.json", "curves.png"])
 def test_a_missing_file_can_be_made_again(run, name):
     (run.path / name).unlink()
     assert run.find_missing() == [name]
-    with pytest.raises(UserError, match=rf"no {name}: run the training command again"):
-        run.read_finished_report()
+    refuses(rf"no {name}: run the training command again", run.read_finished_report)
 
 
 def test_a_missing_checkpoint_cannot(run):
     run.checkpoint.unlink()
-    with pytest.raises(UserError, match=r"DONE but no checkpoint\.pt: its head is lost"):
-        run.find_missing()
+    refuses(r"DONE but no checkpoint\.pt: its head is lost", run.find_missing)
 
 
 @pytest.mark.parametrize(
@@ -66,8 +62,7 @@ def test_a_missing_checkpoint_cannot(run):
 )
 def test_a_damaged_done_is_named(run, text):
     run.done.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match="DONE is damaged: remove this file"):
-        run.read_finished_report()
+    refuses("DONE is damaged: remove this file", run.read_finished_report)
 
 
 def test_metrics_are_one_record_an_epoch_and_stay_where_new_ones_cannot_be_written(tmp_path):

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import make_epoch, make_report, make_run
+from fabricate import make_epoch, make_report, make_run, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import UserError
 from train.config import Config
 from train.log.runs import describe_machine, group_runs, load_run, mark_arithmetic
 from train.report.schema import pack_bits, read_report
@@ -31,8 +30,7 @@ def written(path, report):
 @settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_packed_bits_come_back(solved):
-    digits = pack_bits(np.array(solved))
-    assert len(digits) == 2 * -(-len(solved) // 8)
+    assert len(pack_bits(np.array(solved))) == 2 * -(-len(solved) // 8)
     assert make_report(solved).test.unpack_solved().tolist() == solved
 
 
@@ -43,27 +41,25 @@ def test_a_run_is_loaded_from_its_folder_and_from_its_report(tmp_path):
     RunFolder(tmp_path / "knn-seed0").mark_done()
     folder, file = load_run(tmp_path / "knn-seed0"), load_run(written(tmp_path / "knn-seed0.json", report))
     assert folder == file == load_run(tmp_path / "knn-seed0/report.json")
-    assert folder.name == "knn-seed0"
-    assert folder.report == read_report(tmp_path / "knn-seed0.json")
+    assert (folder.name, folder.report) == ("knn-seed0", read_report(tmp_path / "knn-seed0.json"))
     assert folder.config == Config.load(None, ["method=knn", "data.classes=a,b"])
     assert folder.report.test.unpack_solved().tolist() == SOLVED.tolist()
 
 
-def test_keys_that_a_report_is_too_old_to_have_get_their_defaults(tmp_path):
+def test_a_config_of_a_report_has_defaults_for_keys_it_is_too_old_for_and_no_unknown_ones(tmp_path):
     report = content()
     del report["config"]["distance"], report["config"]["head"]["inducing"]
     assert load_run(written(tmp_path / "r.json", report)).config == Config()
+    report["config"]["head"]["widht"] = 3
+    refuses(r'config of r "head\.widht": did you mean "head\.width"', load_run, written(tmp_path / "r.json", report))
 
 
 def test_an_unfinished_run_a_missing_run_and_a_folder_without_a_report_are_refused(tmp_path):
     written(tmp_path / "run/report.json", content())
-    with pytest.raises(UserError, match=r"run is not complete \(it has no DONE\): run the training command again"):
-        load_run(tmp_path / "run")
-    with pytest.raises(UserError, match=r"there is no run at .*none: give a run folder, or its report\.json"):
-        load_run(tmp_path / "none")
+    refuses(r"run is not complete \(it has no DONE\): run the training command again", load_run, tmp_path / "run")
+    refuses(r"there is no run at .*none: give a run folder, or its report\.json", load_run, tmp_path / "none")
     written(tmp_path / "empty/DONE", "")
-    with pytest.raises(UserError, match=r"empty/DONE is damaged"):
-        load_run(tmp_path / "empty")
+    refuses(r"empty/DONE is damaged", load_run, tmp_path / "empty")
 
 
 def without(*keys):
@@ -91,17 +87,9 @@ def without(*keys):
 )
 def test_what_is_no_report_of_this_version_is_refused(tmp_path, report):
     path = written(tmp_path / "r.json", report)
-    with pytest.raises(UserError, match="is not a report of this version") as caught:
-        load_run(path)
-    assert str(path) in caught.value.message
-    assert "make the run again" in caught.value.message
-
-
-def test_an_unknown_config_key_in_a_report_is_named(tmp_path):
-    report = content()
-    report["config"]["head"]["widht"] = 3
-    with pytest.raises(UserError, match=r'config of r "head\.widht": did you mean "head\.width"'):
-        load_run(written(tmp_path / "r.json", report))
+    said = refuses("is not a report of this version", load_run, path)
+    assert str(path) in said
+    assert "make the run again" in said
 
 
 def test_runs_that_differ_in_seed_split_and_device_alone_are_one_group():
@@ -137,8 +125,7 @@ def test_runs_of_one_config_and_one_seed_are_kept_apart_by_their_names():
     same = [make_run(name, SOLVED) for name in ("a-seed0", "b-seed0")]
     seed = make_run("b-seed1", SOLVED, "training.seed=1")
     assert [(group.name, len(group.runs)) for group in group_runs([*same, seed])] == [("a", 1), ("b", 2)]
-    with pytest.raises(UserError, match="two runs of a have the same config and the same seed"):
-        group_runs([same[0], same[0]])
+    refuses("two runs of a have the same config and the same seed", group_runs, [same[0], same[0]])
 
 
 def trained(name, arithmetic, *changes):
@@ -158,13 +145,10 @@ def test_the_arithmetic_that_was_executed_keeps_groups_apart_not_the_one_that_wa
     assert [group.name for group in mark_arithmetic(groups[1:])] == ["c", "plda"]
 
 
-def test_a_run_that_went_on_on_another_machine_has_two_arithmetics_and_an_old_one_that_of_its_config():
+def test_a_run_has_the_arithmetic_that_was_used_and_its_group_the_machine_that_decides_over_its_time():
     assert trained("a", ["bfloat16", "float32"]).report.arithmetic_used == "bfloat16, float32"
     assert trained("a", [], "training.precision=bfloat16").report.arithmetic_used == "bfloat16"
     assert make_report(SOLVED, "training.precision=bfloat16").arithmetic_used == ""  # nothing was trained
-
-
-def test_the_machine_of_a_group_is_what_decides_over_its_time():
     runs = [make_run(f"r-seed{seed}", SOLVED, f"training.seed={seed}", threads=seed + 1) for seed in (0, 1)]
     assert describe_machine(group_runs(runs[:1])[0]) == "1 thread"
     assert describe_machine(group_runs(runs)[0]) == "1 thread, 2 threads"

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from fabricate import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,13 +59,11 @@ def test_position_set_class_and_inliers_are_uniform():
     assert_uniform(np.bincount(sets.target, minlength=10))
     assert_uniform(np.unique(sets.set_label, return_counts=True)[1])
     for position in (0, 9):
-        inliers = sets.rows[sets.target != position, position]
-        assert_uniform(np.unique(inliers, return_counts=True)[1])
+        assert_uniform(np.unique(sets.rows[sets.target != position, position], return_counts=True)[1])
 
 
 def test_draw_distinct_gives_every_ordered_choice_equally_often():
-    drawn = draw_distinct(np.random.default_rng(3), np.full(48_000, 4), 3)
-    code = drawn @ [16, 4, 1]
+    code = draw_distinct(np.random.default_rng(3), np.full(48_000, 4), 3) @ [16, 4, 1]
     counts = np.unique(code, return_counts=True)[1]
     assert len(counts) == 24
     assert_uniform(counts)
@@ -79,11 +78,6 @@ def test_draw_distinct_never_repeats_nor_leaves_the_range(count, data):
     assert drawn.min() >= 0
     assert drawn.max() < count
     assert all(len(set(row)) == k for row in drawn.tolist())
-
-
-def test_draw_distinct_refuses_more_than_there_are():
-    with pytest.raises(ValueError, match="cannot draw 3"):
-        draw_distinct(np.random.default_rng(0), np.array([5, 2]), 3)
 
 
 def test_the_same_seed_gives_the_same_sets_and_digest_and_another_does_not():
@@ -103,29 +97,16 @@ def test_an_epoch_in_batches_has_every_image_once_as_the_anomaly(monkeypatch):
     assert sorted(anomalies) == sorted(index.rows)
 
 
-def test_validation_takes_its_part_of_each_class_and_nothing_twice():
+def test_validation_takes_its_part_of_each_class_or_enough_for_a_set_and_nothing_twice():
     rows, labels = np.arange(1000), np.repeat([0, 1], [600, 400])
     train, val = split_validation(rows, labels, 0.1, 10, seed=0)
     assert np.bincount(labels[val]).tolist() == [60, 40]
     assert sorted([*train, *val]) == rows.tolist()
     assert (split_validation(rows, labels, 0.1, 10, seed=0)[1] == val).all()
     assert (split_validation(rows, labels, 0.1, 10, seed=1)[1] != val).any()
-
-
-def test_validation_of_a_small_class_is_enough_for_a_set():
     rows, labels = np.arange(60), np.repeat([0, 1], 30)
     _, val = split_validation(rows, labels, 0.1, 10, seed=0)
     assert np.bincount(labels[val]).tolist() == [9, 9]
-
-
-def test_too_few_images_or_classes_are_refused():
-    with pytest.raises(UserError, match="class 1 has 10 images in the train split, sets of this size need 18"):
-        split_validation(np.arange(40), np.repeat([0, 1], [30, 10]), 0.1, 10, seed=0)
-    with pytest.raises(UserError, match="at least 2 classes"):
-        ClassIndex.build(np.arange(10), np.zeros(10, np.int64))
-    index, _ = index_of([12, 8])
-    with pytest.raises(UserError, match="class 3 has 8 images"):
-        draw_evaluation_sets(index, 10, 0)
 
 
 PAIRS = np.array([[0, 0.75, 0, 0.25], [0, 0, 1, 0], [0, 0, 0, 0], [0.5, 0.5, 0, 0]])
@@ -226,15 +207,6 @@ def test_batches_that_share_images_have_each_once_as_the_anomaly_and_no_others(c
         assert_valid(batch, np.vectorize(label_of.get)(batch.rows), 6)
 
 
-def test_mixed_sets_that_cannot_be_are_refused():
-    index, _ = index_of([12, 9, 12])
-    with pytest.raises(UserError, match="sets with 3 anomalies need more than 3 classes, got 3"):
-        sample_mixed_sets(index, 5, 3, 10, np.random.default_rng(0))
-    with pytest.raises(UserError, match="class 3 has 9 images, sets of this size need 10"):
-        sample_mixed_sets(index, 5, 0, 10, np.random.default_rng(0))
-    assert sample_mixed_sets(index, 5, 1, 10, np.random.default_rng(0))[0].shape == (5, 10)
-
-
 def assert_uniform(counts):
     """Pearson's chi-square stays below its 1 - 1e-6 quantile (normal approximation; the seed is fixed)."""
     expected = counts.sum() / len(counts)
@@ -242,12 +214,22 @@ def assert_uniform(counts):
     assert ((counts - expected) ** 2 / expected).sum() < freedom + 4.75 * np.sqrt(2 * freedom) + 10
 
 
-def test_a_scarce_class_is_called_by_its_name():
+def test_too_few_images_or_classes_are_refused():
+    rng = np.random.default_rng(0)
+    refuses("at least 2 classes", ClassIndex.build, np.arange(10), np.zeros(10, np.int64))
+    index, _ = index_of([12, 8])
+    refuses("class 3 has 8 images", draw_evaluation_sets, index, 10, 0)
     rows, labels = np.arange(23), np.repeat([0, 1, 2], [10, 3, 10])
-    with pytest.raises(UserError, match=r'class "tench, Tinca tinca" has 3 images, sets of this size need 5'):
-        draw_evaluation_sets(ClassIndex.build(rows, labels, ["a", "tench, Tinca tinca", "c"]), 6, 0)
-    with pytest.raises(UserError, match='class "b" has 3 images in the train split'):
-        split_validation(rows, labels, 0.1, 6, 0, ["a", "b", "c"])
+    index = ClassIndex.build(rows, labels, ["a", "tench, Tinca tinca", "c"])
+    refuses(r'class "tench, Tinca tinca" has 3 images, sets of this size need 5', draw_evaluation_sets, index, 6, 0)
+    refuses("class 1 has 3 images in the train split, sets", split_validation, rows, labels, 0.1, 6, 0)
+    refuses('class "b" has 3 images in the train split', split_validation, rows, labels, 0.1, 6, 0, ["a", "b", "c"])
+    index, _ = index_of([12, 9, 12])
+    refuses("sets with 3 anomalies need more than 3 classes, got 3", sample_mixed_sets, index, 5, 3, 10, rng)
+    refuses("class 3 has 9 images, sets of this size need 10", sample_mixed_sets, index, 5, 0, 10, rng)
+    assert sample_mixed_sets(index, 5, 1, 10, rng)[0].shape == (5, 10)
+    with pytest.raises(ValueError, match="cannot draw 3"):
+        draw_distinct(rng, np.array([5, 2]), 3)
 
 
 def test_a_part_of_the_sets_is_without_an_anomaly():
@@ -259,8 +241,7 @@ def test_a_part_of_the_sets_is_without_an_anomaly():
 
 
 def test_a_class_without_an_image_to_spare_keeps_its_anomalies():
-    labels = np.repeat([0, 1], [5, 6])
-    index = ClassIndex.build(np.arange(11), labels)
+    index = ClassIndex.build(np.arange(11), np.repeat([0, 1], [5, 6]))
     sets = sample_sets(index, np.arange(11).repeat(50), 6, np.random.default_rng(0), without=0.5)
     clean = sets.target == 6
     assert set(sets.set_label[clean]) == {1}
@@ -268,8 +249,7 @@ def test_a_class_without_an_image_to_spare_keeps_its_anomalies():
 
 
 def test_groups_grow_with_the_sets_and_a_batch_of_one_class_is_refused():
-    labels = np.repeat([0, 1, 2], 30)
-    index = ClassIndex.build(np.arange(90), labels)
+    index = ClassIndex.build(np.arange(90), np.repeat([0, 1, 2], 30))
     assert [len(sets) for sets in draw(index, set_size=16, batch_size=90, images_per_class=5)] == [90]
     with pytest.raises(
         UserError, match=r"raise training\.batch_size \(30\) or lower training\.images_per_class \(20\)"

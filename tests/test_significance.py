@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from fabricate import make_epoch, make_run
+from fabricate import make_epoch, make_run, refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
@@ -92,8 +92,7 @@ def test_runs_of_equal_seeds_meet_and_the_pair_of_the_highest_p_counts():
     first, second = group("a", better, best, width=8), group("b", good, better, width=16)
     gap = difference(first, second)
     assert (gap.only_first, gap.only_second) == (40, 0)  # seed 1 with seed 1, not with seed 0: that is 120
-    assert gap.p == mcnemar(best, better)[2]
-    assert gap.gained == pytest.approx(0.15)
+    assert (gap.p, gap.gained) == (mcnemar(best, better)[2], pytest.approx(0.15))
     assert difference(second, first).gained == pytest.approx(-0.15)
 
 
@@ -105,44 +104,30 @@ def test_a_method_without_seeds_meets_every_seed_of_another():
     assert difference(knn, head).p == gap.p
 
 
-def test_runs_of_a_split_meet_those_of_the_same_split():
+def test_runs_of_a_split_meet_those_of_the_same_split_also_where_seeds_and_splits_cross():
     head, knn = split_group("transformer", (0.9, 0, 0), (0.8, 1, 1)), split_group("knn", (0.7, 0, 0), (0.6, 1, 1))
     gap = difference(head, knn)
     assert (gap.only_first, gap.only_second) == (80, 0)
     with pytest.raises(UserError, match="different test sets"):
         difference(head, split_group("knn", (0.85, 1, 1)))  # of one split only
-
-
-def test_where_seeds_and_splits_cross_runs_on_the_same_sets_meet():
-    first, second = (
-        split_group("transformer", (0.9, 0, 0), (0.8, 1, 1)),
-        split_group("random", (0.6, 0, 1), (0.7, 1, 0)),
-    )
+    first = split_group("transformer", (0.9, 0, 0), (0.8, 1, 1))
+    second = split_group("random", (0.6, 0, 1), (0.7, 1, 0))
     gap = difference(first, second)  # on split 0: 0.9 and 0.7; on split 1: 0.8 and 0.6
     assert (gap.only_first, gap.only_second) == (80, 0)
 
 
-def test_runs_on_different_sets_are_not_compared():
+def test_runs_on_different_sets_or_without_hard_ones_are_not_compared():
     groups = [group("a", solving(0.5), width=8, sets="1" * 64), group("b", solving(0.6), width=16, sets="2" * 64)]
-    with pytest.raises(UserError, match=r"a and b were measured on different test sets \(1{12}…, 2{12}…\): compare"):
-        require_same_sets(groups)
-    with pytest.raises(UserError, match="different test sets"):
-        ranking(groups)
-
-
-def test_without_hard_sets_there_is_no_ranking_on_them():
+    refuses(r"a and b were measured on different test sets \(1{12}…, 2{12}…\): compare", require_same_sets, groups)
+    refuses("different test sets", ranking, groups)
     groups = [group("a", solving(0.5), width=8, hard=solving(0.4)), group("b", solving(0.6), width=16)]
-    with pytest.raises(UserError, match="b has no hard sets"):
-        rank(groups, "hard")
+    refuses("b has no hard sets", rank, groups, "hard")
     assert [each.name for each, _ in rank(groups)] == ["b", "a"]
 
 
 def test_the_table_tells_apart_what_differs_and_nothing_else():
-    groups = [
-        group("same", solving(0.7), width=8),
-        group("twin", solving(0.7), width=16),
-        group("far", solving(0.2), width=32),
-    ]
+    parts = {"same": (0.7, 8), "twin": (0.7, 16), "far": (0.2, 32)}
+    groups = [group(name, solving(part), width=width) for name, (part, width) in parts.items()]
     lines = ranking(groups).splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert {len(row) for row in rows} == {12}
@@ -157,10 +142,8 @@ def test_the_table_tells_apart_what_differs_and_nothing_else():
 
 
 def test_the_table_of_hard_sets_has_their_numbers():
-    groups = [
-        group("a", solving(0.9), width=8, hard=solving(0.3)),
-        group("b", solving(0.8), width=16, hard=solving(0.6)),
-    ]
+    parts = (("a", 0.9, 8, 0.3), ("b", 0.8, 16, 0.6))
+    groups = [group(name, solving(part), width=width, hard=solving(hard)) for name, part, width, hard in parts]
     text = ranking(groups, "hard")
     assert text.index("**60.00**") < text.index("**30.00**")
     assert "hard sets each" in text

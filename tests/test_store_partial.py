@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import flip_bit
+from fabricate import flip_bit, refuses
 
 from common.errors import UserError
 from common.files import exclusive
@@ -79,8 +79,7 @@ def test_a_store_is_not_finished_while_a_batch_is_missing(path):
 def test_another_plan_begins_anew_and_says_what_differs(path):
     write(writer(path, weights="some"), 0)
     w = writer(path, weights="others")
-    assert w.done == {}
-    assert w.discarded == "had another weights"
+    assert (w.done, w.discarded) == ({}, "had another weights")
 
 
 def test_another_source_keeps_the_batches_whose_images_are_the_same(path, expected):
@@ -157,8 +156,7 @@ def test_finishing_copies_nothing_that_is_there(path, expected):
     w = written(writer(path))
     there = (partial_folder(path) / FILE).stat().st_ino
     assert w.finish(HEADER, WHOLE).path.stat().st_ino == there
-    arrays = {"features": FEATURES, "image_sha256": DIGESTS, **WHOLE}
-    write_store(path, HEADER, dict(reversed(arrays.items())))
+    write_store(path, HEADER, dict(reversed({"features": FEATURES, "image_sha256": DIGESTS, **WHOLE}.items())))
     assert path.read_bytes() == expected  # which way it was written cannot be told
 
 
@@ -177,23 +175,18 @@ def test_rows_that_are_left_out_make_the_store_of_the_others(path, monkeypatch):
 def test_what_the_disk_does_not_give_back_is_not_put_in_place(path, expected):
     w = written(writer(path))
     flip_bit(partial_folder(path) / FILE, places_of(LAYOUT)["image_sha256"].offset + 6 * 32)
-    with pytest.raises(UserError, match="images 5 to 9, read back from the disk"):
-        w.finish(HEADER, WHOLE)
+    refuses("images 5 to 9, read back from the disk", w.finish, HEADER, WHOLE)
     assert not path.exists()
     assert complete(writer(path)).path.read_bytes() == expected
 
 
-def test_a_partial_folder_that_is_a_file_is_refused(path):
+def test_a_partial_folder_that_is_a_file_and_too_small_a_disk_are_noticed_before_the_work(path, monkeypatch):
     partial_folder(path).write_text("")
-    with pytest.raises(UserError, match="cannot write"):
-        writer(path)
-
-
-def test_too_small_a_disk_is_noticed_before_the_work(path, monkeypatch):
+    refuses("cannot write", writer, path)
+    partial_folder(path).unlink()
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(100))
-    with pytest.raises(UserError, match=r"no space for .*s\.h5"):
-        writer(path)
+    refuses(r"no space for .*s\.h5", writer, path)
 
 
 WRITES = [
@@ -233,12 +226,18 @@ def failing(monkeypatch, number, which):
     return calls
 
 
-@pytest.mark.parametrize(("number", "old"), [(errno.ENOSPC, False), (errno.EIO, True)])
-def test_an_error_at_any_write_loses_nothing(path, expected, monkeypatch, number, old):
-    def run():
-        with exclusive(partial_folder(path), "busy", path):
-            return complete(writer(path))
+def in_batches(path):
+    with exclusive(partial_folder(path), "busy", path):
+        complete(writer(path))
 
+
+def at_once(path):
+    write_store(path, HEADER, {"features": FEATURES, "image_sha256": DIGESTS, **WHOLE})
+
+
+@pytest.mark.parametrize(("number", "old"), [(errno.ENOSPC, False), (errno.EIO, True)])
+@pytest.mark.parametrize(("write", "least"), [(in_batches, 20), (at_once, 4)])
+def test_an_error_at_any_write_loses_nothing(path, expected, monkeypatch, number, old, write, least):
     which, failures = 1, 0
     while True:
         shutil.rmtree(path.parent)
@@ -249,17 +248,20 @@ def test_an_error_at_any_write_loses_nothing(path, expected, monkeypatch, number
         with monkeypatch.context() as patch:
             calls = failing(patch, number, which)
             try:
-                run()
+                write(path)
                 if len(calls) < which:
                     break
             except UserError as error:
                 failures += 1
                 assert path.name in error.message
                 assert (path.read_bytes() if path.exists() else None) in (before, expected)
-        assert run().path.read_bytes() == expected
+                if write is at_once:
+                    assert [file.name for file in path.parent.iterdir()] == ["s.h5"] * path.exists()
+        write(path)
+        assert path.read_bytes() == expected
         assert [file.name for file in path.parent.iterdir()] == ["s.h5"]
         which += 1
-    assert failures > 20
+    assert failures > least
 
 
 def test_what_a_kill_in_the_last_moment_left_is_cleared_up(path):

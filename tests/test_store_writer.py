@@ -1,12 +1,10 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from fabricate import python, refuses
 
-from common.errors import UserError
 from common.store import FeatureStore
 from common.store_writer import _SparseFile, name_arrays, write_store
 from common.synthetic import make_header, make_store
@@ -21,11 +19,6 @@ def arrays_of(store):
     return {name: np.array(store.array(name)) for name in store.places}
 
 
-def run(code, *arguments):
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
-
-
 def test_a_disk_that_fills_up_is_an_error_that_leaves_no_store(tmp_path):
     code = """
 import resource, sys
@@ -38,7 +31,7 @@ try:
 except UserError as error:
     print(error.message)
 """
-    assert run(code, tmp_path / "s.h5").startswith(f"no space left for {tmp_path / 's.h5'}")
+    assert python("-c", code, tmp_path / "s.h5").stdout.startswith(f"no space left for {tmp_path / 's.h5'}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -59,17 +52,14 @@ def test_what_the_disk_does_not_give_back_is_not_put_in_place(store, tmp_path, m
         file.write(CHANGES[change](content) if len(pieces) == 4 else content)
 
     monkeypatch.setattr("common.store_writer.write_all", unfaithful)
-    with pytest.raises(UserError, match=r"s\.h5 was not put in place: read back from the disk"):
-        make_store(store.path, seed=1)
+    refuses(r"s\.h5 was not put in place: read back from the disk", make_store, store.path, seed=1)
     assert store.path.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]
 
 
 def test_hdf5_opens_no_file_while_a_store_is_written(store, tmp_path, monkeypatch):
     arrays, opened, real = arrays_of(store), [], h5py.File
-    monkeypatch.setattr(
-        h5py, "File", lambda name, *rest, **options: opened.append(name) or real(name, *rest, **options)
-    )
+    monkeypatch.setattr(h5py, "File", lambda name, *rest, **more: opened.append(name) or real(name, *rest, **more))
     write_store(tmp_path / "t.h5", make_header(1, 16), arrays)
     assert [type(name) for name in opened] == [_SparseFile]
 
@@ -90,7 +80,7 @@ arrays |= name_arrays(["a"] * n)
 write_store(Path(sys.argv[1]) / "s.h5", make_header(1, 512), arrays | {"image_sha256": np.zeros((n, 32), "u1")})
 print(int([line for line in open("/proc/self/status") if line.startswith("RssAnon")][0].split()[1]) // 1024)
 """
-    assert int(run(code, tmp_path)) < 150
+    assert int(python("-c", code, tmp_path).stdout) < 150
     assert FeatureStore.open(tmp_path / "s.h5").places["features"].shape == (1, 100_000, 512)
 
 

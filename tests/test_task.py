@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from fabricate import flip_bit
+from fabricate import flip_bit, refuses
 
 from common.errors import UserError
 from common.store import FeatureStore
@@ -16,8 +16,7 @@ def images_of(sets):
     return set(sets.rows.ravel().tolist())
 
 
-def test_training_validation_and_test_share_no_image_and_have_the_labels_of_the_store(tmp_path):
-    store = make_store(tmp_path / "s.h5")
+def test_training_validation_and_test_share_no_image_and_have_the_labels_of_the_store(store):
     task = prepare(store, DataConfig())
     labels = store.labels[task.test.rows]
     assert (labels[np.arange(len(labels)), task.test.target] == task.test.anomaly_label).all()
@@ -29,22 +28,24 @@ def test_training_validation_and_test_share_no_image_and_have_the_labels_of_the_
     assert len(train) + len(task.val) == len(store.rows_of("train"))
 
 
-def test_what_training_uses_is_verified_once_and_nothing_else_is_read(tmp_path, monkeypatch):
-    store, read = make_store(tmp_path / "s.h5"), []
-    real = FeatureStore._verify_block
+def test_what_training_uses_is_verified_once_and_nothing_else_is_read(store, monkeypatch):
+    read, real = [], FeatureStore._verify_block
     monkeypatch.setattr(FeatureStore, "_verify_block", lambda self, name, i: read.append(name) or real(self, name, i))
     prepare(store, DataConfig()).statistics()
     assert sorted(read) == ["features", "image_sha256", "labels", "split"]
 
 
-def test_classes_select_a_subset_without_another_extraction(tmp_path):
+def test_classes_are_a_subset_without_another_extraction_and_share_their_test_sets_over_splits(tmp_path):
     task = prepare(make_store(tmp_path / "s.h5"), DataConfig(classes=("class3", "class1")))
     assert task.train.classes.tolist() == [1, 3]
     assert set(task.test.set_label.tolist()) == {1, 3}
-
-
-def test_shuffled_labels_keep_the_splits_and_mix_the_classes(tmp_path):
     store = make_store(tmp_path / "s.h5")
+    first, again, other = (prepare(store, DataConfig(split_seed=seed)) for seed in (0, 0, 1))
+    assert first.val.digest() == again.val.digest() != other.val.digest()
+    assert first.test.digest() == other.test.digest()
+
+
+def test_shuffled_labels_keep_the_splits_and_mix_the_classes(store):
     task = prepare(store, DataConfig(shuffle_labels=True))
     assert images_of(task.test) <= set(store.rows_of("test").tolist())
     true = store.labels[task.test.rows]
@@ -70,20 +71,11 @@ def test_statistics_are_those_of_the_training_images(tmp_path):
     np.testing.assert_allclose(std, chosen.std(0), rtol=1e-5)
 
 
-def test_a_flipped_bit_is_noticed_before_training(tmp_path):
-    store = make_store(tmp_path / "s.h5")
+def test_a_flipped_bit_is_noticed_before_training(store):
     times = store.path.stat()
     flip_bit(store.path, store.places["features"].offset + 1000)
     os.utime(store.path, ns=(times.st_atime_ns, times.st_mtime_ns))  # a disk that forgets does not say when
-    with pytest.raises(UserError, match="block 0 of /features"):
-        prepare(store, DataConfig())
-
-
-def test_the_split_seed_chooses_the_validation_images_and_leaves_the_test_sets(tmp_path):
-    store = make_store(tmp_path / "s.h5")
-    first, again, other = (prepare(store, DataConfig(split_seed=seed)) for seed in (0, 0, 1))
-    assert first.val.digest() == again.val.digest() != other.val.digest()
-    assert first.test.digest() == other.test.digest()
+    refuses("block 0 of /features", prepare, store, DataConfig())
 
 
 def test_hard_sets_are_of_one_superclass_and_of_test_images_alone(tmp_path):
@@ -106,10 +98,9 @@ def test_there_are_no_hard_sets_where_no_classes_share_a_superclass(tmp_path):
 
 def test_more_classes_contain_fewer_and_the_split_seed_draws_others(tmp_path):
     store = make_store(tmp_path / "s.h5", classes=60, train=20, test=10)
-    chosen = {
-        (limit, seed): set(prepare(store, DataConfig(class_limit=limit, split_seed=seed)).test.anomaly_label.tolist())
-        for limit, seed in ((20, 0), (50, 0), (20, 1), (0, 0))
-    }
+    limits = ((20, 0), (50, 0), (20, 1), (0, 0))
+    tasks = {each: prepare(store, DataConfig(class_limit=each[0], split_seed=each[1])) for each in limits}
+    chosen = {each: set(task.test.anomaly_label.tolist()) for each, task in tasks.items()}
     assert [len(classes) for classes in chosen.values()] == [20, 50, 20, 60]
     assert chosen[20, 0] < chosen[50, 0] < chosen[0, 0]
     assert chosen[20, 0] != chosen[20, 1]
@@ -175,5 +166,4 @@ def test_other_layers_are_used_only_where_they_are_wanted(tmp_path):
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(tmp_path, options, config, sentence):
-    with pytest.raises(UserError, match=sentence):
-        prepare(make_store(tmp_path / "s.h5", **options), DataConfig(**config))
+    refuses(sentence, prepare, make_store(tmp_path / "s.h5", **options), DataConfig(**config))

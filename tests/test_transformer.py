@@ -41,15 +41,12 @@ def test_dropout_draws_from_its_generator_only():
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_dropout_keeps_the_mean_and_is_off_in_evaluation():
+def test_dropout_keeps_the_mean_is_off_in_evaluation_and_needs_a_generator():
     dropout, ones = Dropout(0.25), torch.ones(100_000)
     dropout.generator = torch.Generator().manual_seed(0)
     dropped = dropout(ones)
     assert (dropped == 0).float().mean() == pytest.approx(0.25, abs=0.01)
     assert dropped.mean() == pytest.approx(1, abs=0.01)
     assert torch.equal(dropout.eval()(ones), ones)
-
-
-def test_dropout_without_a_generator_says_so():
     with pytest.raises(RuntimeError, match="seed_dropout"):
         Dropout(0.5)(torch.ones(3))

@@ -5,11 +5,11 @@ import zipfile
 
 import pytest
 import torch
+from fabricate import refuses
 from safetensors.torch import save_file
 from torch import nn
 
 import extract.weights
-from common.errors import UserError
 from extract.weights import load_weights
 
 
@@ -91,8 +91,7 @@ def test_safetensors_are_read_whatever_they_are_called(tmp_path):
         assert is_loaded(state)
         assert '"module"' in said
     (tmp_path / "model.bin").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"model\.bin is a damaged safetensors file"):
-        load(tmp_path / "model.bin")
+    refuses(r"model\.bin is a damaged safetensors file", load, tmp_path / "model.bin")
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -110,21 +109,16 @@ class Dangerous:
         return print, ("this must not run",)
 
 
-def quantised():
-    return torch.quantize_per_tensor(STATE["conv1.weight"], 0.1, 0, torch.qint8)
-
-
 def changed(key, value):
     return {**STATE, key: value}
-
-
-def script(path):
-    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
 
 
 def cut(path):
     torch.save(STATE, path)
     path.write_bytes(path.read_bytes()[:1000])
+
+
+QUANTISED = torch.quantize_per_tensor(STATE["conv1.weight"], 0.1, 0, torch.qint8)
 
 
 ODD = {
@@ -135,7 +129,7 @@ ODD = {
     "web page": (b"\n<!DOCTYPE html><html>404</html>", "is a web page, not weights"),
     "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 46\n", "git lfs pull"),
     "cut": (cut, "is truncated or damaged"),
-    "TorchScript": (script, "is a TorchScript program, not a state dict"),
+    "TorchScript": (lambda path: torch.jit.script(nn.Linear(2, 2)).save(path), "is a TorchScript program, not"),
     "pickled model": (nn.Linear(2, 2), r"Python objects \(torch\.nn\.modules\.linear\.Linear\)"),
     "danger": (Dangerous(), r"Python objects \((builtins\.)?print\)"),
     "namespace": ({"state_dict": STATE, "args": argparse.Namespace(lr=1)}, r"Python objects \(argparse\.Namespace\)"),
@@ -143,20 +137,14 @@ ODD = {
     "a list": ([1, 2], "is not a state dict"),
     "no tensors": ({"a": 1}, "is not a state dict"),
     "keys": ({1: torch.ones(2), "conv1.weight": torch.ones(2)}, "its key 1 is no text"),
-    "two sets": (
-        {"teacher": STATE, "student": weights(1)},
-        r'more than one set of weights that fits net \("teacher", "student"\)',
-    ),
+    "two sets": ({"teacher": STATE, "student": weights(1)}, r'more than one set .* fits net \("teacher", "student"\)'),
     "wider": (weights(width=8), r"another architecture than net .*expected \(4,.*found \(8,"),
     "deeper": (changed("layer.1.weight", torch.ones(2)), r'another architecture .*"layer\.1\.weight": expected none'),
     "shallower": ({k: v for k, v in STATE.items() if "layer" not in k}, r'"layer\.0\.weight".*found none'),
-    "not finite": (
-        changed("bn1.weight", torch.full((4,), float("nan"))),
-        '"bn1.weight" has values that are not finite',
-    ),
+    "not finite": (changed("bn1.weight", torch.full((4,), torch.nan)), '"bn1.weight" has values that are not finite'),
     "meta": (changed("bn1.weight", torch.ones(4, device="meta")), '"bn1.weight" has a shape but no values'),
     "sparse": (changed("bn1.weight", torch.ones(4).to_sparse()), '"bn1.weight" is sparse'),
-    "quantised": (changed("conv1.weight", quantised()), '"conv1.weight" is quantised'),
+    "quantised": (changed("conv1.weight", QUANTISED), '"conv1.weight" is quantised'),
     "integers": (changed("bn1.weight", torch.ones(4, dtype=torch.int8)), '"bn1.weight" is quantised or of integers'),
 }
 
@@ -171,11 +159,9 @@ def test_everything_else_gets_a_sentence_and_nothing_runs(tmp_path, capsys, name
         content(path)
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(UserError, match=message) as caught:
-        load(path)
-    assert str(path) in caught.value.message
-    assert "\n" not in caught.value.message
-    assert "weights_only" not in caught.value.message
+    said = refuses(message, load, path)
+    assert str(path) in said
+    assert "weights_only" not in said
     assert "must not run" not in capsys.readouterr().out
 
 
@@ -190,5 +176,4 @@ def test_an_archive_that_would_grow_is_refused_before_it_is_unpacked(tmp_path, m
         for entry in source.infolist():
             bomb.writestr(entry.filename, source.read(entry))
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("it was unpacked"))
-    with pytest.raises(UserError, match=r"bomb\.pth would grow from 0 to 0 MB when it is unpacked"):
-        load(tmp_path / "bomb.pth")
+    refuses(r"bomb\.pth would grow from 0 to 0 MB when it is unpacked", load, tmp_path / "bomb.pth")

@@ -34,12 +34,8 @@ def wheel(tmp_path_factory):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{module} is not installed here, and nothing is downloaded: no wheel can be built")
     folder = tmp_path_factory.mktemp("build")
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    ).stdout
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     if not listed:
         pytest.skip("this is no git checkout: which files are of the project is not known")
     for name in filter(None, listed.split("\0")):
@@ -86,11 +82,8 @@ def test_the_installed_command_works_outside_of_the_checkout(installed, tmp_path
     where = run(installed / "python", "-c", "import find, set_anomaly; print(set_anomaly.__file__)", cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(installed.parent)
     assert call("--version") == f"set-anomaly, version {SETUP['metadata']['version']}\n"
-    made = call(
-        "features", "--dataset", "digits", "--weights", "random", "--image-size", "32", "--engine", "torch",
-        "--store", "digits.h5",
-    )  # fmt: skip
-    assert made == "digits.h5\n"
+    small = ["--dataset", "digits", "--weights", "random", "--image-size", "32", "--engine", "torch"]
+    assert call("features", *small, "--store", "digits.h5") == "digits.h5\n"
     assert json.loads(call("info", "digits.h5"))["arrays"]["features"] == "<f4 [1, 1797, 512]"
     assert call("verify", "digits.h5").startswith("sound: digits.h5")
     call("fit", "--store", "digits.h5", "--run", "run", "--set", "training.epochs=1")

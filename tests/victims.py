@@ -1,4 +1,4 @@
-"""Processes to be killed: what the campaigns `tests.kill_…` share.
+"""Processes to be killed, and counts of what became of them: what the campaigns share.
 
 Each victim is forked from a process that has imported everything and computed nothing, so that a kill strikes the work
 and not the import. strace strikes at a system call.
@@ -24,8 +24,6 @@ from common.errors import UserError
 
 CALLS = "openat,close,write,pwrite64,lseek,fsync,fallocate,ftruncate,rename,link,unlink,mkdir,rmdir,flock"
 LIMIT = 300  # seconds
-LAST = 40  # system calls, in which work is put in place and cleared up after: half of the kills at calls
-
 Counts = collections.Counter[str]
 
 
