@@ -77,6 +77,8 @@ def _of_pictures(command: click.Command, dataset: str) -> click.Command:
             options["root"] = options["root"] or store_path
             source = dataset if store_path.is_dir() else "csv"
             store_path = _store({"dataset": source, "root": store_path, **read}, cache or _cache())
+        elif not store_path.exists():
+            raise UserError(f"there is nothing at {store_path}: check the path of the pictures")
         options["out"] = options["out"] or Path("runs") / f"find-{store_path.stem}"
         with stoppable("the same command starts anew, and finds the features made"):
             click.get_current_context().invoke(command, store_path=store_path, **options)

@@ -115,12 +115,12 @@ def _as_array(values: Any, name: str) -> np.ndarray:
     """An array of an array, a tensor (of any device, with or without gradient), or lists of these."""
     if isinstance(values, list | tuple) and values and hasattr(values[0], "detach"):
         values = [_as_array(each, name) for each in values]
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = (values.float() if values.is_floating_point() else values).numpy()
     try:
+        if hasattr(values, "detach"):
+            values = values.detach().cpu()
+            values = (values.float() if values.is_floating_point() else values).numpy()
         return np.asarray(values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # such as a sparse tensor
         raise UserError(f"{name} cannot be made an array ({error}): give one row for each image") from error
 
 

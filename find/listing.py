@@ -75,7 +75,7 @@ def _rank(finding: Finding) -> tuple[bool, float]:
 
 def require_features(features: np.ndarray) -> None:
     """Raise UserError where features (n, D) are all the same."""
-    if len(features) and (features == features[0]).all():
+    if len(features) > 1 and (features == features[0]).all():
         raise UserError(f"all {len(features)} images have the same features: there is nothing to tell them apart by")
 
 

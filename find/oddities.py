@@ -51,8 +51,8 @@ def odd(
     images, a head or reference of another D, and for what `find.inputs.take_inputs` refuses.
     """
     inputs = take_inputs(features, paths=paths, splits=splits, digests=digests, rate=rate, seed=seed)
-    require_features(inputs.features)
     _require_enough(len(inputs.features), "")
+    require_features(inputs.features)
     copies = find_copies(inputs.features, inputs.digests)
     counted = take_one_of_each(inputs, copies, np.zeros(len(inputs.features), np.int64))
     _require_enough(len(counted), "different ")
@@ -106,11 +106,12 @@ def make_judge(
             reference, held_out = halves(*reference, seed)
         _, labels = np.unique(reference[1], return_inverse=True)
         scorer = from_reference(ClassSpace.fit(reference[0], labels))
-    if scorer.dim not in (None, folder.shape[1]):
-        raise UserError(
-            f"the folder's features have {folder.shape[1]} dimensions, {scorer.name} is made for {scorer.dim}: "
-            "extract the folder with the same backbone, layers and image size"
-        )
+    for whose, x in (("folder's", folder), ("held-out images'", folder if held_out is None else held_out[0])):
+        if scorer.dim not in (None, x.shape[1]):
+            raise UserError(
+                f"the {whose} features have {x.shape[1]} dimensions, {scorer.name} is made for {scorer.dim}: "
+                "extract them with the same backbone, layers and image size"
+            )
     known = None if held_out is None else clean_scores(scorer, *held_out, len(folder), seed)
 
     def judge(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -272,6 +272,16 @@ class Logits(torch.nn.Module):
         self.head.seed_dropout(generator)
 
 
+def test_what_cannot_be_judged_is_said():
+    features, labels = clusters(2, 20)
+    with pytest.raises(UserError, match="there are 1 images: at least 3 are needed"):
+        find.odd(features[:1])
+    with pytest.raises(UserError, match="there are 0 labels for 40 images"):
+        find.audit(features, None)
+    with pytest.raises(UserError, match="the held-out images' features have 5 dimensions"):
+        find.odd(features, reference=(features, labels), held_out=(features[:, :5], labels))
+
+
 def test_a_head_for_sets_of_one_size_is_refused():
     with pytest.raises(UserError, match="deep_plda"):
         from_head(build_method(Config("mlp"), 32, 6))

@@ -85,6 +85,7 @@ def test_what_images_are_called():
         ({"labels": [0, 1, -1, 0], "class_names": ["a", "b"]}, "beyond the 2 class_names"),
         ({"labels": list("abca"), "class_names": ["a", "b"]}, "beyond the 2 class_names"),
         ({"labels": [0, 1, 1, 0], "class_names": ["a", "a"]}, "two class_names are the same"),
+        ({"features": torch.ones(3, 2).to_sparse()}, "features cannot be made an array"),
         ({"paths": ["a"]}, "there are 1 paths for 4 images"),
         ({"splits": ["train"] * 5}, "there are 5 splits for 4 images"),
         ({"digests": HEX[:3]}, "there are 3 digests for 4 images"),
