@@ -8,7 +8,6 @@ from fabricate import call, has_margin
 from msgspec import structs
 from PIL import Image
 
-from common.errors import UserError
 from common.synthetic import make_store
 from train.cli import main
 from train.log.rebuild import collect, rebuild
@@ -291,8 +290,15 @@ def test_a_dash_stands_for_what_small_classes_do_not_allow(logged):
 def test_a_missing_folder_of_logs_is_one_sentence(tmp_path):
     (tmp_path / "experiments/tiny").mkdir(parents=True)
     assert rebuild(tmp_path / "experiments", tmp_path / "README.md") == []
-    with pytest.raises(UserError, match="nowhere"):
-        rebuild(tmp_path / "nowhere", tmp_path / "README.md")
+    for options in ([], ["--check"]):
+        assert "there is no folder" in log(tmp_path / "nowhere", *options, code=2).stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_readme_that_is_no_text_is_one_sentence(tmp_path):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "README.md").write_bytes(b"caf\xe9")
+    assert "README.md is not UTF-8 text" in log(tmp_path, code=2).stderr
 
 
 def has_runs():
