@@ -59,7 +59,10 @@ class CommandLine(click.Group):
         super().add_command(command, name)
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Parse the arguments and run the command."""
+        """Parse the arguments and run the command. A stream that was closed takes everything, and shows nothing."""
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
         with refusals_in_a_sentence():
             return super().main(*args, **extra)
 

@@ -12,6 +12,7 @@ import click
 
 from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
+from common.progress import say
 from common.store import SPLITS, FeatureStore
 from extract.features import find_or_make, store_status
 from extract.request import OPTIONS, Request
@@ -51,7 +52,7 @@ def features(
     """
     request = Request(cluster=asked_for(ray, cpus_per_worker, gpus_per_worker), **options)
     store = store or request.default_store()
-    click.echo(find_or_make(request, store)[1], err=True)
+    say(find_or_make(request, store)[1])
     click.echo(os.fsencode(store))
 
 

@@ -19,6 +19,7 @@ from common.files import (
     write_bytes,
     writing_to,
 )
+from common.progress import say
 from common.store import FeatureStore
 from find import review
 from find.copying import copy_flagged, require_copy_target
@@ -88,7 +89,7 @@ class Output:
             found, unknown = review.apply(found, self.reviews, Images.numbered(len(paths), paths, splits), own)
             if unknown:
                 first = ", ".join(unknown[:NAMED])
-                _tell(f"{len(unknown):,} marks match no image: {first}{_more(unknown)}")
+                say(f"{len(unknown):,} marks match no image: {first}{_more(unknown)}")
         if self.folder.parent == RUNS:  # also in a folder of pictures
             with writing_to(RUNS):
                 RUNS.mkdir(exist_ok=True)
@@ -101,7 +102,7 @@ class Output:
             found.write(self.folder)
             with _saying(f"{parts[0]} and {parts[1].name} are complete"):
                 page = write_page(found, self.folder, thumbnails=self.store.thumbnails)
-        _tell(found.conclusion)
+        say(found.conclusion)
         with _saying(f"the page is complete: {page}"):
             if self.list_to:
                 self._list(found)
@@ -129,7 +130,7 @@ class Output:
         if self.copy_to is None or self.root is None:
             return []
         if not found.flagged:
-            _tell("no image is flagged: nothing is copied")
+            say("no image is flagged: nothing is copied")
             return []
         least_side = self.store.header["provenance"].get("least_side")
         return copy_flagged(found.flagged, self.root, self.copy_to, self.store.image_sha256, least_side)
@@ -142,12 +143,6 @@ def _saying(complete: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{error.message}; {complete}") from error
-
-
-def _tell(line: str) -> None:
-    """Say something that is also on the page: where it cannot be said, the work goes on."""
-    with contextlib.suppress(OSError):
-        click.echo(line, err=True)
 
 
 def _print(content: bytes, to_stderr: bool = False) -> None:

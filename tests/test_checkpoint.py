@@ -207,5 +207,5 @@ def test_the_head_of_any_method_comes_back(tmp_path, method):
 def test_what_is_no_checkpoint_is_not_to_be_moved_away(tmp_path):
     (tmp_path / "s.h5").write_text("precious")
     for path in (tmp_path, tmp_path / "s.h5", tmp_path / "none.pt"):
-        with pytest.raises(UserError, match=r"give the checkpoint.pt of a run$"):
+        with pytest.raises(UserError, match=r"the checkpoint.pt of a run"):
             load_head(path)

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 from fabricate import flip_bit, invoke
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from common.errors import UserError
@@ -97,3 +97,13 @@ def test_without_pyarrow(store, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="pip install pyarrow"):
         export_store(store, tmp_path / "out.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_a_sentence_where_a_library_writes_too(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("extract.export.save_file", full)
+    with pytest.raises(UserError, match=r"No space left on device\): free some space"):
+        export_store(make_store(tmp_path / "s.h5"), tmp_path / "out.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -5,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from common.synthetic import make_images
+from common.synthetic import make_images, make_store
 from find.findings import Findings
 from set_anomaly import VERBS, main
 
@@ -105,8 +106,24 @@ def test_open_shows_the_page(tmp_path, monkeypatch):
     assert shown == [(tmp_path / "page/index.html").as_uri()]
 
 
+def test_a_single_picture(tmp_path):
+    (tmp_path / "a.JPG").write_bytes(b"")
+    result = call("odd", tmp_path / "a.JPG")
+    assert (result.exit_code, "a.JPG is one picture: give a folder" in result.stderr) == (2, True)
+
+
 def test_pictures_that_are_not_there(tmp_path):
     result = call("odd", tmp_path / "nowhere")
     assert result.exit_code == 2
     assert "Traceback" not in result.stderr
     assert result.stderr == f"Error: there is nothing at {tmp_path / 'nowhere'}: check the path of the pictures\n"
+
+
+@pytest.mark.parametrize("end", [">&- 2>&-", "2>/dev/full"])
+def test_what_cannot_be_said_does_not_end_the_work(tmp_path, end):
+    make_store(tmp_path / "s.h5")
+    command = f"{sys.executable} -m set_anomaly odd s.h5 --out page {end}"
+    root = str(Path(__file__).parents[1])
+    result = subprocess.run(command, shell=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root}, timeout=60)
+    assert result.returncode == 0
+    assert (tmp_path / "page/index.html").is_file()

@@ -70,8 +70,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
+        reason = (error.strerror or str(error)).lower()
         raise UserError(
-            f"cannot read {path} ({(error.strerror or str(error)).lower()}): give the checkpoint.pt of a run"
+            f"cannot read {path} ({reason}): a head is the checkpoint.pt of a run; check the path"
         ) from error
     try:
         content = torch.load(io.BytesIO(unseal(data)), map_location="cpu", weights_only=True)
