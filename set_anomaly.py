@@ -9,6 +9,7 @@ import click
 
 from common.command_line import CommandLine, stoppable
 from common.errors import UserError, unknown_name
+from common.progress import say
 
 VERBS = {
     "features": "extract.cli:features",
@@ -70,6 +71,8 @@ def _of_pictures(command: click.Command, dataset: str) -> click.Command:
     )
 
     def find(store_path: Path, open_page: bool, cache: Path | None, **options: Any) -> None:
+        from common.images import why_no_image
+
         read = {name: options.pop(name) for name in READ}
         if str(store_path).startswith("hf:"):
             store_path = _store({"dataset": str(store_path), **read}, cache or _cache())
@@ -77,6 +80,10 @@ def _of_pictures(command: click.Command, dataset: str) -> click.Command:
             options["root"] = options["root"] or store_path
             source = dataset if store_path.is_dir() else "csv"
             store_path = _store({"dataset": source, "root": store_path, **read}, cache or _cache())
+        elif not store_path.exists():
+            raise UserError(f"there is nothing at {store_path}: check the path of the pictures")
+        elif not why_no_image(store_path.name):
+            raise UserError(f"{store_path} is one picture: give a folder, whose pictures are compared with each other")
         options["out"] = options["out"] or Path("runs") / f"find-{store_path.stem}"
         with stoppable("the same command starts anew, and finds the features made"):
             click.get_current_context().invoke(command, store_path=store_path, **options)
@@ -124,7 +131,7 @@ def _store(request: dict[str, Any], cache: Path) -> Path:
     constant = {key: value for key, value in asked.items() if key != "fingerprint"} | {"root": str(place)}
     name = wanted.default_store()
     path = cache / f"{name.stem}-{identity_digest(constant)[:8]}.h5"
-    click.echo(f"features: {path}", err=True)
+    say(f"features: {path}")
     find_or_make(wanted, path)
     return path
 

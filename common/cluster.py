@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from common.command_line import Real
 from common.errors import UserError
 
 EXTRA = "ray[client]"
@@ -68,7 +69,7 @@ class Node:
 def cluster_options(command: Callable) -> Callable:
     """The options of a command whose work may be done on a cluster; `asked_for` makes a Cluster of them."""
     for option in (
-        click.option("--gpus-per-worker", type=click.FloatRange(0), help="[default: 1 where nodes have GPUs]"),
+        click.option("--gpus-per-worker", type=Real(0), help="[default: 1 where nodes have GPUs]"),
         click.option("--cpus-per-worker", type=click.IntRange(1), help="And threads.  [default: 1]"),
         click.option(
             "--ray", metavar="auto|local|ray://HOST:PORT", help="A Ray cluster to work on; see docs/scale.md."

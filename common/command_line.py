@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import math
 import os
 import signal
 import sys
@@ -26,6 +27,15 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+class Real(click.FloatRange):
+    """A number in a range: click itself lets nan through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number of a text."""
+        number = super().convert(value, param, ctx)
+        return self.fail(f"{value} is not a number.", param, ctx) if math.isnan(number) else number
+
+
 class CommandLine(click.Group):
     """A group of commands that end with one sentence: exit code 130 on SIGINT, 143 on SIGTERM, 2 for a UserError.
 
@@ -35,6 +45,12 @@ class CommandLine(click.Group):
 
     again = AGAIN
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments. Raises UserError for an empty one: as a path it would be the current folder."""
+        if "" in args and not ctx.resilient_parsing:
+            raise UserError("an argument is empty, as of a variable that is not set: give it a value, or leave it out")
+        return super().parse_args(ctx, args)
+
     def add_command(self, command: click.Command, name: str | None = None) -> None:
         """Add a command, with the option --quiet."""
         command.params.append(
@@ -43,7 +59,10 @@ class CommandLine(click.Group):
         super().add_command(command, name)
 
     def main(self, *args: Any, **extra: Any) -> Any:
-        """Parse the arguments and run the command."""
+        """Parse the arguments and run the command. A stream that was closed takes everything, and shows nothing."""
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115
         with refusals_in_a_sentence():
             return super().main(*args, **extra)
 

@@ -78,7 +78,7 @@ def writing_to(target: Path) -> Iterator[None]:
             raise UserError(f"no space left for {target}: free some and run the same command again") from error
         if is_scarce(error):
             raise UserError(f"cannot write {target}: {refusal_of(error)}") from error
-        file = next((path for path in (target, *target.parents) if path.is_file()), None)
+        file = next((path for path in (target, *target.parents) if path.exists() and not path.is_dir()), None)
         if error.errno in (errno.EEXIST, errno.ENOTDIR) and file:
             raise UserError(
                 f"cannot write {target}: {file} is a file, and must be a folder; choose another path"

@@ -24,7 +24,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(1, device=name)
+        torch.empty(1, device=name).tolist()  # meta has no values to give
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).split("\n", 1)[0]
         raise UserError(f'there is no device "{name}" here ({reason}): use cpu or auto') from error

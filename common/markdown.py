@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from common.errors import UserError
 from common.files import write_text
 
 BLOCK = re.compile(r"(<!-- (\w+): (.*?) -->\n).*?(<!-- end -->)", re.S)
@@ -39,7 +40,10 @@ def fill_blocks(text: str, kind: str, make: Callable[[str], str | None]) -> str:
 
 def rewrite(path: Path, edit: Callable[[str], str], check: bool) -> bool:
     """Write what `edit` makes of a text file; `check` leaves it as it is. True if that is another text."""
-    old = path.read_text(encoding="utf-8")
+    try:
+        old = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
     new = edit(old)
     if new != old and not check:
         write_text(path, new)

@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, else a line every 30 seconds; nothing with --quiet."""
 
+import contextlib
 import sys
 import time
 from typing import Any
@@ -20,10 +21,11 @@ def is_quiet() -> bool:
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, above the progress bar if there is one."""
+    """Print a line on stderr, above the progress bar if there is one. Where it cannot be said, the work goes on."""
     from tqdm import tqdm  # here and below, because `--help` must not wait for it
 
-    tqdm.write(line, file=sys.stderr)
+    with contextlib.suppress(OSError):
+        tqdm.write(line, file=sys.stderr)
 
 
 class Progress:

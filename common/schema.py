@@ -29,10 +29,10 @@ SHORT = reprlib.Repr()  # a value may be nested, or long, without end
 SHORT.maxstring = SHORT.maxother = 100
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path | str) -> dict[str, Any]:
     """Return the content of a TOML file. Raises UserError where it cannot be read, or is no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a BOM
+        return tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))  # some editors begin a file with a BOM
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"cannot read the config {path} ({reason}): check the path") from error

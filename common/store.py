@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, unknown_name
 from common.store_header import (
     BLOCK,
     BLOCK_BYTES,
@@ -197,7 +197,9 @@ class FeatureStore:
         return self.array("thumbnails") if "thumbnails" in self.places else None
 
     def rows_of(self, split: str) -> np.ndarray:
-        """The rows (n,) int64 of a split, ascending."""
+        """The rows (n,) int64 of a split, ascending. Raises UserError for an unknown one."""
+        if split not in SPLITS:
+            raise unknown_name("split", split, SPLITS)
         return np.flatnonzero(self.split == SPLITS.index(split))
 
     def names(self, rows: Sequence[int] | np.ndarray) -> list[str]:

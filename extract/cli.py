@@ -12,57 +12,13 @@ import click
 
 from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
+from common.progress import say
 from common.store import SPLITS, FeatureStore
 from extract.features import find_or_make, store_status
-from extract.request import Request
-from extract.sources import SOURCES, TEST_FRACTION
+from extract.request import OPTIONS, Request
 
 ROWS = 10_000  # printed at a time
 STORE = click.Path(path_type=Path)
-FRACTION = click.FloatRange(0, 1, min_open=True, max_open=True)
-SEED, BATCH = click.IntRange(0, (1 << 63) - 1), click.IntRange(1, 1 << 20)
-# The fields of a Request: the type of the option, and its help
-OPTIONS: dict[str, tuple[Any, str]] = {
-    "dataset": (str, f"Image source: {', '.join(SOURCES)}:…."),
-    "root": (
-        STORE,
-        "imagefolder, folder: the folder; csv: the file; CIFAR: where the archive is kept.  [default: data]",
-    ),
-    "on_error": (click.Choice(["fail", "skip"]), "What to do with unreadable files."),
-    "test_fraction": (
-        FRACTION,
-        f"Of each class, for the test, where your images have no split.  [default: {TEST_FRACTION}]",
-    ),
-    "max_pixels": (click.IntRange(1), "Of an image, at most."),
-    "decode": (
-        click.Choice(["scaled", "full"]),
-        "Large pictures: scaled, at 1/2, 1/4 or 1/8 of their size, JPEGs several times as fast; or full.",
-    ),
-    "image_column": (str, "Of hf:…  [default: the one with images]"),
-    "label_column": (str, "Of hf:…  [default: the one with class labels]"),
-    "list_left_out": (bool, "Name every file that is left out, and why."),
-    "backbone": (str, "A classification model of torchvision, or timm:<name>."),
-    "weights": (str, '"torchvision" or "pretrained" (the published ones), "random", or the path of a state dict.'),
-    "weights_seed": (SEED, 'The seed of "random" weights.'),
-    "image_size": (click.IntRange(8, 4096), "Pixels, after resize.  [default: the model's own; resnet18: 224]"),
-    "views": (str, "Views of each image to cache, such as plain,mirror,zoom."),
-    "layers": (
-        str,
-        "Layers to cache: last is what the classifier gets; of others, such as last,layer3, the mean over space.",
-    ),
-    "precision": (
-        click.Choice(["float32", "bfloat16"]),
-        "Of the network; bfloat16 where this machine gains from it, as far as it is true (cosine of at least 0.9999).",
-    ),
-    "engine": (
-        click.Choice(["auto", "torch", "openvino"]),
-        "What runs the network; auto takes openvino where it is installed and exact.",
-    ),
-    "batch_size": (BATCH, "Images at a time."),
-    "device": (str, "auto, cpu, cuda, cuda:1, mps …"),
-    "overwrite": (bool, "Replace a store that holds something else."),
-    "ship_images": (bool, "Bring the images to workers that do not see them."),
-}
 
 
 def request_options(command: Callable) -> Callable:
@@ -96,7 +52,7 @@ def features(
     """
     request = Request(cluster=asked_for(ray, cpus_per_worker, gpus_per_worker), **options)
     store = store or request.default_store()
-    click.echo(find_or_make(request, store)[1], err=True)
+    say(find_or_make(request, store)[1])
     click.echo(os.fsencode(store))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from common.errors import UserError, import_optional
@@ -44,7 +45,10 @@ def _write_safetensors(store: FeatureStore, path: Path) -> None:
     arrays = {name: store.array(name) for name in ("features", "labels", "split", "name_offsets", "name_bytes")}
     path.touch()
     mode = path.stat().st_mode
-    save_file(arrays, path, _as_json(store))
+    try:
+        save_file(arrays, path, _as_json(store))
+    except SafetensorError as error:  # a full disk, say
+        raise UserError(f"the file cannot be written ({error}): free some space, or choose another place") from error
     path.chmod(mode)  # some versions make a file that only its owner may read
 
 

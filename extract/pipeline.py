@@ -212,7 +212,9 @@ def without_unreadable(job: Extraction, digests: np.ndarray) -> tuple[Extraction
     if has_digest.all():
         return job, digests
     if not has_digest.any():
-        raise UserError(f"none of the {len(digests)} images of {job.source.name} can be read")
+        raise UserError(
+            f"none of the {len(digests)} images of {job.source.name} can be read: repair them, or give others"
+        )
     source = job.source.subset(np.flatnonzero(has_digest))
     source.check()
     return replace(job, source=source), digests[has_digest]

@@ -6,15 +6,62 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
+from click.types import convert_type
+
 from common.cluster import Cluster
+from common.command_line import Real
 from common.errors import UserError
 from common.files import sha256_file
 from common.images import RULE
-from extract.sources import Reading, source_kind
+from extract.sources import SOURCES, TEST_FRACTION, Reading, source_kind
 
 IMAGE_SIZES = {"resnet18": 224}  # known without loading the model and torch
 # Options of a Reading that decide over the pixels and the rows
 SETTINGS = ("test_fraction", "on_error", "decode", "image_column", "label_column")
+SEED, BATCH = click.IntRange(0, (1 << 63) - 1), click.IntRange(1, 1 << 20)
+# The options: what each may be, also in Python, and its help
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "dataset": (str, f"Image source: {', '.join(SOURCES)}:…."),
+    "root": (
+        click.Path(path_type=Path),
+        "imagefolder, folder: the folder; csv: the file; CIFAR: where the archive is kept.  [default: data]",
+    ),
+    "on_error": (click.Choice(["fail", "skip"]), "What to do with unreadable files."),
+    "test_fraction": (
+        Real(0, 1, min_open=True, max_open=True),
+        f"Of each class, for the test, where your images have no split.  [default: {TEST_FRACTION}]",
+    ),
+    "max_pixels": (click.IntRange(1), "Of an image, at most."),
+    "decode": (
+        click.Choice(["scaled", "full"]),
+        "Large pictures: scaled, at 1/2, 1/4 or 1/8 of their size, JPEGs several times as fast; or full.",
+    ),
+    "image_column": (str, "Of hf:…  [default: the one with images]"),
+    "label_column": (str, "Of hf:…  [default: the one with class labels]"),
+    "list_left_out": (bool, "Name every file that is left out, and why."),
+    "backbone": (str, "A classification model of torchvision, or timm:<name>."),
+    "weights": (str, '"torchvision" or "pretrained" (the published ones), "random", or the path of a state dict.'),
+    "weights_seed": (SEED, 'The seed of "random" weights.'),
+    "image_size": (click.IntRange(8, 4096), "Pixels, after resize.  [default: the model's own; resnet18: 224]"),
+    "views": (str, "Views of each image to cache, such as plain,mirror,zoom."),
+    "layers": (
+        str,
+        "Layers to cache: last is what the classifier gets; of others, such as last,layer3, the mean over space.",
+    ),
+    "precision": (
+        click.Choice(["float32", "bfloat16"]),
+        "Of the network; bfloat16 where this machine gains from it, as far as it is true (cosine of at least 0.9999).",
+    ),
+    "engine": (
+        click.Choice(["auto", "torch", "openvino"]),
+        "What runs the network; auto takes openvino where it is installed and exact.",
+    ),
+    "batch_size": (BATCH, "Images at a time."),
+    "device": (str, "auto, cpu, cuda, cuda:1, mps …"),
+    "overwrite": (bool, "Replace a store that holds something else."),
+    "ship_images": (bool, "Bring the images to workers that do not see them."),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +71,8 @@ class Request(Reading):
     dataset: of `SOURCES`; "hf:PLACE" stands for "hf" and the root PLACE. root: None for a data set that is fetched,
     which is kept in data/. image_size: None for the model's own.
     cluster: where the network is to be at work, None for this process. ship_images: its nodes do not see the files.
-    Raises UserError where the root that the data set needs is missing, and for --ship-images without a cluster.
+    Raises UserError for a value that `OPTIONS` does not allow, where the root that the data set needs is missing, and
+    for --ship-images without a cluster.
     """
 
     dataset: str = "cifar100"
@@ -46,6 +94,12 @@ class Request(Reading):
     ship_images: bool = False
 
     def __post_init__(self) -> None:
+        for name, (kind, _) in OPTIONS.items():
+            if (value := getattr(self, name)) != getattr(Request, name):
+                try:  # as its text on the command line
+                    object.__setattr__(self, name, convert_type(kind).convert(str(value), None, None))
+                except click.BadParameter as error:
+                    raise UserError(f"--{name.replace('_', '-')}: {error.message.rstrip('.')}") from error
         if self.dataset.startswith("hf:"):
             if self.root is not None:
                 raise UserError(f"--dataset {self.dataset} says where the images are: leave --root (make: ROOT=) out")

@@ -102,8 +102,8 @@ class ImageSource:
             raise UserError(
                 f"{self.name} has no image in {len(self.class_names)} class folder(s)"
                 + (f" ({left_out_line(self.left_out)})" if self.left_out else "")
-                + ": give --root (make: ROOT=, IMAGES=) a folder of class folders, or --dataset folder for images "
-                "without labels"
+                + ": give --root (make: ROOT=, IMAGES=) a folder of class folders; images without labels are for "
+                "`odd`, or for `features` with --dataset folder"
             )
         if self.class_names == [UNLABELLED]:
             return

@@ -41,6 +41,7 @@ def audit(
     "label" is asked where there are two classes or more. Classes of fewer than three different images are not judged.
     Raises UserError where no class can be judged, and for what `find.inputs.take_inputs` refuses.
     """
+    labels = () if labels is None else labels  # then there are too few
     inputs = take_inputs(
         features, labels, class_names=class_names, paths=paths, splits=splits, digests=digests, rate=rate, seed=seed
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from common.command_line import CommandLine
+from common.command_line import CommandLine, Real
 from common.errors import UserError
 from common.joined import open_stores
 from common.store import FeatureStore
@@ -30,7 +30,7 @@ def _shared(command: Callable) -> Callable:
                      help="A store of the same images, whose features are put beside those of STORE."),
         click.option("--out", type=path, help="The folder of the page and its files.  [default: runs/find-<store>]"),
         click.option("--root", type=path, help="Where the images are, as --root of the extraction."),
-        click.option("--rate", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1,
+        click.option("--rate", type=Real(0, 1, min_open=True, max_open=True), default=0.1,
                      show_default=True, help="The share of false finds that the flagged ones may have."),
         click.option("--reviewed", type=path, help="Marks of an earlier page, a CSV file: they are honoured."),
         click.option("--copy-to", type=path, help="Copy flagged images there: a new or an empty folder."),

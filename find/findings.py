@@ -168,8 +168,9 @@ class Findings:
             if number != FORMAT:
                 raise UserError(f"{path} is of format {number}, this code reads {FORMAT}: run find again")
             return msgspec.convert(content, cls)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {path} ({error}): give the folder that find wrote") from error
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot read {path} ({reason}): give the folder that find wrote") from error
 
 
 def _cell(value: Any) -> str:

@@ -63,7 +63,7 @@ def take_inputs(
     for name, values in (("paths", paths), ("splits", splits), ("digests", digests)):
         if values is not None and len(values) != n:
             raise UserError(f"there are {len(values)} {name} for {n} images: give one for each")
-    if n and (matrix == matrix[0]).all():
+    if n > 1 and (matrix == matrix[0]).all():
         raise UserError(f"all {n} images have the same features: there is nothing to tell them apart by")
     splits = ["train"] * n if splits is None else list(map(str, splits))
     paths = [f"{split}/{row}" for row, split in enumerate(splits)] if paths is None else list(map(str, paths))
@@ -119,12 +119,12 @@ def _as_array(values: Any, name: str) -> np.ndarray:
     """An array of an array, a tensor (of any device, with or without gradient), or lists of these."""
     if isinstance(values, list | tuple) and values and hasattr(values[0], "detach"):
         values = [_as_array(each, name) for each in values]
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = (values.float() if values.is_floating_point() else values).numpy()
     try:
+        if hasattr(values, "detach"):
+            values = values.detach().cpu()
+            values = (values.float() if values.is_floating_point() else values).numpy()
         return np.asarray(values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # such as a sparse tensor
         raise UserError(f"{name} cannot be made an array ({error}): give one row for each image") from error
 
 

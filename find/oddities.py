@@ -113,11 +113,12 @@ def make_judge(
         scorer = beside_folder("reference statistics", space.embed, space.ratio, len(space.mean))
     else:
         return "the folder alone", judge_alone
-    if scorer.dim != folder.shape[1]:
-        raise UserError(
-            f"the folder's features have {folder.shape[1]} dimensions, {scorer.name} is made for {scorer.dim}: "
-            "extract the folder with the same backbone, layers and image size"
-        )
+    for whose, x in (("folder's", folder), ("held-out images'", folder if held_out is None else held_out[0])):
+        if scorer.dim != x.shape[1]:
+            raise UserError(
+                f"the {whose} features have {x.shape[1]} dimensions, {scorer.name} is made for {scorer.dim}: "
+                "extract them with the same backbone, layers and image size"
+            )
     known = None if held_out is None else clean_scores(scorer, *held_out, len(folder), seed)
 
     def judge(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

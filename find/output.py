@@ -12,6 +12,7 @@ import click
 
 from common.errors import UserError
 from common.files import OUTPUT_MARK, claim_folder, exclusive, require_own_folder, write_bytes, writing_to
+from common.progress import say
 from common.store import SPLITS, FeatureStore
 from find import review
 from find.copying import copy_flagged, require_copy_target
@@ -84,7 +85,7 @@ class Output:
             own = [names[label] for label in self.store.labels] if findings.mode == "audit" else ()
             findings, unknown = review.apply(findings, self.reviews, self.paths, self.splits, own)
             if unknown:
-                _tell(f"{len(unknown):,} marks match no image: {_some(unknown, ', ')}")
+                say(f"{len(unknown):,} marks match no image: {_some(unknown, ', ')}")
         if self.folder.parent == RUNS:  # also in a folder of pictures
             with writing_to(RUNS):
                 RUNS.mkdir(exist_ok=True)
@@ -97,7 +98,7 @@ class Output:
             findings.write(self.folder)
             with _saying(f"{parts[0]} and {parts[1].name} are complete"):
                 page = write_page(findings, self.folder, thumbnails=self.store.thumbnails)
-        _tell(findings.conclusion)
+        say(findings.conclusion)
         with _saying(f"the page is complete: {page}"):
             if self.list_to:
                 self._list(findings)
@@ -124,7 +125,7 @@ class Output:
         if self.copy_to is None or self.root is None:
             return []
         if not findings.flagged:
-            _tell("no image is flagged: nothing is copied")
+            say("no image is flagged: nothing is copied")
             return []
         least_side = self.store.header["provenance"].get("least_side")
         return copy_flagged(findings.flagged, self.root, self.copy_to, self.store.image_sha256, least_side)
@@ -137,12 +138,6 @@ def _saying(complete: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{error.message}; {complete}") from error
-
-
-def _tell(line: str) -> None:
-    """Say something that is also on the page: where it cannot be said, the work goes on."""
-    with contextlib.suppress(OSError):
-        click.echo(line, err=True)
 
 
 def _print(content: bytes, to_stderr: bool = False) -> None:

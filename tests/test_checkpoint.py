@@ -175,3 +175,12 @@ def test_the_head_of_any_method_comes_back(tmp_path, method):
     head = load_head(tmp_path / "c.pt")
     features = torch.randn(3, 10, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(head.score_sets(features), trained.score_sets(features))
+    for same in (features.double(), features.numpy(), features.tolist()):
+        assert torch.equal(head.score_sets(same), head.score_sets(features))
+
+
+def test_what_is_no_checkpoint_is_not_to_be_moved_away(tmp_path):
+    (tmp_path / "s.h5").write_text("precious")
+    for path in (tmp_path, tmp_path / "s.h5", tmp_path / "none.pt"):
+        with pytest.raises(UserError, match=r"the checkpoint.pt of a run"):
+            load_head(path)

@@ -230,6 +230,7 @@ def test_broken_and_missing_files(tmp_path):
     missing = tmp_path / "none.toml"
     assert message(Config, missing) == f"cannot read the config {missing} (no such file or directory): check the path"
     assert "is a directory" in message(Config, tmp_path)
+    assert Config.load(str(written(tmp_path, "method = 'knn'"))).method == "knn"
 
 
 COUNT, WIDTH = "an integer of at least 1 and at most 1,000,000", "an integer of at least 1 and at most 16,384"

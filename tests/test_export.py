@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 from fabricate import call, flip_bit, refuses
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from common.store import FeatureStore
@@ -79,3 +79,13 @@ def test_nothing_is_exported_of_a_damaged_store_or_without_pyarrow(store, tmp_pa
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     refuses("pip install pyarrow", export_store, store, tmp_path / "out.parquet")
     assert list(tmp_path.iterdir()) == [damaged.path]
+
+
+def test_a_full_disk_is_a_sentence_where_a_library_writes_too(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("extract.export.save_file", full)
+    target = tmp_path / "out.safetensors"
+    refuses(r"No space left on device\): free some space", export_store, make_store(tmp_path / "s.h5"), target)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.h5"]

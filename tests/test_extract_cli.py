@@ -16,6 +16,7 @@ from damage import resealed
 from fabricate import call, fails_with, flip_bit, python, refuses, wait_until
 from PIL import Image
 
+import extract.features
 from common.store import FeatureStore
 from common.store_partial import partial_folder, read_progress
 from common.synthetic import make_images, make_store
@@ -270,6 +271,9 @@ def test_changed_images_are_counted_and_the_store_is_kept(root, store):
     [
         (["--dataset", "imagefolder"], "needs --root"),
         (["--dataset", "imagefolder", "--root", "nowhere"], "there is no image folder at nowhere"),
+        (["--dataset", "digits", "--device", "meta"], 'there is no device "meta"'),
+        (["--dataset", "digits", "--test-fraction", "nan"], "nan is not a number"),
+        (["--dataset", "folder", "--root", ""], "an argument is empty"),
         (["--dataset", "digits", "--store", "/proc/x/s.h5"], "cannot write /proc/x"),
         (["--dataset", "digits", "--cpus-per-worker", "2"], "without --ray"),
         (["--dataset", "digits", "--gpus-per-worker", "1"], "without --ray"),
@@ -281,6 +285,24 @@ def test_a_mistake_gets_one_sentence(tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     assert message in run("features", *SMALL, *options, code=2).output
     assert list(tmp_path.rglob("*.h5")) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "float16"}, "--precision: 'float16' is not one of"),
+        ({"on_error": "ignore"}, "--on-error: 'ignore' is not one of"),
+        ({"decode": None}, "--decode: 'None' is not one of"),
+        ({"test_fraction": 5}, "--test-fraction: 5.0 is not in the range"),
+        ({"batch_size": 2.5}, "--batch-size: '2.5' is not"),
+        ({"image_size": -4}, "--image-size: -4 is not in the range"),
+        ({"views": ["plain", "mirror"]}, "unknown view"),
+    ],
+)
+def test_from_python_an_option_may_be_what_it_may_be_on_the_command_line(tmp_path, options, message):
+    options = {"weights": "random", **options}
+    refuses(re.escape(message), extract.features.features, tmp_path, tmp_path / "s.h5", **options)
+    assert list(tmp_path.iterdir()) == []
 
 
 def status(path):

@@ -259,6 +259,14 @@ class Logits(torch.nn.Module):
         self.head.seed_dropout(generator)
 
 
+def test_what_cannot_be_judged_is_said():
+    features, labels = clusters(2, 20)
+    refuses("there are 1 images: at least 3 are needed", find.odd, features[:1])
+    refuses("there are 0 labels for 40 images", find.audit, features, None)
+    held_out = features[:, :5], labels
+    refuses("held-out images' features have 5", find.odd, features, reference=(features, labels), held_out=held_out)
+
+
 def test_three_subjects_in_one_folder_are_said_to_be_so():
     features, labels = clusters(3, 40, dim=64)
     found = find.odd(features)

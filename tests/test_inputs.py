@@ -69,6 +69,7 @@ WRONG = {
     "features": [
         (X[0], r"features must be \(n, D\), got \(3,\)"),
         ([[1, 2], [3]], "features cannot be made an array"),
+        (torch.ones(3, 2).to_sparse(), "features cannot be made an array"),
         ([["a"], ["b"]], "features must be numbers"),
         (X * np.nan, "features have values that are not finite"),
         (X * 1e30, r"the largest of the features is 1e\+31"),

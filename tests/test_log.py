@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fabricate import call, has_margin, refuses
+from fabricate import call, has_margin
 from msgspec import structs
 from PIL import Image
 
@@ -279,7 +279,15 @@ def test_a_dash_stands_for_what_small_classes_do_not_allow(logged):
 def test_a_missing_folder_of_logs_is_one_sentence(tmp_path):
     (tmp_path / "experiments/tiny").mkdir(parents=True)
     assert rebuild(tmp_path / "experiments", tmp_path / "README.md") == []
-    refuses("nowhere", rebuild, tmp_path / "nowhere", tmp_path / "README.md")
+    for options in ([], ["--check"]):
+        assert "there is no folder" in log(tmp_path / "nowhere", *options, code=2).stderr
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_readme_that_is_no_text_is_one_sentence(tmp_path):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "README.md").write_bytes(b"caf\xe9")
+    assert "README.md is not UTF-8 text" in log(tmp_path, code=2).stderr
 
 
 def test_the_logs_of_this_project_are_what_their_reports_say_and_every_percentage_is_in_a_block(monkeypatch):

@@ -1,10 +1,13 @@
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import fabricate
 import pytest
 
-from common.synthetic import make_images
+from common.synthetic import make_images, make_store
 from find.findings import Findings
 from set_anomaly import VERBS, main
 
@@ -77,3 +80,23 @@ def test_open_shows_the_page(tmp_path, monkeypatch):
     make_images(tmp_path / "images", classes=2, train=12, test=4)
     call("odd", "images", "--open", "--cache", tmp_path / "here", "--out", tmp_path / "page", *SMALL)
     assert shown == [(tmp_path / "page/index.html").as_uri()]
+
+
+def test_a_single_picture(tmp_path):
+    (tmp_path / "a.JPG").write_bytes(b"")
+    assert "a.JPG is one picture: give a folder" in call("odd", tmp_path / "a.JPG", code=2).stderr
+
+
+def test_pictures_that_are_not_there(tmp_path):
+    said = call("odd", tmp_path / "nowhere", code=2).stderr
+    assert said == f"Error: there is nothing at {tmp_path / 'nowhere'}: check the path of the pictures\n"
+
+
+@pytest.mark.parametrize("end", [">&- 2>&-", "2>/dev/full"])
+def test_what_cannot_be_said_does_not_end_the_work(tmp_path, end):
+    make_store(tmp_path / "s.h5")
+    command = f"{sys.executable} -m set_anomaly odd s.h5 --out page {end}"
+    root = str(Path(__file__).parents[1])
+    result = subprocess.run(command, shell=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": root}, timeout=60)
+    assert result.returncode == 0
+    assert (tmp_path / "page/index.html").is_file()

@@ -104,6 +104,8 @@ def test_rows_may_be_unsorted_and_repeated_and_have_names(store):
     assert store.names(np.array([179, 0])) == ["test/00179.png", "train/00000.png"]
     assert store.rows_of("train").tolist() == list(range(120))
     assert store.rows_of("test").tolist() == list(range(120, 180))
+    with pytest.raises(UserError, match='unknown split "val": choose from test, train'):
+        store.rows_of("val")
 
 
 def test_it_pickles_as_its_path_and_is_not_written_through_its_map(store):

@@ -70,7 +70,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read {path} ({(error.strerror or str(error)).lower()})") from error
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(
+            f"cannot read {path} ({reason}): a head is the checkpoint.pt of a run; check the path"
+        ) from error
     try:
         content = torch.load(io.BytesIO(unseal(data)), map_location="cpu", weights_only=True)
         version = dict(content)["format"]
@@ -193,7 +196,9 @@ def _optimizer_fits(optimizer: dict[str, Any], method: Method, config: Config) -
 
 def _damaged(path: Path, reason: str) -> UserError:
     advice = "put back a copy, or move this one file away, and the same command trains the run from its first epoch"
-    if (path.parent / "DONE").is_file():
+    if path.name != "checkpoint.pt":
+        advice = "give the checkpoint.pt of a run"
+    elif (path.parent / "DONE").is_file():
         advice = "the report beside it is sound; put back a copy, or choose another --run to train the same head again"
     return UserError(f"{path} is not a sound checkpoint ({reason}): {advice}")
 

@@ -142,6 +142,8 @@ def log(root: Path, experiments: Path, readme: Path, check: bool) -> None:
     """
     from train.log.rebuild import collect, rebuild
 
+    if not experiments.is_dir():
+        raise UserError(f"there is no folder {experiments}: give --experiments the folder of the log")
     if check:
         stale = rebuild(experiments, readme, check)
     else:

@@ -133,7 +133,7 @@ class Config(Struct, frozen=True):
             raise unknown_name("method", self.method, METHODS)
 
     @classmethod
-    def load(cls, path: Path | None, overrides: Sequence[str] = ()) -> "Config":
+    def load(cls, path: Path | str | None, overrides: Sequence[str] = ()) -> "Config":
         """Read the config of a TOML file (None: the defaults), changed by `section.key=value` overrides.
 
         The plan of a phase's file is not part of it. Raises UserError for a setting that the method does not use.

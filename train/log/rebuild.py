@@ -56,8 +56,6 @@ def rebuild(experiments: Path, readme: Path, check: bool = False) -> list[Path]:
 
     Pictures are drawn, but not compared: other versions of matplotlib draw them a little differently.
     """
-    if not experiments.is_dir():
-        raise UserError(f"there is no folder {experiments}: give --experiments the folder of the log")
     groups = {
         folder.name: group_runs([load_run(path) for path in sorted((folder / "runs").glob("*.json"))])
         for folder in sorted(experiments.iterdir())

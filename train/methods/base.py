@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +79,12 @@ class Method(nn.Module):
         """Whether there are parameters to train."""
         return next(self.parameters(), None) is not None
 
-    def score_sets(self, features: Tensor) -> Tensor:
-        """Scores (B, S) float32 of set features (B, S, D), without gradients and without dropout.
+    def score_sets(self, features: Any) -> Tensor:
+        """Scores (B, S) float32 of set features (B, S, D), a tensor, an array or lists; without gradients and dropout.
 
         Raises ValueError for another D, or an S that the method was not made for.
         """
+        features = torch.as_tensor(features, dtype=torch.float32)
         check_shape("set features", features, type(self).__name__, D=self.input_dim)
         items = torch.arange(features.shape[0] * features.shape[1], device=features.device)
         return self.score_views([features.flatten(0, 1)], items.view(features.shape[:2]))
