@@ -28,6 +28,7 @@ IMAGES ?=
 VENV := .venv
 READY := $(VENV)/.ready
 PY := $(VENV)/bin/python
+PYTEST = $(PY) -m pytest --numprocesses auto --maxprocesses 4
 
 CLUSTER = $(if $(RAY),--ray "$(RAY)") $(if $(CPUS_PER_WORKER),--cpus-per-worker "$(CPUS_PER_WORKER)") \
 	$(if $(GPUS_PER_WORKER),--gpus-per-worker "$(GPUS_PER_WORKER)")
@@ -82,13 +83,13 @@ bench: $(READY)  ## the project beside its peers → bench/report.json, and a ta
 	@$(PY) -m bench
 
 test: $(READY)  ## all fast tests (PIP_ARGS= is passed to pip when .venv is made)
-	@$(PY) -m pytest
+	@$(PYTEST)
 
 check: $(READY)  ## what CI runs: format, lint, types, tests
 	@$(VENV)/bin/ruff format --check .
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/mypy
-	@$(PY) -m pytest
+	@$(PYTEST)
 
 format: $(READY)  ## rewrite the code in the project's format
 	@$(VENV)/bin/ruff format .

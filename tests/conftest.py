@@ -1,9 +1,13 @@
 """Fixtures that tests of more than one module use."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: threads of one would wait for those of another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from common.store import FeatureStore
 from common.synthetic import make_images, make_store
