@@ -121,8 +121,7 @@ def _store(request: dict[str, Any], cache: Path) -> Path:
     Its name is of the place and of the options, so that each place has its own.
     """
     from common.store import identity_digest
-    from extract.features import find_or_make
-    from extract.request import Request
+    from extract.features import Request, find_or_make
 
     wanted = Request(overwrite=True, **request)
     asked = wanted.as_json()

@@ -38,6 +38,12 @@ class Cluster:
         """What each worker has, for people."""
         return f"{self.cpus} CPU(s)" + (f" and {self.gpus:g} GPU(s)" if self.gpus else "") + " each"
 
+    def for_device(self, device: str) -> "Cluster":
+        """This with the GPUs that a device of this name needs. Raises UserError for one that Ray cannot assign."""
+        if device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"with --ray, --device must be auto, cpu or cuda (Ray chooses which), got {device}")
+        return replace(self, gpus={"auto": self.gpus, "cpu": 0.0, "cuda": self.gpus or 1.0}[device])
+
     def settled(self, nodes: "list[Node]") -> "Cluster":
         """This with the number of GPUs decided. Raises UserError where no worker fits on any node."""
         gpus = float(any(node.gpus for node in nodes)) if self.gpus is None else self.gpus

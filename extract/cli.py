@@ -14,8 +14,7 @@ from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
 from common.progress import say
 from common.store import SPLITS, FeatureStore
-from extract.features import find_or_make, store_status
-from extract.request import OPTIONS, Request
+from extract.features import OPTIONS, Request, find_or_make, store_status
 
 ROWS = 10_000  # printed at a time
 STORE = click.Path(path_type=Path)

@@ -6,7 +6,6 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ from common.errors import UserError, is_scarce
 from common.images import UnreadableImage, pixel_digest
 from common.machine import versions
 from common.progress import say
-from extract.batches import SAMPLE, Extraction, Unreadable, read_sample
-from extract.progress import Stopwatch
-from extract.ray_worker import Order, Shipped, Worker, code_digest
+from extract.batches import Arrays, Extraction, Stopwatch, read_sample
+from extract.ray_worker import Shipped, Worker, code_digest
 from extract.sources import ImageSource
 
 OPEN = 3  # batches that a worker has at a time: it reads some while it computes one
@@ -30,13 +28,17 @@ PATIENCE = 60.0  # seconds without any worker until that is said, or is an error
 READERS = 4  # threads that read what is shipped
 CHECKED = 4  # images whose pixels every worker must see as this process does
 
+Order = tuple[int, list[str], list[Shipped]]  # what `Worker.compute` takes
+
 
 class Orders:
-    """The batches that are still to be handed out. shipped: the images, too; the next are read meanwhile."""
+    """The batches that are still to be handed out, as `Worker.compute` takes them.
 
-    def __init__(self, job: Extraction, names: Sequence[str], shipped: bool, starts: Sequence[int]):
-        self._source, self._files, self._size = job.source, job.source.files, job.batch_size
-        self._names, self._shipped = names, shipped
+    shipped: with what is in the files; that of the next ones is read meanwhile.
+    """
+
+    def __init__(self, job: Extraction, shipped: bool, starts: Sequence[int]):
+        self._source, self._size, self._shipped = job.source, job.batch_size, shipped
         self._starts, self._coming = deque(starts), deque[Future[Order]]()
         self._pool = ThreadPoolExecutor(READERS)
 
@@ -61,15 +63,13 @@ class Orders:
 
     def _order(self, start: int) -> Order:
         rows = range(start, min(start + self._size, len(self._source)))
-        return Order(start, [self._names[row] for row in rows], [self._ship(row) for row in rows])
+        return start, [self._source.names[row] for row in rows], [self._ship(row) for row in rows]
 
     def _ship(self, row: int) -> Shipped:
         if not self._shipped:
             return None
         try:
-            if self._files is not None:
-                return (self._files.folder / self._names[row]).read_bytes()
-            return self._source.image(row)
+            return self._source.image(row) if self._source.files is None else self._source.path(row).read_bytes()
         except UnreadableImage as error:
             return error.reason
         except OSError as error:
@@ -90,14 +90,14 @@ def digests_seen(source: ImageSource) -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def on_cluster(job: Extraction, resumed: dict[str, Any], cluster: Cluster, ship_images: bool) -> Iterator["Pool"]:
-    """The network of a job on a cluster. resumed: the environment of the extraction that is resumed, {} for none.
+def on_cluster(job: Extraction, resumed: dict[str, Any]) -> Iterator["Pool"]:
+    """The network of a job on its cluster. resumed: the environment of the extraction that is resumed, {} for none.
 
-    ship_images: workers do not see the files. Raises UserError, naming the node, where one does not see them that
-    should, or no node can do what is pinned.
+    Raises UserError, naming the node, where one does not see the images that should, or no node can do what is pinned.
     """
-    with connected(cluster) as ray:
-        pool = Pool(ray, job, cluster, ship_images)
+    assert job.cluster is not None
+    with connected(job.cluster) as ray:
+        pool = Pool(ray, job, job.cluster)
         try:
             pool.begin(resumed)
             yield pool
@@ -122,13 +122,13 @@ class Pool:
     A worker that ends costs its open batches, which others make again. Nodes may come and go.
     """
 
-    def __init__(self, ray: Any, job: Extraction, cluster: Cluster, ship_images: bool):
+    def __init__(self, ray: Any, job: Extraction, cluster: Cluster):
         self._ray = ray
         self._cluster = cluster.settled(nodes_of(ray))
         device = job.device if self._cluster.gpus else torch.device("cpu")
         self._job = replace(job, device=device, threads=cluster.cpus)
         self._files = job.source.files
-        self._shipped = ship_images or self._files is None
+        self._shipped = job.ship_images or self._files is None
         self._members: list[Member] = []
         self._tasks: dict[Any, tuple[Member, int | None]] = {}  # what is computed: its first row, None for `prepare`
         self._refused: dict[str, str] = {}  # by the id of the node
@@ -158,11 +158,9 @@ class Pool:
         say(f"{len(self._members)} workers on {len(on)} node(s), {self._cluster.share}")
         self._begun = time.monotonic()
 
-    def batches(
-        self, starts: Sequence[int], unreadable: Unreadable, watch: Stopwatch
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    def batches(self, starts: Sequence[int], watch: Stopwatch) -> Iterator[tuple[int, Arrays | None, dict[int, str]]]:
         tries: Counter[int] = Counter()
-        with contextlib.closing(Orders(self._job, unreadable.names, self._shipped, starts)) as orders:
+        with contextlib.closing(Orders(self._job, self._shipped, starts)) as orders:
             while orders.left or any(start is not None for _, start in self._tasks.values()):
                 self._hand_out(orders)
                 with watch.time("waiting"):
@@ -181,8 +179,12 @@ class Pool:
                                 "--batch-size"
                             )
                         orders.again(start)
-                    elif (batch := self._take(member, result, unreadable)) is not None:
-                        yield start, batch
+                        continue
+                    arrays, unreadable = result
+                    member.open -= 1
+                    if arrays is not None:
+                        self._made[member.node.name] += len(arrays["thumbnails"])
+                    yield start, arrays, unreadable
 
     def summary(self) -> str:
         """The rate of each node."""
@@ -222,7 +224,7 @@ class Pool:
 
     def _choose(self) -> dict[str, Any]:
         """The environment that the first worker to answer chooses, of those that are like this process."""
-        sample = read_sample(self._job.source, self._job.preprocessing, SAMPLE)
+        sample = read_sample(self._job.source, self._job.preprocessing)
         n, shipped = len(self._job.source), self._ray.put(None if sample is None else sample.numpy())
         greetings: dict[Any, Member] = {}
         while True:
@@ -289,17 +291,8 @@ class Pool:
         for open_ in range(OPEN):
             for member in self._members:
                 if member.ready and member.open == open_ and (order := orders.next()) is not None:
-                    self._tasks[member.actor.compute.remote(order)] = member, order.start
+                    self._tasks[member.actor.compute.remote(*order)] = member, order[0]
                     member.open += 1
-
-    def _take(self, member: Member, result: Any, unreadable: Unreadable) -> dict[str, Any] | None:
-        (batch, reasons), folder = result, Path() if self._files is None else self._files.folder
-        member.open -= 1
-        for row, reason in reasons.items():
-            unreadable.note(row, UnreadableImage(folder / unreadable.names[row], reason))
-        if batch is not None:
-            self._made[member.node.name] += len(batch["thumbnails"])
-        return batch
 
     def _wait(self, tasks: list) -> list:
         """Those of the tasks that are done, none after a second in which nothing happens."""

@@ -78,6 +78,10 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def path(self, row: int) -> Path:
+        """The file of an image; its name alone where it is in no folder."""
+        return (self.files.folder if self.files else Path()) / self.names[row]
+
     def rows_of(self, split: str) -> np.ndarray:
         """The rows (n,) int64 of a split, ascending."""
         return np.flatnonzero(self.split == SPLITS.index(split))

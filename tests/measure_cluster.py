@@ -17,7 +17,7 @@ from common.images import Files
 from common.machine import versions
 from extract import pipeline, ray_pool
 from extract.backbones import Backbone
-from extract.batches import Extraction, Unreadable
+from extract.batches import Extraction
 from extract.preprocessing import Preprocessing
 from extract.sources import ImageSource
 
@@ -37,12 +37,11 @@ def main(rows: int, batch_size: int, cpus_per_worker: int) -> None:
     network = Backbone("zeros", torch.nn.Identity(), {"last": 512}, "none", "0" * 64)
     job = Extraction(source, network, Preprocessing(), "float32", {}, batch_size, torch.device("cpu"), "torch")
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, connected(Cluster("local")) as ray:
-        pool = ray_pool.Pool(ray, job, Cluster("local", cpus_per_worker, 0.0), False)
+        pool = ray_pool.Pool(ray, job, Cluster("local", cpus_per_worker, 0.0))
         pool.begin({})
         writer = pipeline._writer(job, Path(folder) / "s.h5", pool.environment)
-        unreadable = Unreadable(source.names, lambda line: None)
         started = time.monotonic()
-        pipeline._fill(writer, pool, unreadable)
+        pipeline._fill(writer, pool, source)
         seconds = time.monotonic() - started
         assert not writer.missing()
         pool.close()
@@ -65,8 +64,8 @@ class Zeros:
     def prepare(self, *_) -> tuple[str, str]:
         return "", ""
 
-    def compute(self, order):
-        n = len(order.names)
+    def compute(self, start, names, shipped):
+        n = len(names)
         features, digests = np.zeros((1, n, 512), np.float32), np.ones((n, 32), np.uint8)
         thumbnails = np.zeros((n, 32, 32, 3), np.uint8)
         return {"features": features, "image_sha256": digests, "thumbnails": thumbnails}, {}

@@ -7,7 +7,7 @@ import torch
 from fabricate import smooth
 
 from common.images import Files, read_image
-from extract.batches import Unreadable, read_batch
+from extract.batches import read_batch
 from extract.preprocessing import Preprocessing
 
 THREADS = 8
@@ -43,8 +43,7 @@ def test_a_batch_of_files_of_any_sizes_is_the_same_with_any_number_of_threads(tm
     batches = []
     for threads in (1, 2, THREADS, THREADS):
         with ThreadPoolExecutor(threads) as pool:
-            unreadable = Unreadable(names, print)
-            batches.append(read_batch(pool, lambda row: files.read(names[row]), range(40), preprocessing, unreadable))
+            batches.append(read_batch(pool, lambda row: files.read(names[row]), range(40), preprocessing)[0])
     for batch in batches[1:]:
         assert torch.equal(batch["images"], batches[0]["images"])
         assert (batch["image_sha256"] == batches[0]["image_sha256"]).all()
@@ -56,12 +55,9 @@ def test_a_batch_of_files_of_any_sizes_is_the_same_with_any_number_of_threads(tm
 def test_what_cannot_be_read_is_black_without_a_digest_and_noted(tmp_path):
     smooth(100, 90).save(tmp_path / "a.jpg")
     (tmp_path / "b.jpg").write_bytes(b"no image")
-    files, names, said = Files(tmp_path), ["a.jpg", "b.jpg"], []
-    unreadable = Unreadable(names, said.append)
+    files, names, preprocessing = Files(tmp_path), ["a.jpg", "b.jpg"], Preprocessing(32)
     with ThreadPoolExecutor(2) as pool:
-        rows = range(10, 12)
-        batch = read_batch(pool, lambda row: files.read(names[row - 10]), rows, Preprocessing(32), unreadable)
-    assert list(unreadable.reasons) == [11]
-    assert len(said) == 1
+        batch, unreadable = read_batch(pool, lambda row: files.read(names[row - 10]), range(10, 12), preprocessing)
+    assert list(unreadable) == [11]
     assert batch["image_sha256"].any(1).tolist() == [True, False]
-    assert torch.equal(batch["images"][:, 1:], Preprocessing(32)([np.zeros((1, 1, 3), np.uint8)]))
+    assert torch.equal(batch["images"][:, 1:], preprocessing([np.zeros((1, 1, 3), np.uint8)]))

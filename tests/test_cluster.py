@@ -15,15 +15,14 @@ from common.cluster import Cluster, Node, asked_for, connected
 from common.errors import UserError
 from common.machine import versions
 from common.synthetic import make_store
-from extract import ray_pool
-from extract.batches import Extraction, Unreadable, local_network
+from extract import features, ray_pool
+from extract.batches import Extraction, Stopwatch
 from extract.cli import main as extract_main
-from extract.pipeline import connection, extract
+from extract.features import Request
+from extract.pipeline import extract, start_network
 from extract.preprocessing import Preprocessing
-from extract.progress import Stopwatch
 from extract.ray_pool import Orders, Pool, digests_seen
 from extract.ray_worker import Worker, code_digest
-from extract.request import Request
 from extract.sources import load_source
 from train.cli import main as train_main
 
@@ -35,10 +34,6 @@ SMALL = ["--weights", "random", "--image-size", "32", "--engine", "torch"]
 def job(root, resnet):
     source = load_source("imagefolder", root)
     return Extraction(source, resnet, Preprocessing(32), "float32", {"asked": 1}, 8, CPU, "torch", threads=1)
-
-
-def nothing(line):
-    pass
 
 
 # What a cluster is
@@ -57,9 +52,10 @@ def test_as_many_workers_as_fit_on_each_node_with_a_gpu_where_there_are_some():
 
 def test_the_device_says_whether_workers_have_gpus():
     for name, device, gpus in (("auto", "cuda", None), ("cpu", "cpu", 0), ("cuda", "cuda", 1)):
-        found, connect = connection(Request(dataset="digits", device=name, cluster=Cluster("")))
-        assert (found, connect.keywords["cluster"].gpus) == (torch.device(device), gpus)
-    refuses("cuda:1", connection, Request(dataset="digits", device="cuda:1", cluster=Cluster("")))
+        request = Request(dataset="digits", weights="random", image_size=32, device=name, cluster=Cluster(""))
+        job = features._load(request)
+        assert (job.device, job.cluster.gpus) == (torch.device(device), gpus)
+    refuses("cuda:1", Cluster("").for_device, "cuda:1")
 
 
 def test_options_and_ray_itself_are_not_needed_without_a_cluster(root, tmp_path):
@@ -89,19 +85,19 @@ def test_without_ray_one_sentence_says_how_to_get_it(root, tmp_path, monkeypatch
 def test_an_order_has_names_or_what_is_in_the_files(job, root):
     (root / "train/class0/003.png").unlink()
     names = job.source.names
-    seen, shipped = (Orders(job, names, each, [0, 64]) for each in (False, True))
+    seen, shipped = (Orders(job, each, [0, 64]) for each in (False, True))
     assert (seen.left, shipped.left) == (2, 2)
     first, last = seen.next(), seen.next()
-    assert (first.names, first.shipped) == (names[:8], [None] * 8)
-    assert (last.start, last.names) == (64, names[64:])
+    assert first == (0, names[:8], [None] * 8)
+    assert last[:2] == (64, names[64:])
     assert seen.next() is None
     seen.again(0)
     assert seen.next() == first
-    bytes_of = shipped.next().shipped
+    _, _, bytes_of = shipped.next()
     assert (bytes_of[2], bytes_of[3]) == ((root / names[2]).read_bytes(), "No such file or directory")
     digits = load_source("digits", Path())  # whose images are no files
-    orders = Orders(replace(job, source=digits), digits.names, True, [0])
-    assert (orders.next().shipped[5] == digits.image(5)).all()
+    _, _, pixels = Orders(replace(job, source=digits), True, [0]).next()
+    assert (pixels[5] == digits.image(5)).all()
 
 
 # A worker
@@ -109,9 +105,18 @@ def test_an_order_has_names_or_what_is_in_the_files(job, root):
 
 def alone(job, starts=range(0, 66, 8)):
     """The environment, the batches by their starts, and what cannot be read, of the network in this process."""
-    unreadable = Unreadable(job.source.names, nothing)
-    with local_network(job, {}) as network:
-        return network.environment, dict(network.batches(starts, unreadable, Stopwatch())), unreadable.reasons
+    with start_network(job, {}) as network:
+        return network.environment, *by_start(network.batches(starts, Stopwatch()))
+
+
+def by_start(batches):
+    """The batches that are complete, by their starts; and what cannot be read."""
+    complete, missing = {}, {}
+    for start, arrays, unreadable in batches:
+        missing |= unreadable
+        if arrays is not None:
+            complete[start] = arrays
+    return complete, missing
 
 
 def required(job, **changes):
@@ -124,13 +129,11 @@ def test_a_worker_makes_the_batches_of_one_process(job, root, shipped):
     worker = Worker(job, job.source.files)
     assert worker.prepare(**required(job, seen=digests_seen(job.source))) == ("", "")
     _, expected, missing = alone(job)
-    orders, unreadable = Orders(job, job.source.names, shipped, range(0, 66, 8)), {}
-    while (order := orders.next()) is not None:
-        batch, reasons = worker.compute(order)
-        unreadable |= reasons
-        assert (batch is None) == (order.start not in expected)
-        for name, array in (batch or {}).items():
-            assert (array == expected[order.start][name]).all()
+    orders = Orders(job, shipped, range(0, 66, 8))
+    found, unreadable = by_start((order[0], *worker.compute(*order)) for order in iter(orders.next, None))
+    assert found.keys() == expected.keys()
+    for start, arrays in found.items():
+        assert all((array == expected[start][name]).all() for name, array in arrays.items())
     assert unreadable == missing
     assert list(unreadable) == [16]
 
@@ -168,7 +171,7 @@ class FakeRay:
 
     exceptions = types.SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
-    def __init__(self, *names, death=lambda node, method, order: None):
+    def __init__(self, *names, death=lambda node, method, start: None):
         self.alive = dict.fromkeys(names, True)
         self.death, self.actors, self.killed = death, [], []
 
@@ -225,11 +228,11 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(ray_pool, "PATIENCE", 0.2)
 
 
-def made(ray, job, resumed=None, ship_images=False):
+def made(ray, job, resumed=None):
     """The batches that a pool makes, by their starts."""
-    pool = Pool(ray, job, Cluster("fake"), ship_images)
+    pool = Pool(ray, job, Cluster("fake"))
     pool.begin(resumed or {})
-    return pool, dict(pool.batches(range(0, 66, 8), Unreadable(job.source.names, nothing), Stopwatch()))
+    return pool, by_start(pool.batches(range(0, 66, 8), Stopwatch()))[0]
 
 
 def require_equal(job, batches):
@@ -250,7 +253,7 @@ def test_a_pool_makes_every_batch_once_in_any_order(job, capsys):
 def test_a_worker_that_ends_costs_only_what_it_had(job, capsys):
     deaths = [3, 4, 7]
 
-    def death(node, method, order):
+    def death(node, method, start):
         if method == "compute":
             deaths[0] -= 1
             if deaths[0] == 0:
@@ -265,7 +268,7 @@ def test_a_worker_that_ends_costs_only_what_it_had(job, capsys):
 def test_nodes_may_come_and_go(job):
     ray, seen = FakeRay("a"), []
 
-    def death(node, method, order):
+    def death(node, method, start):
         seen.append(node)
         if len(seen) == 6:
             ray.alive["a"], ray.alive["b"] = False, True
@@ -311,8 +314,8 @@ def test_a_node_that_is_not_like_this_process_chooses_no_engine_and_one_that_see
 
 
 def test_a_batch_that_ends_every_worker_is_an_error_that_names_it(job):
-    def death(node, method, order):
-        if method == "compute" and order.start == 16:
+    def death(node, method, start):
+        if method == "compute" and start == 16:
             raise RayError("OutOfMemoryError: killed")
 
     with pytest.raises(UserError, match=r"5 workers ended .* from 16 on, .*OutOfMemoryError.*--batch-size"):
@@ -320,7 +323,7 @@ def test_a_batch_that_ends_every_worker_is_an_error_that_names_it(job):
 
 
 def test_a_node_whose_workers_never_begin_is_not_used(job):
-    def death(node, method, order):
+    def death(node, method, start):
         if node == "a":
             raise RayError("ModuleNotFoundError: No module named 'extract'")
 
@@ -339,11 +342,10 @@ def test_stores_with_skipped_images_are_the_same(job, root, tmp_path, monkeypatc
     (root / "train/class1/004.png").write_bytes(b"junk")
     for on_error in ("fail", "skip"):
         sentences = []
-        on_pool = functools.partial(ray_pool.on_cluster, cluster=Cluster("fake"), ship_images=False)
-        for name, connect in (("one.h5", local_network), ("pool.h5", on_pool)):
+        for name, cluster in (("one.h5", None), ("pool.h5", Cluster("fake"))):
             monkeypatch.setattr(ray_pool, "connected", lambda _: contextlib.nullcontext(FakeRay("a", "b")))
             try:
-                extract(replace(job, on_error=on_error), tmp_path / name, connect)
+                extract(replace(job, on_error=on_error, cluster=cluster), tmp_path / name)
             except UserError as error:
                 sentences.append(error.message)
         assert len(set(sentences)) == (on_error == "fail")

@@ -414,7 +414,7 @@ def test_a_table_makes_a_store(root, path, tmp_path):
 
 def test_a_store_made_by_an_older_rule_is_compared_once_not_believed(root, path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("extract.request.RULE", 1)
+        patch.setattr("extract.features.RULE", 1)
         features(root, path)
     assert "their pixels are the same" in features(root, path).stderr
     assert "their pixels" not in features(root, path).stderr

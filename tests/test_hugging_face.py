@@ -13,7 +13,7 @@ from common.images import UnreadableImage, pixel_digest, read_image
 from common.store import FeatureStore
 from common.synthetic import make_images
 from extract.cli import main
-from extract.request import Request
+from extract.features import Request
 from extract.sources import Reading, load_source, source_kind
 
 
