@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from common.errors import UserError
 
 EXTRA = "ray[client]"
 AGAIN = "finished work is kept; check the cluster and run the same command again"
+ANSWER = 10  # seconds
 # For a cluster of our own: nothing is reported to Ray's authors unasked, and workers are no less important than
 # the process that waits for them. For all: what is seen of GPUs stays as it is where none was asked for
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -168,8 +170,9 @@ def _connect(ray: Any, address: str) -> None:
     with contextlib.suppress(ValueError):  # not the main thread
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        _require_answer(address)
         ray.init(address, **options)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
         raise UserError(
             f"there is no Ray cluster at {address} ({_first_line(error)}): start one with `ray start --head`, "
             "or give --ray local or ray://host:10001"
@@ -178,6 +181,13 @@ def _connect(ray: Any, address: str) -> None:
         for number, handler in handlers.items():  # Ray's own would end the process without a word of what is kept
             with contextlib.suppress(ValueError):
                 signal.signal(number, handler)
+
+
+def _require_answer(address: str) -> None:
+    """Raise OSError or OverflowError unless something answers at HOST:PORT: Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
 
 
 def _first_line(error: Exception) -> str:

@@ -203,12 +203,14 @@ class FeatureStore:
         return np.flatnonzero(self.split == SPLITS.index(split))
 
     def names(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """The file of each of these rows, relative to the root of the images.
+        """The file of each of these rows, relative to the root of the images. A negative row counts from the end.
 
         Bytes that are not UTF-8 come as Python has them in file names: `os.fsencode` gives them back.
         """
         offsets, data = self.array("name_offsets"), self.array("name_bytes")
-        return [data[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8", "surrogateescape") for row in rows]
+        rows = np.asarray(rows, np.int64)
+        ranges = zip(offsets[:-1][rows], offsets[1:][rows], strict=True)
+        return [data[start:stop].tobytes().decode("utf-8", "surrogateescape") for start, stop in ranges]
 
     def rows_by_store(self, rows: np.ndarray) -> list[np.ndarray]:
         """Where each of `stores` has these rows."""

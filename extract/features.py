@@ -14,7 +14,7 @@ from click.types import convert_type
 
 from common.cluster import Cluster
 from common.command_line import Real
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.files import sha256_file
 from common.images import RULE, printable
 from common.progress import say
@@ -245,7 +245,7 @@ def _load(request: Request) -> "Extraction":
     request = replace(request, least_side=preprocessing.least_side())
     source = load_source(request.dataset, request.folder, request)
     for name, reason in source.left_out if request.list_left_out else ():
-        say(f"left out: {printable(name)}: {reason}")
+        say(one_line(f"left out: {printable(name)}: {reason}"))
     for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.note]:
         if line:
             say(line)

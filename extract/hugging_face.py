@@ -99,13 +99,16 @@ def _load(library: ModuleType, root: Path) -> dict[str, Any]:
             elif any((root / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
                 loaded = library.load_from_disk(str(root))
             else:
-                loaded = library.load_dataset(str(root))
+                # The library names a data set after its folder, which "." has no name for
+                loaded = library.load_dataset(os.path.abspath(root))  # noqa: PTH100
     except Exception as error:  # the library raises errors of any kind
         if is_scarce(error):
             raise
         reason = (str(error) or type(error).__name__).strip().split("\n", 1)[0]
-        place = f"{root} cannot" if root.is_dir() else f"there is no folder {root}, and the data set of the hub cannot"
-        raise UserError(f"{place} be loaded by `datasets` ({reason[:300]}): check the name") from error
+        place, advice = f"there is no folder {root}, and the data set of the hub", "check the name"
+        if root.is_dir():
+            place, advice = f"the folder {root}", "give one of images, of Parquet files, or of `save_to_disk`"
+        raise UserError(f"{place} cannot be loaded by `datasets` ({reason[:300]}): {advice}") from error
     splits = {str(split): part for split, part in loaded.items()} if isinstance(loaded, dict) else {"train": loaded}
     if not (splits := {split: part for split, part in splits.items() if len(part)}):
         raise UserError(f"{root} has no rows: give --dataset hf: a data set of images")

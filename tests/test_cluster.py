@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import socket
 import sys
 import types
 from dataclasses import replace
@@ -362,6 +363,20 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
         connected(Cluster("auto")),
     ):
         pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}", "127.0.0.1:99999"])
+def test_where_nothing_answers_ray_is_not_asked_since_it_would_try_for_minutes(monkeypatch, address):
+    ray = types.SimpleNamespace(is_initialized=lambda: False, init=lambda *_, **__: pytest.fail("it was asked"))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = address.format(free.getsockname()[1])  # nobody listens there
+        with (
+            pytest.raises(UserError, match=r"no Ray cluster at .*\(.+\): start one"),
+            connected(Cluster(address)),
+        ):
+            pass
 
 
 @pytest.mark.parametrize(("end", "said"), [("os._exit(1)", True), ("os.kill(os.getpid(), 9)", True), ("pass", False)])

@@ -101,7 +101,10 @@ def test_rows_may_be_unsorted_and_repeated_and_have_names(store):
     rows = np.array([[7, 3], [3, 100]])
     with h5py.File(store.path) as file:
         assert (store.features[0][rows] == file["features"][()][0][rows]).all()
-    assert store.names(np.array([179, 0])) == ["test/00179.png", "train/00000.png"]
+    assert store.names(np.array([179, 0])) == store.names([-1, 0]) == ["test/00179.png", "train/00000.png"]
+    assert store.names(range(0)) == store.names([]) == []
+    with pytest.raises(IndexError):
+        store.names([180])
     assert store.rows_of("train").tolist() == list(range(120))
     assert store.rows_of("test").tolist() == list(range(120, 180))
     with pytest.raises(UserError, match='unknown split "val": choose from test, train'):
