@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -32,7 +32,6 @@ from extract.sources import ImageSource
 THUMBNAIL, THUMBNAIL_FROM = 32, 256  # pixels a side, of as many or more
 GROUP = 4  # images that a thread takes at a time
 AT_ONCE = 256  # images that are compared at a time
-PREFETCHED = 2  # batches
 
 Arrays = dict[str, np.ndarray]
 Item = TypeVar("Item")
@@ -230,14 +229,14 @@ def digests_of(source: ImageSource, rows: range, progress: Progress) -> tuple[np
     return digests, unreadable
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` in a thread, `PREFETCHED` items ahead; its exceptions are raised here."""
-    with ThreadPoolExecutor(1) as pool:
+def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: int = 1) -> Generator[Result, None, None]:
+    """`map` in threads, one item more than these ahead; its exceptions are raised here."""
+    with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[Result]] = deque()
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) > PREFETCHED:
+                if len(pending) > threads + 1:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()

@@ -2,10 +2,10 @@
 
 import contextlib
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from common.errors import UserError, is_scarce
 from common.images import UnreadableImage, pixel_digest
 from common.machine import versions
 from common.progress import say
-from extract.batches import Arrays, Extraction, Stopwatch, read_sample
+from extract.batches import Arrays, Extraction, Stopwatch, ahead, read_sample
 from extract.ray_worker import Shipped, Worker, code_digest
 from extract.sources import ImageSource
 
@@ -31,51 +31,21 @@ CHECKED = 4  # images whose pixels every worker must see as this process does
 Order = tuple[int, list[str], list[Shipped]]  # what `Worker.compute` takes
 
 
-class Orders:
-    """The batches that are still to be handed out, as `Worker.compute` takes them.
+def make_order(job: Extraction, shipped: bool, start: int) -> Order:
+    """The batch of the rows from `start` on, as `Worker.compute` takes it. shipped: with what is in the files."""
+    rows = range(start, min(start + job.batch_size, len(job.source)))
+    return start, [job.source.names[row] for row in rows], [_ship(job.source, row) if shipped else None for row in rows]
 
-    shipped: with what is in the files; that of the next ones is read meanwhile.
-    """
 
-    def __init__(self, job: Extraction, shipped: bool, starts: Sequence[int]):
-        self._source, self._size, self._shipped = job.source, job.batch_size, shipped
-        self._starts, self._coming = deque(starts), deque[Future[Order]]()
-        self._pool = ThreadPoolExecutor(READERS)
-
-    @property
-    def left(self) -> int:
-        """How many there are."""
-        return len(self._starts) + len(self._coming)
-
-    def next(self) -> Order | None:
-        """The next one, None where there is none."""
-        while self._starts and len(self._coming) <= READERS:
-            self._coming.append(self._pool.submit(self._order, self._starts.popleft()))
-        return self._coming.popleft().result() if self._coming else None
-
-    def again(self, start: int) -> None:
-        """Hand a batch out once more."""
-        self._starts.appendleft(start)
-
-    def close(self) -> None:
-        """Read nothing more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _order(self, start: int) -> Order:
-        rows = range(start, min(start + self._size, len(self._source)))
-        return start, [self._source.names[row] for row in rows], [self._ship(row) for row in rows]
-
-    def _ship(self, row: int) -> Shipped:
-        if not self._shipped:
-            return None
-        try:
-            return self._source.image(row) if self._source.files is None else self._source.path(row).read_bytes()
-        except UnreadableImage as error:
-            return error.reason
-        except OSError as error:
-            if is_scarce(error):  # no fault of the image's
-                raise
-            return error.strerror or str(error)
+def _ship(source: ImageSource, row: int) -> Shipped:
+    try:
+        return source.image(row) if source.files is None else source.path(row).read_bytes()
+    except UnreadableImage as error:
+        return error.reason
+    except OSError as error:
+        if is_scarce(error):  # no fault of the image's
+            raise
+        return error.strerror or str(error)
 
 
 def digests_seen(source: ImageSource) -> dict[str, bytes]:
@@ -160,9 +130,10 @@ class Pool:
 
     def batches(self, starts: Sequence[int], watch: Stopwatch) -> Iterator[tuple[int, Arrays | None, dict[int, str]]]:
         tries: Counter[int] = Counter()
-        with contextlib.closing(Orders(self._job, self._shipped, starts)) as orders:
-            while orders.left or any(start is not None for _, start in self._tasks.values()):
-                self._hand_out(orders)
+        again: list[int] = []  # the starts of batches whose worker has ended
+        order = partial(make_order, self._job, self._shipped)
+        with contextlib.closing(ahead(order, starts, READERS)) as orders:
+            while self._hand_out(orders, again) or any(start is not None for _, start in self._tasks.values()):
                 with watch.time("waiting"):
                     done = self._wait(list(self._tasks))
                 for task in done:
@@ -178,7 +149,7 @@ class Pool:
                                 f"last on node {member.node.name} ({member.end}): give them more memory, or a smaller "
                                 "--batch-size"
                             )
-                        orders.again(start)
+                        again.append(start)
                         continue
                     arrays, unreadable = result
                     member.open -= 1
@@ -286,13 +257,20 @@ class Pool:
         if self._failed_starts[member.node.id] == MAX_STARTS:
             self._refuse(member.node, f"its workers end before they begin ({member.end})")
 
-    def _hand_out(self, orders: Orders) -> None:
-        """Give each worker as many batches as it may have, those that have fewest first."""
+    def _hand_out(self, orders: Iterator[Order], again: list[int]) -> bool:
+        """Give each worker as many batches as it may have, those that have fewest first. False when there is none left.
+
+        again: the starts of batches that come first.
+        """
         for open_ in range(OPEN):
             for member in self._members:
-                if member.ready and member.open == open_ and (order := orders.next()) is not None:
+                if member.ready and member.open == open_:
+                    order = make_order(self._job, self._shipped, again.pop()) if again else next(orders, None)
+                    if order is None:
+                        return False
                     self._tasks[member.actor.compute.remote(*order)] = member, order[0]
                     member.open += 1
+        return True
 
     def _wait(self, tasks: list) -> list:
         """Those of the tasks that are done, none after a second in which nothing happens."""

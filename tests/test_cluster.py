@@ -22,7 +22,7 @@ from extract.cli import main as extract_main
 from extract.features import Request
 from extract.pipeline import extract, start_network
 from extract.preprocessing import Preprocessing
-from extract.ray_pool import Orders, Pool, digests_seen
+from extract.ray_pool import Pool, digests_seen, make_order
 from extract.ray_worker import Worker, code_digest
 from extract.sources import load_source
 from train.cli import main as train_main
@@ -86,18 +86,12 @@ def test_without_ray_one_sentence_says_how_to_get_it(root, tmp_path, monkeypatch
 def test_an_order_has_names_or_what_is_in_the_files(job, root):
     (root / "train/class0/003.png").unlink()
     names = job.source.names
-    seen, shipped = (Orders(job, each, [0, 64]) for each in (False, True))
-    assert (seen.left, shipped.left) == (2, 2)
-    first, last = seen.next(), seen.next()
-    assert first == (0, names[:8], [None] * 8)
-    assert last[:2] == (64, names[64:])
-    assert seen.next() is None
-    seen.again(0)
-    assert seen.next() == first
-    _, _, bytes_of = shipped.next()
+    assert make_order(job, False, 0) == (0, names[:8], [None] * 8)
+    assert make_order(job, False, 64) == (64, names[64:], [None] * 2)
+    _, _, bytes_of = make_order(job, True, 0)
     assert (bytes_of[2], bytes_of[3]) == ((root / names[2]).read_bytes(), "No such file or directory")
     digits = load_source("digits", Path())  # whose images are no files
-    _, _, pixels = Orders(replace(job, source=digits), True, [0]).next()
+    _, _, pixels = make_order(replace(job, source=digits), True, 0)
     assert (pixels[5] == digits.image(5)).all()
 
 
@@ -130,8 +124,8 @@ def test_a_worker_makes_the_batches_of_one_process(job, root, shipped):
     worker = Worker(job, job.source.files)
     assert worker.prepare(**required(job, seen=digests_seen(job.source))) == ("", "")
     _, expected, missing = alone(job)
-    orders = Orders(job, shipped, range(0, 66, 8))
-    found, unreadable = by_start((order[0], *worker.compute(*order)) for order in iter(orders.next, None))
+    orders = [make_order(job, shipped, start) for start in range(0, 66, 8)]
+    found, unreadable = by_start((order[0], *worker.compute(*order)) for order in orders)
     assert found.keys() == expected.keys()
     for start, arrays in found.items():
         assert all((array == expected[start][name]).all() for name, array in arrays.items())
