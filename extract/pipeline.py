@@ -19,7 +19,7 @@ from common.images import UnreadableImage, printable
 from common.progress import Progress, say
 from common.store import DamagedStore, FeatureStore
 from common.store_header import SPLITS, STORED_AS, identity_digest, labels_digest
-from common.store_partial import StoreWriter, partial_folder, read_plan
+from common.store_partial import PartialStore, partial_folder, read_plan
 from common.store_writer import name_arrays, write_store
 from extract.batches import THUMBNAIL, Extraction, LocalNetwork, Network, Stopwatch, digests_of, read_sample
 from extract.cifar import superclasses_of
@@ -37,14 +37,14 @@ def extract(job: Extraction, target: Path) -> FeatureStore:
     with exclusive(partial_folder(target), busy(target), target), contextlib.ExitStack() as stack:
         network = stack.enter_context(start_network(job, read_plan(target).get("environment", {})))
         job = replace(job, precision=network.precision)  # from here on the executed one, not the requested one
-        writer = _writer(job, target, network.environment)
-        _keep_unchanged(writer, job.source)
-        with keeping(lambda: f"{writer.rows_done:,} of {len(job.source):,} images are saved"):
-            unreadable = _fill(writer, network, job.source)
+        unfinished = _begin(job, target, network.environment)
+        _keep_unchanged(unfinished, job.source)
+        with keeping(lambda: f"{unfinished.rows_done:,} of {len(job.source):,} images are saved"):
+            unreadable = _fill(unfinished, network, job.source)
             stack.close()
             if unreadable and job.on_error == "fail":
                 raise unreadable_error(job.source, unreadable)
-            return _finish(job, writer, network.environment, unreadable)
+            return _finish(job, unfinished, network.environment, unreadable)
 
 
 def start_network(job: Extraction, resumed: dict[str, Any]) -> AbstractContextManager[Network]:
@@ -58,7 +58,8 @@ def start_network(job: Extraction, resumed: dict[str, Any]) -> AbstractContextMa
     return contextlib.closing(LocalNetwork(job, *job.choice.settle(len(job.source), sample, resumed, say)))
 
 
-def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> StoreWriter:
+def _begin(job: Extraction, target: Path, environment: dict[str, Any]) -> PartialStore:
+    """The unfinished store of a job: the one that an earlier process began, or a new one, and why that is so."""
     n, views = len(job.source), len(job.preprocessing.views)
     layout = {
         "features": (STORED_AS[job.precision], (views, n, job.backbone.feature_dim)),
@@ -73,35 +74,35 @@ def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> Store
         "batch_size": job.batch_size,
         "environment": environment,
     }
-    writer = StoreWriter(target, plan, layout, job.request.get("fingerprint", ""))
-    if writer.discarded:
-        say(f"restarting {target} from zero: the unfinished extraction {writer.discarded}")
-    return writer
+    unfinished = PartialStore(target, plan, layout, job.request.get("fingerprint", ""))
+    if unfinished.discarded:
+        say(f"restarting {target} from zero: the unfinished extraction {unfinished.discarded}")
+    return unfinished
 
 
-def _keep_unchanged(writer: StoreWriter, source: ImageSource) -> None:
+def _keep_unchanged(unfinished: PartialStore, source: ImageSource) -> None:
     """If files have changed since, keep only the batches whose pixels are the same."""
-    before = len(writer.done)
-    if writer.source_changed:
-        progress = Progress(writer.rows_done, "comparing", "images")
+    before = len(unfinished.done)
+    if unfinished.source_changed:
+        progress = Progress(unfinished.rows_done, "comparing", "images")
 
         def same(start: int, digests: np.ndarray) -> bool:
             rows = range(start, start + len(digests))
             return bool((digests_of(source, rows, progress)[0] == digests).all())
 
         with progress:
-            writer.keep_unchanged(same)
+            unfinished.keep_unchanged(same)
     if before:
-        again = before - len(writer.done)
+        again = before - len(unfinished.done)
         say(
-            f"resuming {writer.target}: {writer.rows_done:,} of {len(source):,} images done"
+            f"resuming {unfinished.target}: {unfinished.rows_done:,} of {len(source):,} images done"
             + (f"; {again} batch(es) are made again, since images in them have changed" if again else "")
         )
 
 
-def _fill(writer: StoreWriter, network: Network, source: ImageSource) -> dict[int, str]:
+def _fill(unfinished: PartialStore, network: Network, source: ImageSource) -> dict[int, str]:
     """Write the batches that are missing; return {row: reason} of the images that cannot be read."""
-    watch, starts, n, done = Stopwatch(), writer.missing(), len(source), writer.rows_done
+    watch, starts, n, done = Stopwatch(), unfinished.missing(), len(source), unfinished.rows_done
     unreadable: dict[int, str] = {}
     with Progress(n, "extracting", "images", done) as progress:
         for start, arrays, some in network.batches(starts, watch):
@@ -109,7 +110,7 @@ def _fill(writer: StoreWriter, network: Network, source: ImageSource) -> dict[in
             unreadable |= some
             if arrays is not None:
                 with watch.time("writing"):
-                    writer.write(start, arrays)
+                    unfinished.write(start, arrays)
                 progress.update(len(arrays["thumbnails"]))
     if starts:
         say(watch.line(n - done) + network.summary())
@@ -133,9 +134,9 @@ def unreadable_error(source: ImageSource, unreadable: dict[int, str]) -> UserErr
 
 
 def _finish(
-    job: Extraction, writer: StoreWriter, environment: dict[str, Any], unreadable: dict[int, str]
+    job: Extraction, unfinished: PartialStore, environment: dict[str, Any], unreadable: dict[int, str]
 ) -> FeatureStore:
-    digests = np.array(writer.array("image_sha256"))
+    digests = np.array(unfinished.array("image_sha256"))
     skipped = []
     for row in np.flatnonzero(~digests.any(1)).tolist():
         reason = unreadable.get(row) or _why_unreadable(job.source, row)  # an earlier process met it
@@ -145,7 +146,7 @@ def _finish(
     provenance = {**environment, **_facts_about_files(job.source), **({"skipped": skipped} if skipped else {})}
     source = job.source
     whole = {"labels": source.labels, "image_index": source.image_index, "split": source.split}
-    store = writer.finish(_header(job, digests, provenance), {**whole, **name_arrays(source.names)}, kept)
+    store = unfinished.finish(_header(job, digests, provenance), {**whole, **name_arrays(source.names)}, kept)
     if skipped:
         say(f"{len(skipped):,} images were skipped, since they cannot be read; the store names them")
     same = len(digests) - len(np.unique(digests.view("V32")))
