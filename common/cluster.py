@@ -26,7 +26,7 @@ SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACC
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where to work. address: "auto", "local" or "ray://host:port". cpus, gpus: of each worker.
+    """Where to work. address: "auto", "local", "host:port" or "ray://host:port". cpus, gpus: of each worker.
 
     gpus: None for one where nodes have some.
     """
@@ -80,7 +80,7 @@ def cluster_options(command: Callable) -> Callable:
         click.option("--gpus-per-worker", type=Real(0), help="[default: 1 where nodes have GPUs]"),
         click.option("--cpus-per-worker", type=click.IntRange(1), help="And threads.  [default: 1]"),
         click.option(
-            "--ray", metavar="auto|local|ray://HOST:PORT", help="A Ray cluster to work on; see docs/scale.md."
+            "--ray", metavar="auto|local|HOST:PORT|ray://HOST:PORT", help="A Ray cluster to work on; see docs/scale.md."
         ),
     ):
         command = option(command)
