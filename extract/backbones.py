@@ -5,7 +5,7 @@ import hashlib
 import pkgutil
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,7 +80,7 @@ class BackboneKind(Protocol):
     def remove_classifier(self, module: nn.Module) -> str:
         """Make the network return the input of its classifier; returns the name of that, "" for none."""
 
-    def preprocessing(self, name: str, image_size: int | None, views: tuple[str, ...]) -> Preprocessing:
+    def preprocessing(self, name: str, image_size: int | None) -> Preprocessing:
         """The preprocessing of the model's images; image_size: None for the model's own."""
 
 
@@ -100,7 +100,7 @@ def backbone_kind(name: str) -> tuple[str, BackboneKind, str]:
 def preprocessing_of(name: str, image_size: int | None = None, views: tuple[str, ...] = ("plain",)) -> Preprocessing:
     """The preprocessing of a backbone, which is not loaded; image_size: None for the model's own."""
     _, kind, model = backbone_kind(name)
-    return kind.preprocessing(model, image_size, views)
+    return replace(kind.preprocessing(model, image_size), views=views)
 
 
 def load_backbone(
@@ -133,7 +133,7 @@ def load_backbone(
     if layers != (LAST,):
         module = PooledLayers(module, name, layers[1:])
     module.eval().to(memory_format=torch.channels_last)
-    size = image_size or kind.preprocessing(model, None, ("plain",)).image_size
+    size = image_size or kind.preprocessing(model, None).image_size
     dims = _find_dims(module, name, layers, size)
     return Backbone(name, module, dims, weights, digest, random_seed, note)
 

@@ -196,13 +196,13 @@ def features_of(job: Extraction, engine: Engine, views: list, start: int) -> np.
     return features
 
 
-def read_sample(source: ImageSource, preprocessing: Preprocessing, size: int = SAMPLE) -> Tensor | None:
-    """Preprocessed images (n, 3, H, W), n ≤ `size`: training images, evenly spaced, in the first view.
+def read_sample(source: ImageSource, preprocessing: Preprocessing) -> Tensor | None:
+    """Preprocessed images (n, 3, H, W), n ≤ `SAMPLE`: training images, evenly spaced, in the first view.
 
     Unreadable images are left out. None where no image can be read.
     """
     rows, seen = source.rows_of("train"), []
-    for number in np.unique(np.linspace(0, len(rows) - 1, size).astype(int)):
+    for number in np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(int)):
         with contextlib.suppress(UnreadableImage):
             seen.append(preprocessing([source.image(rows[number])])[0])
     return torch.cat(seen) if seen else None

@@ -193,7 +193,7 @@ def _header(job: Extraction, image_sha256: np.ndarray, environment: dict[str, An
         "superclass_names": superclass_names,
         "class_superclass": class_superclass,
         "provenance": {
-            "data_set": as_text(job.source.name),
+            "data_set": printable(job.source.name),
             "weights": job.backbone.weights,
             "request": job.request,
             "batch_size": job.batch_size,
@@ -238,7 +238,7 @@ def renew(job: Extraction, store: FeatureStore) -> tuple[FeatureStore, str]:
     note = ""
     try:
         with exclusive(partial_folder(store.path), busy(store.path), store.path):
-            changes = {"request": job.request, "data_set": as_text(job.source.name)}
+            changes = {"request": job.request, "data_set": printable(job.source.name)}
             header = {**store.header, "provenance": {**store.header["provenance"], **changes}}
             arrays = {name: store.array(name) for name in store.places}
             write_store(store.path, header, {**arrays, **name_arrays(job.source.names)})
@@ -262,11 +262,6 @@ def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
     if unreadable and job.on_error == "fail":
         raise unreadable_error(source, unreadable)
     return without_unreadable(job, image_sha256)
-
-
-def as_text(name: str) -> str:
-    """A path as text; bytes that are not UTF-8 are replaced."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def busy(target: Path) -> str:
