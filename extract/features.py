@@ -18,7 +18,7 @@ from common.errors import UserError, one_line
 from common.files import sha256_file
 from common.images import RULE, printable
 from common.progress import say
-from common.store import DamagedStore, FeatureStore, ForeignStore, MissingStore, NewerStore, OlderStore, StoreError
+from common.store import DamagedStore, FeatureStore, ForeignStore, MissingStore, NewerStore, StoreError
 from common.store_partial import clear_up, read_progress
 from extract.sources import SOURCES, TEST_FRACTION, Reading, left_out_line, load_source, source_kind
 
@@ -278,7 +278,7 @@ def store_at(path: Path, overwrite: bool) -> FeatureStore | None:
         return FeatureStore.open(path)
     except MissingStore:
         return None
-    except (DamagedStore, OlderStore) as error:
+    except DamagedStore as error:
         if overwrite:
             return None
         raise UserError(f"{error.message} (--overwrite replaces it)") from error
