@@ -14,7 +14,7 @@ from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
 from common.progress import say
 from common.store import SPLITS, FeatureStore
-from extract.features import OPTIONS, Request, find_or_make, store_status
+from extract.features import Request, find_or_make, store_status
 
 ROWS = 10_000  # printed at a time
 STORE = click.Path(path_type=Path)
@@ -22,10 +22,10 @@ STORE = click.Path(path_type=Path)
 
 def request_options(command: Callable) -> Callable:
     """The options of a command that makes a Request, with the defaults of its fields."""
-    for name, (kind, text) in reversed(OPTIONS.items()):
-        default, flag = getattr(Request, name), kind is bool
-        how = {"is_flag": True} if flag else {"type": kind, "show_default": default is not None}
-        command = click.option(f"--{name.replace('_', '-')}", default=default, help=text, **how)(command)
+    for name, about in reversed(Request.options().items()):
+        default, flag = getattr(Request, name), about["type"] is bool
+        how = {"is_flag": True} if flag else {"type": about["type"], "show_default": default is not None}
+        command = click.option(f"--{name.replace('_', '-')}", default=default, help=about["help"], **how)(command)
     return command
 
 

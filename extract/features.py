@@ -5,7 +5,8 @@ Nothing heavy is imported at the top, so that "up to date" is answered at once.
 
 import contextlib
 import importlib.metadata
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,13 @@ import click
 from click.types import convert_type
 
 from common.cluster import Cluster
-from common.command_line import Real
 from common.errors import UserError, one_line
 from common.files import sha256_file
 from common.images import RULE, printable
 from common.progress import say
 from common.store import DamagedStore, FeatureStore, ForeignStore, MissingStore, NewerStore, StoreError
 from common.store_partial import clear_up, read_progress
-from extract.sources import SOURCES, TEST_FRACTION, Reading, left_out_line, load_source, source_kind
+from extract.sources import SOURCES, Reading, left_out_line, load_source, option, source_kind
 
 if TYPE_CHECKING:
     from extract.batches import Extraction
@@ -28,85 +28,68 @@ if TYPE_CHECKING:
 IMAGE_SIZES = {"resnet18": 224}  # known without loading the model and torch
 # Options of a Reading that decide over the pixels and the rows
 SETTINGS = ("test_fraction", "on_error", "decode", "image_column", "label_column")
-SEED, BATCH = click.IntRange(0, (1 << 63) - 1), click.IntRange(1, 1 << 20)
-# The options: what each may be, also in Python, and its help
-OPTIONS: dict[str, tuple[Any, str]] = {
-    "dataset": (str, f"Image source: {', '.join(SOURCES)}:…."),
-    "root": (
-        click.Path(path_type=Path),
-        "imagefolder, folder: the folder; csv: the file; CIFAR: where the archive is kept.  [default: data]",
-    ),
-    "on_error": (click.Choice(["fail", "skip"]), "What to do with unreadable files."),
-    "test_fraction": (
-        Real(0, 1, min_open=True, max_open=True),
-        f"Of each class, for the test, where your images have no split.  [default: {TEST_FRACTION}]",
-    ),
-    "max_pixels": (click.IntRange(1), "Of an image, at most."),
-    "decode": (
-        click.Choice(["scaled", "full"]),
-        "Large pictures: scaled, at 1/2, 1/4 or 1/8 of their size, JPEGs several times as fast; or full.",
-    ),
-    "image_column": (str, "Of hf:…  [default: the one with images]"),
-    "label_column": (str, "Of hf:…  [default: the one with class labels]"),
-    "list_left_out": (bool, "Name every file that is left out, and why."),
-    "backbone": (str, "A classification model of torchvision, or timm:<name>."),
-    "weights": (str, '"torchvision" or "pretrained" (the published ones), "random", or the path of a state dict.'),
-    "weights_seed": (SEED, 'The seed of "random" weights.'),
-    "image_size": (click.IntRange(8, 4096), "Pixels, after resize.  [default: the model's own; resnet18: 224]"),
-    "views": (str, "Views of each image to cache, such as plain,mirror,zoom."),
-    "layers": (
-        str,
-        "Layers to cache: last is what the classifier gets; of others, such as last,layer3, the mean over space.",
-    ),
-    "precision": (
-        click.Choice(["float32", "bfloat16"]),
-        "Of the network; bfloat16 where this machine gains from it, as far as it is true (cosine of at least 0.9999).",
-    ),
-    "engine": (
-        click.Choice(["auto", "torch", "openvino"]),
-        "What runs the network; auto takes openvino where it is installed and exact.",
-    ),
-    "batch_size": (BATCH, "Images at a time."),
-    "device": (str, "auto, cpu, cuda, cuda:1, mps …"),
-    "overwrite": (bool, "Replace a store that holds something else."),
-    "ship_images": (bool, "Bring the images to workers that do not see them."),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Reading):
     """The options of `python -m extract features`: how files are read, what fixes the features, how to make them.
 
-    dataset: of `SOURCES`; "hf:PLACE" stands for "hf" and the root PLACE. root: None for a data set that is fetched,
-    which is kept in data/. image_size: None for the model's own.
-    cluster: where the network is to be at work, None for this process. ship_images: its nodes do not see the files.
-    Raises UserError for a value that `OPTIONS` does not allow, where the root that the data set needs is missing, and
+    dataset: "hf:PLACE" stands for "hf" and the root PLACE. root: None for a data set that is fetched, which is kept in
+    data/. image_size: None for the model's own. cluster: where the network is to be at work, None for this process.
+    Raises UserError for a value that an option does not allow, where the root that the data set needs is missing, and
     for --ship-images without a cluster.
     """
 
-    dataset: str = "cifar100"
-    root: Path | None = None
-    backbone: str = "resnet18"
-    weights: str = "torchvision"
-    weights_seed: int = 0
-    image_size: int | None = None
-    views: str = "plain"
-    layers: str = "last"
-    precision: str = "float32"
-
-    engine: str = "auto"
-    batch_size: int = 64
-    device: str = "auto"
-    overwrite: bool = False
-    list_left_out: bool = False
+    dataset: str = option("cifar100", str, f"Image source: {', '.join(SOURCES)}:….")
+    root: Path | None = option(  # noqa: RUF009 (a field)
+        None,
+        click.Path(path_type=Path),
+        "imagefolder, folder: the folder; csv: the file; CIFAR: where the archive is kept.  [default: data]",
+    )
+    list_left_out: bool = option(False, bool, "Name every file that is left out, and why.")
+    backbone: str = option("resnet18", str, "A classification model of torchvision, or timm:<name>.")
+    weights: str = option(
+        "torchvision",
+        str,
+        '"torchvision" or "pretrained" (the published ones), "random", or the path of a state dict.',
+    )
+    weights_seed: int = option(0, click.IntRange(0, (1 << 63) - 1), 'The seed of "random" weights.')
+    image_size: int | None = option(
+        None, click.IntRange(8, 4096), "Pixels, after resize.  [default: the model's own; resnet18: 224]"
+    )
+    views: str = option("plain", str, "Views of each image to cache, such as plain,mirror,zoom.")
+    layers: str = option(
+        "last",
+        str,
+        "Layers to cache: last is what the classifier gets; of others, such as last,layer3, the mean over space.",
+    )
+    precision: str = option(
+        "float32",
+        click.Choice(["float32", "bfloat16"]),
+        "Of the network; bfloat16 where this machine gains from it, as far as it is true (cosine of at least 0.9999).",
+    )
+    engine: str = option(
+        "auto",
+        click.Choice(["auto", "torch", "openvino"]),
+        "What runs the network; auto takes openvino where it is installed and exact.",
+    )
+    batch_size: int = option(64, click.IntRange(1, 1 << 20), "Images at a time.")
+    device: str = option("auto", str, "auto, cpu, cuda, cuda:1, mps …")
+    overwrite: bool = option(False, bool, "Replace a store that holds something else.")
+    ship_images: bool = option(False, bool, "Bring the images to workers that do not see them.")
     cluster: Cluster | None = None
-    ship_images: bool = False
+
+    @classmethod
+    def options(cls) -> dict[str, Mapping[str, Any]]:
+        """What `option` said of each field, in the order of --help."""
+        every = {each.name: each.metadata for each in fields(cls) if each.metadata}
+        return {name: every[name] for name in dict.fromkeys(["dataset", "root", *every])}
 
     def __post_init__(self) -> None:
-        for name, (kind, _) in OPTIONS.items():
+        for name, about in self.options().items():
             if (value := getattr(self, name)) != getattr(Request, name):
                 try:  # as its text on the command line
-                    object.__setattr__(self, name, convert_type(kind).convert(str(value), None, None))
+                    object.__setattr__(self, name, convert_type(about["type"]).convert(str(value), None, None))
                 except click.BadParameter as error:
                     raise UserError(f"--{name.replace('_', '-')}: {error.message.rstrip('.')}") from error
         if self.dataset.startswith("hf:"):
