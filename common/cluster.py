@@ -118,7 +118,7 @@ def connected(cluster: Cluster) -> Iterator[Any]:
         try:
             yield ray
         except (ConnectionError, ray.exceptions.RaySystemError) as error:
-            raise UserError(f"the Ray cluster at {cluster.address} was lost ({_first_line(error)}): {AGAIN}") from error
+            raise UserError(f"the Ray cluster at {cluster.address} was lost ({reason_of(error)}): {AGAIN}") from error
         finally:
             if own:
                 ray.shutdown()
@@ -149,8 +149,9 @@ def nodes_of(ray: Any) -> list[Node]:
 
 
 def reason_of(error: Exception) -> str:
-    """Why Ray says that something ended, in few words."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Why Ray, or the system, says that something ended or is not there, in few words."""
+    text = getattr(error, "strerror", None) or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     causes = [line for line in lines if line.split(":")[0].endswith("Error")]
     return (causes or lines or [type(error).__name__])[-1 if causes else 0][:200].rstrip(".")
 
@@ -174,7 +175,7 @@ def _connect(ray: Any, address: str) -> None:
         ray.init(address, **options)
     except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
         raise UserError(
-            f"there is no Ray cluster at {address} ({_first_line(error)}): start one with `ray start --head`, "
+            f"there is no Ray cluster at {address} ({reason_of(error)}): start one with `ray start --head`, "
             "or give --ray local or ray://host:10001"
         ) from error
     finally:
@@ -188,8 +189,3 @@ def _require_answer(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
-
-
-def _first_line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200].rstrip(".")
