@@ -43,8 +43,8 @@ class HuggingFace:
             raise UserError(f"--test-fraction splits labelled images that have one split, not {root}: leave it out")
         parts = [_without_decoding(library, root, loaded[name], image_column) for name in chosen]
         files_of = [_file_names(part, image_column, root) for part in parts]
+        table = library.concatenate_datasets(parts)
         of_part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        in_part = np.concatenate([np.arange(len(part)) for part in parts])
         names = [
             name
             for split, part, files in zip(chosen, parts, files_of, strict=True)
@@ -53,16 +53,15 @@ class HuggingFace:
         every = np.concatenate([labels[name] for name in chosen])
         rows = np.flatnonzero(every >= 0)
         left_out = [(names[row], "without a label") for row in np.flatnonzero(every < 0)]
-        names = [names[row] for row in rows]
-        every, of_part, in_part = every[rows], of_part[rows], in_part[rows]
-        is_test = (of_part == 1) & bool(label_column)
+        names, every = [names[row] for row in rows], every[rows]
+        is_test = (of_part[rows] == 1) & bool(label_column)
         if label_column and len(chosen) == 1:
             is_test, note = split_by_class(every, class_names, reading.test_fraction)
             notes.append(note)
         files = reading.files(root)
 
         def image(i: int) -> np.ndarray:
-            encoded = parts[of_part[i]][int(in_part[i])][image_column] or {}
+            encoded = table[int(rows[i])][image_column] or {}
             if encoded.get("bytes") is not None:
                 return files.read(names[i], encoded["bytes"])
             if not encoded.get("path"):
