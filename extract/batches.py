@@ -85,9 +85,6 @@ class Network(Protocol):
         cannot be read and must not be skipped.
         """
 
-    def summary(self) -> str:
-        """Text for the last line, such as the rate of each node; may be ""."""
-
 
 class LocalNetwork:
     """A `Network` in this process, on an engine.
@@ -127,9 +124,6 @@ class LocalNetwork:
         with self._turn:
             batch["features"] = features_of(self._job, self._engine, batch.pop("uploaded"), start)
         return batch
-
-    def summary(self) -> str:
-        return ""
 
     def close(self) -> None:
         """Start no further work."""

@@ -113,7 +113,7 @@ def _fill(unfinished: PartialStore, network: Network, source: ImageSource) -> di
                     unfinished.write(start, arrays)
                 progress.update(len(arrays["thumbnails"]))
     if starts:
-        say(watch.line(n - done) + network.summary())
+        say(watch.line(n - done))
     return unreadable
 
 

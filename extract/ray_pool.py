@@ -156,11 +156,9 @@ class Pool:
                     if arrays is not None:
                         self._made[member.node.name] += len(arrays["thumbnails"])
                     yield start, arrays, unreadable
-
-    def summary(self) -> str:
-        """The rate of each node."""
         seconds = time.monotonic() - self._begun
-        return "".join(f"; {name}: {images / seconds:.0f}/s" for name, images in sorted(self._made.items()))
+        for name, images in sorted(self._made.items()):
+            say(f"node {name}: {images:,} images, {images / seconds:.0f}/s")
 
     def close(self) -> None:
         """End all workers."""
