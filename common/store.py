@@ -222,12 +222,12 @@ class FeatureStore:
 
     def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
         """A copy of rows of an array whose first axis is N. Only the blocks that hold them are read and verified."""
-        place = self.places[name]
-        width = place.nbytes // place.shape[0]
-        first = np.unique(rows) * width
+        found, n = self.unverified(name)[rows], self.places[name].shape[0]
+        width = self.places[name].nbytes // n
+        first = np.unique(rows % n) * width  # a negative row counts from the end
         for number in np.unique([first // BLOCK_BYTES, (first + width - 1) // BLOCK_BYTES]).tolist():
             self._verify_block(name, number)
-        return self.unverified(name)[rows]
+        return found
 
     def verify(self, names: Sequence[str] | None = None, look: Callable[[str, bytes], None] = lambda *_: None) -> None:
         """Compare every block of the arrays `names` with its digest, and check that the values are possible.

@@ -162,6 +162,9 @@ def test_of_some_rows_only_their_blocks_are_read(tmp_path, monkeypatch):
     flip_bit(store.path, store.places["thumbnails"].offset + 20 * 3072)
     store = FeatureStore.open(store.path)
     assert (store.rows("thumbnails", rows) == expected[rows]).all()
+    assert (store.rows("thumbnails", np.array([-1])) == expected[[-1]]).all()
+    with pytest.raises(IndexError):
+        store.rows("thumbnails", np.array([-181]))
     for row in (19, 20):  # they share the damaged block
         with pytest.raises(DamagedStore, match="block 15 of /thumbnails"):
             store.rows("thumbnails", np.array([row]))
