@@ -219,18 +219,6 @@ class Pool:
     def _prepare(self, member: Member) -> None:
         self._tasks[member.actor.prepare.remote(*self._required)] = member, None
 
-    def _accept(self, member: Member, kind: str, reason: str) -> None:
-        """Use a worker that is prepared, or its node no more. Raises UserError if it does not see the images."""
-        if kind == "images":
-            raise UserError(
-                f"node {member.node.name} does not see the images as this process does ({reason}): give --root a path "
-                "that all nodes see, or --ship-images"
-            )
-        if kind:
-            self._refuse(member.node, reason)
-        elif member in self._members:
-            member.ready = True
-
     def _refuse(self, node: Node, reason: str) -> None:
         if node.id not in self._refused:
             say(f"node {node.name} is not used: {reason}")
@@ -296,9 +284,16 @@ class Pool:
         except self._ray.exceptions.RayError as error:
             self._lose(member, error)
             return None
+        except UserError as error:
+            if start is None:
+                raise UserError(f"node {member.node.name}: {error.message}") from error
+            raise
         if start is not None:
             return result
-        self._accept(member, *result)
+        if result:
+            self._refuse(member.node, result)
+        elif member in self._members:
+            member.ready = True
         return None
 
     def _get(self, task: Any) -> Any:

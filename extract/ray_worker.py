@@ -40,31 +40,34 @@ class Worker:
         images = None if sample is None else torch.from_numpy(np.array(sample))
         return self._job.choice.settle(n, lambda: images, {}, lines.append)[1], lines
 
-    def prepare(self, environment: dict[str, Any], code: str, seen: dict[str, bytes]) -> tuple[str, str]:
-        """Make ready to compute as all workers must; return ("", ""), or what is wrong here, and why.
+    def prepare(self, environment: dict[str, Any], code: str, seen: dict[str, bytes]) -> str:
+        """Make ready to compute as all workers must; return "", or why that cannot be on this node.
 
         environment: the pinned one. code: the digest of the driver's code. seen: digests of some images, by their
-        names. The first is "images" if these are not seen here as they are there, else "node".
+        names. Raises UserError where these are not seen here as they are there.
         """
         if difference := self.hello(code, environment["versions"]):
-            return "node", difference
+            return difference
         name = environment["engine"]
         try:
             choose_device(str(self._job.device))
             engine = self._job.choice.named(name)
         except UserError as error:
-            return "node", error.message
+            return error.message
         if engine is None:
-            return "node", f'it cannot run the pinned engine, "{name}", with --engine {self._job.engine}'
+            return f'it cannot run the pinned engine, "{name}", with --engine {self._job.engine}'
         for name, digest in seen.items():
             try:
-                digest_here = pixel_digest(self._image(name, None))
+                reason = "" if pixel_digest(self._image(name, None)) == digest else "other pixels"
             except UnreadableImage as error:
-                return "images", f"{name}: {error.reason}"
-            if digest_here != digest:
-                return "images", f"{name}: other pixels"
+                reason = error.reason
+            if reason:
+                raise UserError(
+                    f"it does not see the images as the driver does ({name}: {reason}): give --root a path that all "
+                    "nodes see, or --ship-images"
+                )
         self._network = LocalNetwork(self._job, engine, environment, self._job.threads or 1)
-        return "", ""
+        return ""
 
     def compute(self, start: int, names: list[str], shipped: list[Shipped]) -> tuple[Arrays | None, dict[int, str]]:
         """The batch of the rows from `start` on, as `Network.batches` has it; with what is shipped of each image."""
