@@ -21,7 +21,7 @@ SOURCES = {
     "cifar10": "extract.cifar:CIFAR10",
     "imagefolder": "extract.folders:ImageFolder",
     "folder": "extract.folders:Folder",
-    "csv": "extract.tables:Csv",
+    "csv": "extract.csv_file:Csv",
     "hf": "extract.hugging_face:HuggingFace",
     "digits": "extract.digits:Digits",
 }
