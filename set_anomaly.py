@@ -9,7 +9,6 @@ import click
 
 from common.command_line import CommandLine, stoppable
 from common.errors import UserError, unknown_name
-from common.progress import say
 
 VERBS = {
     "features": "extract.cli:features",
@@ -130,7 +129,6 @@ def _store(request: dict[str, Any], cache: Path) -> Path:
     constant = {key: value for key, value in asked.items() if key != "fingerprint"} | {"root": str(place)}
     name = wanted.default_store()
     path = cache / f"{name.stem}-{identity_digest(constant)[:8]}.h5"
-    say(f"features: {path}")
     find_or_make(wanted, path)
     return path
 

@@ -12,7 +12,6 @@ import click
 
 from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
-from common.progress import say
 from common.store import SPLITS, FeatureStore
 from extract.features import Request, find_or_make, store_status
 
@@ -51,7 +50,7 @@ def features(
     """
     request = Request(cluster=asked_for(ray, cpus_per_worker, gpus_per_worker), **options)
     store = store or request.default_store()
-    say(find_or_make(request, store)[1])
+    find_or_make(request, store)
     click.echo(os.fsencode(store))
 
 

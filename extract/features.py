@@ -186,11 +186,11 @@ def features(root: Path | str, store: Path | str, dataset: str = "imagefolder", 
 
     options: those of `Request`, such as backbone="resnet50" or on_error="skip". Raises UserError as `find_or_make`.
     """
-    return find_or_make(Request(dataset=dataset, root=Path(root), **options), Path(store))[0]
+    return find_or_make(Request(dataset=dataset, root=Path(root), **options), Path(store))
 
 
-def find_or_make(request: Request, target: Path) -> tuple[FeatureStore, str]:
-    """The store of a request at `target`, made now if need be; and a line that says what was done.
+def find_or_make(request: Request, target: Path) -> FeatureStore:
+    """The store of a request at `target`, made now if need be; a line says what was done.
 
     Raises UserError for bad input, when `target` holds features of something else and must not be overwritten, and as
     `extract.pipeline` does.
@@ -199,13 +199,16 @@ def find_or_make(request: Request, target: Path) -> tuple[FeatureStore, str]:
     # A request has the sizes and times of the files, so nothing needs to be decoded
     if store is not None and store.header["provenance"]["request"] == request.as_json():
         clear_up(store)
-        return store, f"up to date: {target}"
+        say(f"up to date: {target}")
+        return store
     from extract import pipeline  # here and below, because torch takes seconds to start
 
     job = _load(request)
-    if store is None or request.overwrite:
-        return pipeline.extract(job, target), store_status(target)[1]
-    return pipeline.renew(job, store)
+    if store is not None and not request.overwrite:
+        return pipeline.renew(job, store)
+    store = pipeline.extract(job, target)
+    say(f"{target}: {store_status(target)[1]}")
+    return store
 
 
 def _load(request: Request) -> "Extraction":

@@ -224,8 +224,8 @@ def identity(job: Extraction, image_sha256: np.ndarray) -> dict[str, Any]:
     }
 
 
-def renew(job: Extraction, store: FeatureStore) -> tuple[FeatureStore, str]:
-    """Keep a store that was made for another request, if its identity is that of the job; and a line about it.
+def renew(job: Extraction, store: FeatureStore) -> FeatureStore:
+    """Keep a store that was made for another request, if its identity is that of the job; a line says so.
 
     The job's request and file names are noted in it, so that next time nothing needs to be decoded.
     Raises UserError, which says what differs, for another identity, and for images that cannot be read; DamagedStore,
@@ -247,7 +247,8 @@ def renew(job: Extraction, store: FeatureStore) -> tuple[FeatureStore, str]:
         raise
     except UserError as error:  # such as a full disk: the store is what it was
         note = f"; this is not noted in it: {error.message}"
-    return store, f"up to date: {store.path} (files changed their names or times, their pixels are the same{note})"
+    say(f"up to date: {store.path} (files changed their names or times, their pixels are the same{note})")
+    return store
 
 
 def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
