@@ -9,7 +9,6 @@ import click
 
 from common.command_line import CommandLine, stoppable
 from common.errors import UserError, unknown_name
-from common.progress import say
 
 VERBS = {
     "features": "extract.cli:features",
@@ -121,8 +120,7 @@ def _store(request: dict[str, Any], cache: Path) -> Path:
     Its name is of the place and of the options, so that each place has its own.
     """
     from common.store import identity_digest
-    from extract.features import find_or_make
-    from extract.request import Request
+    from extract.features import Request, find_or_make
 
     wanted = Request(overwrite=True, **request)
     asked = wanted.as_json()
@@ -131,7 +129,6 @@ def _store(request: dict[str, Any], cache: Path) -> Path:
     constant = {key: value for key, value in asked.items() if key != "fingerprint"} | {"root": str(place)}
     name = wanted.default_store()
     path = cache / f"{name.stem}-{identity_digest(constant)[:8]}.h5"
-    say(f"features: {path}")
     find_or_make(wanted, path)
     return path
 

@@ -14,13 +14,11 @@ from PIL import Image
 
 from bench.peers import extract_plainly, with_opencv, with_pil, with_simplejpeg, with_torchvision
 from bench.timing import CPU, Cases, Work, count_flops, make_roofs, measure_cases
-from common.progress import say
 from common.synthetic import make_images
 from extract.backbones import Backbone, load_backbone
-from extract.batches import SAMPLE, Extraction, LocalNetwork, Unreadable, read_sample
+from extract.batches import Extraction, LocalNetwork, Stopwatch, read_sample
 from extract.engines import Engine, NotHere, available, bfloat16, build_engine, float32
 from extract.preprocessing import Preprocessing
-from extract.progress import Stopwatch
 from extract.sources import Reading, load_source
 
 IMAGES = 128
@@ -38,10 +36,9 @@ def extraction(job: Extraction, engine: Engine, n: int) -> Work:
     """The first `n` images of a job through an engine, in this process."""
 
     def work() -> int:
-        unreadable = Unreadable(job.source.names, say)
         with contextlib.closing(LocalNetwork(job, engine, {})) as network:
-            batches = network.batches(range(0, n, job.batch_size), unreadable, Stopwatch())
-            return sum(len(batch["thumbnails"]) for _, batch in batches)
+            batches = network.batches(range(0, n, job.batch_size), Stopwatch())
+            return sum(len(arrays["thumbnails"]) for _, arrays, _ in batches if arrays is not None)
 
     return work
 
@@ -96,7 +93,7 @@ def measure_photographs(folder: Path, rounds: int, weights: str) -> dict[str, An
                 )
         for precision in ("float32", "bfloat16"):
             job = Extraction(source, backbone, preprocessing, precision, {}, 32, CPU)
-            sample = read_sample(source, preprocessing, SAMPLE)
+            sample = read_sample(source, preprocessing)
             assert sample is not None
             engine, _ = job.choice.choose(sample)
             if engine.precision != precision:

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from common.errors import UserError
 
 EXTRA = "ray[client]"
 AGAIN = "finished work is kept; check the cluster and run the same command again"
+ANSWER = 10  # seconds
 # For a cluster of our own: nothing is reported to Ray's authors unasked, and workers are no less important than
 # the process that waits for them. For all: what is seen of GPUs stays as it is where none was asked for
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -24,7 +26,7 @@ SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACC
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where to work. address: "auto", "local" or "ray://host:port". cpus, gpus: of each worker.
+    """Where to work. address: "auto", "local", "host:port" or "ray://host:port". cpus, gpus: of each worker.
 
     gpus: None for one where nodes have some.
     """
@@ -37,6 +39,12 @@ class Cluster:
     def share(self) -> str:
         """What each worker has, for people."""
         return f"{self.cpus} CPU(s)" + (f" and {self.gpus:g} GPU(s)" if self.gpus else "") + " each"
+
+    def for_device(self, device: str) -> "Cluster":
+        """This with the GPUs that a device of this name needs. Raises UserError for one that Ray cannot assign."""
+        if device not in ("auto", "cpu", "cuda"):
+            raise UserError(f"with --ray, --device must be auto, cpu or cuda (Ray chooses which), got {device}")
+        return replace(self, gpus={"auto": self.gpus, "cpu": 0.0, "cuda": self.gpus or 1.0}[device])
 
     def settled(self, nodes: "list[Node]") -> "Cluster":
         """This with the number of GPUs decided. Raises UserError where no worker fits on any node."""
@@ -72,7 +80,7 @@ def cluster_options(command: Callable) -> Callable:
         click.option("--gpus-per-worker", type=Real(0), help="[default: 1 where nodes have GPUs]"),
         click.option("--cpus-per-worker", type=click.IntRange(1), help="And threads.  [default: 1]"),
         click.option(
-            "--ray", metavar="auto|local|ray://HOST:PORT", help="A Ray cluster to work on; see docs/scale.md."
+            "--ray", metavar="auto|local|HOST:PORT|ray://HOST:PORT", help="A Ray cluster to work on; see docs/scale.md."
         ),
     ):
         command = option(command)
@@ -110,7 +118,7 @@ def connected(cluster: Cluster) -> Iterator[Any]:
         try:
             yield ray
         except (ConnectionError, ray.exceptions.RaySystemError) as error:
-            raise UserError(f"the Ray cluster at {cluster.address} was lost ({_first_line(error)}): {AGAIN}") from error
+            raise UserError(f"the Ray cluster at {cluster.address} was lost ({reason_of(error)}): {AGAIN}") from error
         finally:
             if own:
                 ray.shutdown()
@@ -141,8 +149,9 @@ def nodes_of(ray: Any) -> list[Node]:
 
 
 def reason_of(error: Exception) -> str:
-    """Why Ray says that something ended, in few words."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """Why Ray, or the system, says that something ended or is not there, in few words."""
+    text = getattr(error, "strerror", None) or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     causes = [line for line in lines if line.split(":")[0].endswith("Error")]
     return (causes or lines or [type(error).__name__])[-1 if causes else 0][:200].rstrip(".")
 
@@ -162,10 +171,11 @@ def _connect(ray: Any, address: str) -> None:
     with contextlib.suppress(ValueError):  # not the main thread
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        _require_answer(address)
         ray.init(address, **options)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+    except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError) as error:
         raise UserError(
-            f"there is no Ray cluster at {address} ({_first_line(error)}): start one with `ray start --head`, "
+            f"there is no Ray cluster at {address} ({reason_of(error)}): start one with `ray start --head`, "
             "or give --ray local or ray://host:10001"
         ) from error
     finally:
@@ -174,5 +184,8 @@ def _connect(ray: Any, address: str) -> None:
                 signal.signal(number, handler)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+def _require_answer(address: str) -> None:
+    """Raise OSError or OverflowError unless something answers at HOST:PORT: Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()

@@ -4,6 +4,7 @@ import difflib
 import errno
 import importlib
 import os
+import re
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -11,6 +12,7 @@ import click
 
 LISTED = 50  # names in one sentence, at most
 AGAIN = "what was complete is kept; run the same command again"
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 NO_FILES = (errno.EMFILE, errno.ENFILE)
 # What libraries say when memory, or an address for it, is refused; they raise RuntimeError or ImportError
 NO_MEMORY = (
@@ -32,6 +34,18 @@ class UserError(click.ClickException):
     """
 
     exit_code = 2
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """A text whose control characters are escaped: a file name may hold any but NUL.
+
+    >>> print(one_line("a" + chr(10) + "b.png"))
+    a\\nb.png
+    """
+    return CONTROL.sub(lambda character: repr(character[0])[1:-1], text)
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -64,10 +64,6 @@ class ForeignStore(StoreError):
     """The file is not a feature store."""
 
 
-class OlderStore(StoreError):
-    """The file was made before version 2 of the format, which this code does not read."""
-
-
 class NewerStore(StoreError):
     """The file is a feature store of a version that this code does not know yet."""
 
@@ -112,7 +108,7 @@ class FeatureStore:
     def open(cls, path: Path | str) -> "FeatureStore":
         """Open a store: milliseconds, whatever its size. Its arrays are not read.
 
-        Raises MissingStore, UnreadableStore, ForeignStore, OlderStore, NewerStore, or DamagedStore when the file is
+        Raises MissingStore, UnreadableStore, ForeignStore, NewerStore, or DamagedStore when the file is
         truncated, a byte outside its arrays has changed, or the header or an array is not as the specification says.
         """
         path = Path(path)
@@ -129,8 +125,6 @@ class FeatureStore:
                     )
                 if FORMAT.encode() not in head and b"header_sha256" not in head:  # one of them may be what is damaged
                     raise ForeignStore(f'{path} is HDF5, but its "format" is not "{FORMAT}": give a feature store')
-                if head.startswith(HDF5):
-                    raise OlderStore(f"{path} was made by an older version of this project: extract it again")
                 raise Damage("its first block does not match its seal")
             except Newer as error:
                 raise NewerStore(f"{path} has {error}, this code reads up to {VERSION}: update it") from error
@@ -203,12 +197,14 @@ class FeatureStore:
         return np.flatnonzero(self.split == SPLITS.index(split))
 
     def names(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """The file of each of these rows, relative to the root of the images.
+        """The file of each of these rows, relative to the root of the images. A negative row counts from the end.
 
         Bytes that are not UTF-8 come as Python has them in file names: `os.fsencode` gives them back.
         """
         offsets, data = self.array("name_offsets"), self.array("name_bytes")
-        return [data[offsets[row] : offsets[row + 1]].tobytes().decode("utf-8", "surrogateescape") for row in rows]
+        rows = np.asarray(rows, np.int64)
+        ranges = zip(offsets[:-1][rows], offsets[1:][rows], strict=True)
+        return [data[start:stop].tobytes().decode("utf-8", "surrogateescape") for start, stop in ranges]
 
     def rows_by_store(self, rows: np.ndarray) -> list[np.ndarray]:
         """Where each of `stores` has these rows."""
@@ -226,12 +222,12 @@ class FeatureStore:
 
     def rows(self, name: str, rows: np.ndarray) -> np.ndarray:
         """A copy of rows of an array whose first axis is N. Only the blocks that hold them are read and verified."""
-        place = self.places[name]
-        width = place.nbytes // place.shape[0]
-        first = np.unique(rows) * width
+        found, n = self.unverified(name)[rows], self.places[name].shape[0]
+        width = self.places[name].nbytes // n
+        first = np.unique(rows % n) * width  # a negative row counts from the end
         for number in np.unique([first // BLOCK_BYTES, (first + width - 1) // BLOCK_BYTES]).tolist():
             self._verify_block(name, number)
-        return self.unverified(name)[rows]
+        return found
 
     def verify(self, names: Sequence[str] | None = None, look: Callable[[str, bytes], None] = lambda *_: None) -> None:
         """Compare every block of the arrays `names` with its digest, and check that the values are possible.

@@ -64,7 +64,7 @@ def clear_up(store: FeatureStore) -> None:
                     _clear(folder)
 
 
-class StoreWriter:
+class PartialStore:
     """Writes one store in batches of rows; if it is stopped, a later process resumes it.
 
     plan: a JSON object that fixes the content; "n" in it is N, "batch_size" the rows of each batch but the last. A

@@ -4,8 +4,8 @@ import contextlib
 import hashlib
 import pkgutil
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +54,19 @@ class Backbone:
         with torch.inference_mode():
             return self.module(images.contiguous(memory_format=torch.channels_last)).flatten(1)
 
+    def splits(self) -> Iterator[tuple[int, nn.Module, nn.Module]]:
+        """For more and more layers with weights: their number, the network up to behind them, and the rest.
+
+        The parts share their weights. It is cut where a single tensor is passed on; not at all where it cannot be
+        traced.
+        """
+        try:
+            traced = fx.symbolic_trace(self.module)
+        except Exception:  # a network may raise any error when it is traced
+            return
+        for layers, last in _cuts(traced).items():
+            yield layers, *_split(traced, last)
+
 
 class BackboneKind(Protocol):
     """One kind of backbone: models by name, from one library."""
@@ -67,7 +80,7 @@ class BackboneKind(Protocol):
     def remove_classifier(self, module: nn.Module) -> str:
         """Make the network return the input of its classifier; returns the name of that, "" for none."""
 
-    def preprocessing(self, name: str, image_size: int | None, views: tuple[str, ...]) -> Preprocessing:
+    def preprocessing(self, name: str, image_size: int | None) -> Preprocessing:
         """The preprocessing of the model's images; image_size: None for the model's own."""
 
 
@@ -87,7 +100,7 @@ def backbone_kind(name: str) -> tuple[str, BackboneKind, str]:
 def preprocessing_of(name: str, image_size: int | None = None, views: tuple[str, ...] = ("plain",)) -> Preprocessing:
     """The preprocessing of a backbone, which is not loaded; image_size: None for the model's own."""
     _, kind, model = backbone_kind(name)
-    return kind.preprocessing(model, image_size, views)
+    return replace(kind.preprocessing(model, image_size), views=views)
 
 
 def load_backbone(
@@ -120,7 +133,7 @@ def load_backbone(
     if layers != (LAST,):
         module = PooledLayers(module, name, layers[1:])
     module.eval().to(memory_format=torch.channels_last)
-    size = image_size or kind.preprocessing(model, None, ("plain",)).image_size
+    size = image_size or kind.preprocessing(model, None).image_size
     dims = _find_dims(module, name, layers, size)
     return Backbone(name, module, dims, weights, digest, random_seed, note)
 
@@ -207,3 +220,35 @@ def _state_digest(state: dict[str, Any]) -> str:
     for key, value in sorted(state.items()):
         digest.update(f"{key} {tuple(value.shape)} {value.dtype}".encode() + value.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _split(traced: fx.GraphModule, last: fx.Node) -> tuple[nn.Module, nn.Module]:
+    """The network up to a node, and the rest; they share its weights."""
+    nodes = list(traced.graph.nodes)
+    after = nodes.index(last) + 1
+    first, rest = fx.Graph(), fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in nodes[:after]:
+        copies[node] = first.node_copy(node, copies.__getitem__)
+    first.output(copies[last])
+    copies = {last: rest.placeholder("x")}
+    for node in nodes:
+        if node.op == "get_attr" or node in nodes[after:]:
+            copies[node] = rest.node_copy(node, copies.__getitem__)
+    return fx.GraphModule(traced, first).eval(), fx.GraphModule(traced, rest).eval()
+
+
+def _cuts(traced: fx.GraphModule) -> dict[int, fx.Node]:
+    """For a number of layers with weights, the last node after them whose value is all that later ones use."""
+    nodes = list(traced.graph.nodes)
+    order = {node: number for number, node in enumerate(nodes)}
+    last_use = [max((order[user] for user in node.users), default=-1) for node in nodes]
+    cuts, layers = {}, 0
+    for number, node in enumerate(nodes):
+        if node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Conv2d | nn.Linear):
+            layers += 1
+        in_use = [n for n in range(number + 1) if last_use[n] > number and nodes[n].op != "get_attr"]
+        if layers and in_use == [number]:
+            cuts[layers] = node
+    cuts.pop(layers, None)  # a cut behind the last layer leaves nothing
+    return cuts

@@ -1,4 +1,7 @@
-"""CIFAR-10 and CIFAR-100 through torchvision (Krizhevsky, *Learning Multiple Layers of Features*, 2009)."""
+"""CIFAR-10 and CIFAR-100 through torchvision (Krizhevsky, *Learning Multiple Layers of Features*, 2009).
+
+And the super-classes of CIFAR-100, which are known by the names of its classes.
+"""
 
 import contextlib
 import sys
@@ -10,6 +13,29 @@ import numpy as np
 from common.errors import UserError
 from extract.folders import stamps_digest
 from extract.sources import ImageSource, Reading
+
+CIFAR100_SUPERCLASSES = {
+    "aquatic mammals": "beaver dolphin otter seal whale",
+    "fish": "aquarium_fish flatfish ray shark trout",
+    "flowers": "orchid poppy rose sunflower tulip",
+    "food containers": "bottle bowl can cup plate",
+    "fruit and vegetables": "apple mushroom orange pear sweet_pepper",
+    "household electrical devices": "clock keyboard lamp telephone television",
+    "household furniture": "bed chair couch table wardrobe",
+    "insects": "bee beetle butterfly caterpillar cockroach",
+    "large carnivores": "bear leopard lion tiger wolf",
+    "large man-made outdoor things": "bridge castle house road skyscraper",
+    "large natural outdoor scenes": "cloud forest mountain plain sea",
+    "large omnivores and herbivores": "camel cattle chimpanzee elephant kangaroo",
+    "medium-sized mammals": "fox porcupine possum raccoon skunk",
+    "non-insect invertebrates": "crab lobster snail spider worm",
+    "people": "baby boy girl man woman",
+    "reptiles": "crocodile dinosaur lizard snake turtle",
+    "small mammals": "hamster mouse rabbit shrew squirrel",
+    "trees": "maple_tree oak_tree palm_tree pine_tree willow_tree",
+    "vehicles 1": "bicycle bus motorcycle pickup_truck train",
+    "vehicles 2": "lawn_mower rocket streetcar tank tractor",
+}
 
 
 class CIFAR100:
@@ -54,3 +80,14 @@ def _open(name: str, root: Path) -> tuple[Any, Any]:
             return data_set(root, train=True, download=True), data_set(root, train=False)
     except (OSError, RuntimeError, EOFError) as error:  # urllib's errors are OSErrors
         raise UserError(f"{name.lower()} is not in {root} and cannot be downloaded ({error}): {by_hand}") from error
+
+
+def superclasses_of(class_names: list[str]) -> tuple[list[str], list[int]]:
+    """The super-class names and the super-class of each class, both empty unless these are CIFAR-100's classes."""
+    names = list(CIFAR100_SUPERCLASSES)
+    of_class = {
+        fine: number for number, classes in enumerate(CIFAR100_SUPERCLASSES.values()) for fine in classes.split()
+    }
+    if set(class_names) != set(of_class):
+        return [], []
+    return names, [of_class[name] for name in class_names]

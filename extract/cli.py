@@ -12,10 +12,8 @@ import click
 
 from common.cluster import asked_for, cluster_options
 from common.command_line import CommandLine
-from common.progress import say
 from common.store import SPLITS, FeatureStore
-from extract.features import find_or_make, store_status
-from extract.request import OPTIONS, Request
+from extract.features import Request, find_or_make, store_status
 
 ROWS = 10_000  # printed at a time
 STORE = click.Path(path_type=Path)
@@ -23,10 +21,10 @@ STORE = click.Path(path_type=Path)
 
 def request_options(command: Callable) -> Callable:
     """The options of a command that makes a Request, with the defaults of its fields."""
-    for name, (kind, text) in reversed(OPTIONS.items()):
-        default, flag = getattr(Request, name), kind is bool
-        how = {"is_flag": True} if flag else {"type": kind, "show_default": default is not None}
-        command = click.option(f"--{name.replace('_', '-')}", default=default, help=text, **how)(command)
+    for name, about in reversed(Request.options().items()):
+        default, flag = getattr(Request, name), about["type"] is bool
+        how = {"is_flag": True} if flag else {"type": about["type"], "show_default": default is not None}
+        command = click.option(f"--{name.replace('_', '-')}", default=default, help=about["help"], **how)(command)
     return command
 
 
@@ -52,7 +50,7 @@ def features(
     """
     request = Request(cluster=asked_for(ray, cpus_per_worker, gpus_per_worker), **options)
     store = store or request.default_store()
-    say(find_or_make(request, store)[1])
+    find_or_make(request, store)
     click.echo(os.fsencode(store))
 
 
@@ -61,15 +59,15 @@ def features(
 def status(store: Path) -> None:
     """Say in a word what a file is, such as complete or damaged.
 
-    It is one of complete, partial, damaged, foreign, older, newer, unreadable, missing.
+    It is one of complete, partial, damaged, foreign, newer, unreadable, missing.
 
-    Exit code 0 for complete, 2 for a damaged or older file, 1 for the others.
+    Exit code 0 for complete, 2 for a damaged file, 1 for the others.
 
     Reads the header only; `verify` reads every byte.
     """
     word, detail = store_status(store)
     click.echo(f"{word}: {detail}")
-    raise SystemExit({"complete": 0, "damaged": 2, "older": 2}.get(word, 1))
+    raise SystemExit({"complete": 0, "damaged": 2}.get(word, 1))
 
 
 @main.command()

@@ -7,17 +7,17 @@ import importlib.util
 import itertools
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from common.errors import UserError
-from common.machine import fast_bfloat16
+from common.machine import fast_bfloat16, versions
 from extract.backbones import Backbone
 
 MIN_COSINE = 0.9999
@@ -25,6 +25,8 @@ MAX_ERROR = {"float32": 1e-5, "bfloat16": float("inf")}
 MARGIN = 1.3  # times the speed of float32, which bfloat16 must reach; more than the noise of a busy machine
 MAX_TRIES = 4
 TIMED_IMAGES = 32
+SAMPLE = 160  # images, by which an engine is chosen
+MIN_GAIN = 20  # times the sample: for fewer images, choosing an engine takes longer than it saves
 PRODUCTS = ("Convolution", "GroupConvolution", "FullyConnected", "MatMul")  # what OpenVINO calls such layers
 
 
@@ -181,49 +183,11 @@ def float32(backbone: Backbone) -> Arithmetic:
 def bfloat16(backbone: Backbone) -> Iterator[Arithmetic]:
     """The whole network in bfloat16; then, slower but more exact, with more and more of its first layers in float32.
 
-    Errors of the first layers grow most: of a ResNet18's error, nine tenths come from its stem and its first block. The
-    network is cut where a single tensor is passed on.
+    Errors of the first layers grow most: of a ResNet18's error, nine tenths come from its stem and its first block.
     """
     yield Arithmetic("bfloat16", ((backbone.module, True),))
-    try:
-        traced = fx.symbolic_trace(backbone.module)
-    except Exception:  # a network may raise any error when it is traced
-        return
-    for layers, last in _cuts(traced).items():
-        first, rest = _split(traced, last)
+    for layers, first, rest in backbone.splits():
         yield Arithmetic(f"bfloat16 after {layers} layers in float32", ((first, False), (rest, True)))
-
-
-def _split(traced: fx.GraphModule, last: fx.Node) -> tuple[nn.Module, nn.Module]:
-    """The network up to a node, and the rest; they share its weights."""
-    nodes = list(traced.graph.nodes)
-    after = nodes.index(last) + 1
-    first, rest = fx.Graph(), fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in nodes[:after]:
-        copies[node] = first.node_copy(node, copies.__getitem__)
-    first.output(copies[last])
-    copies = {last: rest.placeholder("x")}
-    for node in nodes:
-        if node.op == "get_attr" or node in nodes[after:]:
-            copies[node] = rest.node_copy(node, copies.__getitem__)
-    return fx.GraphModule(traced, first).eval(), fx.GraphModule(traced, rest).eval()
-
-
-def _cuts(traced: fx.GraphModule) -> dict[int, fx.Node]:
-    """For a number of layers with weights, the last node after them whose value is all that later ones use."""
-    nodes = list(traced.graph.nodes)
-    order = {node: number for number, node in enumerate(nodes)}
-    last_use = [max((order[user] for user in node.users), default=-1) for node in nodes]
-    cuts, layers = {}, 0
-    for number, node in enumerate(nodes):
-        if node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Conv2d | nn.Linear):
-            layers += 1
-        in_use = [n for n in range(number + 1) if last_use[n] > number and nodes[n].op != "get_attr"]
-        if layers and in_use == [number]:
-            cuts[layers] = node
-    cuts.pop(layers, None)  # a cut behind the last layer leaves nothing
-    return cuts
 
 
 def measure_fidelity(reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
@@ -291,6 +255,34 @@ class EngineChoice:
                 if arithmetic.name == executed:
                     return self._build(kind, arithmetic)
         return None
+
+    def settle(
+        self,
+        n: int,
+        sample: Callable[[], Tensor | None],
+        resumed: dict[str, Any],
+        tell: Callable[[str], object],
+    ) -> tuple[Engine, dict[str, Any]]:
+        """The engine for `n` images, and its environment: engine, fidelity, device and versions.
+
+        sample: reads some images; called only where choosing saves time. resumed: the environment of the extraction to
+        resume, whose engine is used if possible; {} for none. tell: gets a line for each decision.
+        """
+        environment: dict[str, Any] = {"device": self.device.type, "versions": versions()}
+        if resumed and {**resumed, **environment} == resumed and (engine := self.named(resumed["engine"])):
+            return engine, resumed  # another measurement might choose another one
+        few = n < MIN_GAIN * SAMPLE and "torch" in self.kinds
+        images = None if few else sample()
+        engine, fidelity = (self.reference(), {}) if images is None else self.choose(images)
+        if self.precision != "float32" and engine.precision == "float32":
+            if few:
+                tell(f"using float32: for {n:,} images, finding a faster engine takes longer than it saves")
+            elif not self.low_kinds:
+                tell("using float32: bfloat16 is not faster on this machine")
+            else:
+                tell("using float32: no bfloat16 engine was both faster and accurate")
+        tell(f"engine: {engine.name}" + "".join(f", {k} {v:.6g}" for k, v in fidelity.items()))
+        return engine, {"engine": engine.name, "fidelity": fidelity, **environment}
 
     def choose(self, sample: Tensor) -> tuple[Engine, dict[str, Any]]:
         """The engine for images like those of a sample (n, 3, H, W), and its fidelity; {} for the reference.

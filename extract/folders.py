@@ -17,10 +17,6 @@ HIDDEN, LOOP, ODD, UNLISTED = "hidden", "a link to a folder above it", "no regul
 OUTPUT = "a folder of results"
 
 
-# A file below a root: its relative name; the reason why it is left out, "" for an image; its directory entry
-Listed = tuple[str, str, "os.DirEntry[str] | None"]
-
-
 class ImageFolder:
     """The source "imagefolder": `train/<class>/…` and `test/<class>/…` (or `val/`), or `<class>/…` without a split.
 
@@ -30,8 +26,7 @@ class ImageFolder:
     own_files = True
 
     def open(self, root: Path, reading: Reading) -> ImageSource:
-        _require_folder(root)
-        listing = list_images(root, reading)
+        images, left_out = list_images(root, reading)
         split_folders, notes = _layout(root)
         if split_folders and reading.test_fraction is not None:
             raise UserError(f"{root} has a test split, {split_folders[1]}/: leave --test-fraction out")
@@ -39,9 +34,8 @@ class ImageFolder:
         class_names = unique_class_names(class_folders)
         number = {folder: label for label, folder in enumerate(class_folders)}
         depth = 1 if split_folders else 0
-        left_out = [(name, reason) for name, reason, _ in listing if reason]
         labelled: list[tuple[int, str, str]] = []
-        for name in (name for name, reason, _ in listing if not reason):
+        for name in images:
             parts = name.split("/")
             if len(parts) < depth + 2 or (split_folders and parts[0] not in split_folders):
                 left_out.append((name, "in no folder of a class"))
@@ -68,22 +62,25 @@ class Folder(ImageFolder):
     """The source "folder": every image at and below a root, without labels: one class, all in the train split."""
 
     def open(self, root: Path, reading: Reading) -> ImageSource:
-        _require_folder(root)
         if reading.test_fraction is not None:
             raise UserError("--test-fraction splits labelled images, --dataset folder has none: leave it out")
-        listing = list_images(root, reading)
-        names = sorted((name for name, reason, _ in listing if not reason), key=os.path.split)
+        images, left_out = list_images(root, reading)
+        names = sorted(images, key=os.path.split)
         if not names:
             raise UserError(f"there is no image at or below {root}: give --root a folder with images")
-        left_out = [(name, reason) for name, reason, _ in listing if reason]
         files, zeros = reading.files(root), np.zeros(len(names), np.int64)
         return ImageSource(
             str(root), [UNLABELLED], zeros, zeros, lambda i: files.read(names[i]), names, left_out, files=files
         )
 
 
-def walk(folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) -> Iterator[Listed]:
-    """Every file at and below a folder. Links are followed, but not in a circle. Hidden folders are not entered."""
+def walk(
+    folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[str, str, "os.DirEntry[str] | None"]]:
+    """Every file at and below a folder: its name, why it is left out ("" for an image), and its directory entry.
+
+    Links are followed, but not in a circle. Hidden folders are not entered.
+    """
     # os.scandir and strings, because 60,000 pathlib objects alone would cost the second that "up to date" may take
     try:
         status = os.stat(folder)  # noqa: PTH116
@@ -110,8 +107,13 @@ def walk(folder: str, below: str = "", above: tuple[tuple[int, int], ...] = ()) 
             yield name, why_no_image(entry.name) if _is_file(entry) else ODD, entry
 
 
-def list_images(root: Path, reading: Reading) -> list[Listed]:
-    """`walk` as a list. Raises UserError for folders that cannot be read, unless they are to be skipped."""
+def list_images(root: Path, reading: Reading) -> tuple[list[str], list[tuple[str, str]]]:
+    """The names of the images at and below a folder, and the (name, reason) of what is left out.
+
+    Raises UserError where there is no folder, and for folders that cannot be read, unless they are to be skipped.
+    """
+    if not root.is_dir():
+        raise UserError(f"there is no image folder at {root}: give --root (make: ROOT=) a folder of images")
     listing = list(walk(str(root)))
     unlisted = [printable(name) or str(root) for name, reason, _ in listing if reason == UNLISTED]
     if unlisted and reading.on_error == "fail":
@@ -119,7 +121,8 @@ def list_images(root: Path, reading: Reading) -> list[Listed]:
             f"{len(unlisted)} folder(s) below {root} cannot be read: {', '.join(unlisted[:5])}; "
             "give yourself the right to read them, or skip them with --on-error skip (make: ON_ERROR=skip)"
         )
-    return listing
+    images = [name for name, reason, _ in listing if not reason]
+    return images, [(name, reason) for name, reason, _ in listing if reason]
 
 
 def stamps_digest(root: Path) -> str:
@@ -135,11 +138,6 @@ def unique_class_names(folders: list[str]) -> list[str]:
         if names.count(name) > 1:
             raise UserError(f'there are two classes "{name}": give one of them another name')
     return names
-
-
-def _require_folder(root: Path) -> None:
-    if not root.is_dir():
-        raise UserError(f"there is no image folder at {root}: give --root (make: ROOT=) a folder of images")
 
 
 def _layout(root: Path) -> tuple[tuple[str, str] | None, list[str]]:

@@ -43,8 +43,8 @@ class HuggingFace:
             raise UserError(f"--test-fraction splits labelled images that have one split, not {root}: leave it out")
         parts = [_without_decoding(library, root, loaded[name], image_column) for name in chosen]
         files_of = [_file_names(part, image_column, root) for part in parts]
+        table = library.concatenate_datasets(parts)
         of_part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        in_part = np.concatenate([np.arange(len(part)) for part in parts])
         names = [
             name
             for split, part, files in zip(chosen, parts, files_of, strict=True)
@@ -53,16 +53,15 @@ class HuggingFace:
         every = np.concatenate([labels[name] for name in chosen])
         rows = np.flatnonzero(every >= 0)
         left_out = [(names[row], "without a label") for row in np.flatnonzero(every < 0)]
-        names = [names[row] for row in rows]
-        every, of_part, in_part = every[rows], of_part[rows], in_part[rows]
-        is_test = (of_part == 1) & bool(label_column)
+        names, every = [names[row] for row in rows], every[rows]
+        is_test = (of_part[rows] == 1) & bool(label_column)
         if label_column and len(chosen) == 1:
             is_test, note = split_by_class(every, class_names, reading.test_fraction)
             notes.append(note)
         files = reading.files(root)
 
         def image(i: int) -> np.ndarray:
-            encoded = parts[of_part[i]][int(in_part[i])][image_column] or {}
+            encoded = table[int(rows[i])][image_column] or {}
             if encoded.get("bytes") is not None:
                 return files.read(names[i], encoded["bytes"])
             if not encoded.get("path"):
@@ -99,13 +98,16 @@ def _load(library: ModuleType, root: Path) -> dict[str, Any]:
             elif any((root / mark).is_file() for mark in ("dataset_dict.json", "state.json")):
                 loaded = library.load_from_disk(str(root))
             else:
-                loaded = library.load_dataset(str(root))
+                # The library names a data set after its folder, which "." has no name for
+                loaded = library.load_dataset(os.path.abspath(root))  # noqa: PTH100
     except Exception as error:  # the library raises errors of any kind
         if is_scarce(error):
             raise
         reason = (str(error) or type(error).__name__).strip().split("\n", 1)[0]
-        place = f"{root} cannot" if root.is_dir() else f"there is no folder {root}, and the data set of the hub cannot"
-        raise UserError(f"{place} be loaded by `datasets` ({reason[:300]}): check the name") from error
+        place, advice = f"there is no folder {root}, and the data set of the hub", "check the name"
+        if root.is_dir():
+            place, advice = f"the folder {root}", "give one of images, of Parquet files, or of `save_to_disk`"
+        raise UserError(f"{place} cannot be loaded by `datasets` ({reason[:300]}): {advice}") from error
     splits = {str(split): part for split, part in loaded.items()} if isinstance(loaded, dict) else {"train": loaded}
     if not (splits := {split: part for split, part in splits.items() if len(part)}):
         raise UserError(f"{root} has no rows: give --dataset hf: a data set of images")

@@ -1,136 +1,65 @@
-"""From a request to a feature store: each image is read, preprocessed and seen by the network once. Resumable."""
+"""From a job to a feature store: each image is read, preprocessed and seen by the network once. Resumable."""
 
 import contextlib
 import hashlib
 import pkgutil
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.command_line import keeping
 from common.errors import UserError
 from common.files import exclusive
 from common.images import UnreadableImage, printable
-from common.machine import choose_device
 from common.progress import Progress, say
 from common.store import DamagedStore, FeatureStore
 from common.store_header import SPLITS, STORED_AS, identity_digest, labels_digest
-from common.store_partial import StoreWriter, partial_folder, read_plan
+from common.store_partial import PartialStore, partial_folder, read_plan
 from common.store_writer import name_arrays, write_store
-from extract.backbones import Backbone, load_backbone, parse_layers, preprocessing_of
-from extract.batches import (
-    THUMBNAIL,
-    Connect,
-    Extraction,
-    Network,
-    Unreadable,
-    digests_of,
-    local_network,
-)
-from extract.preprocessing import parse_views
-from extract.progress import Stopwatch
-from extract.request import Request
-from extract.sources import ImageSource, left_out_line, load_source
-from extract.superclasses import superclasses_of
+from extract.batches import THUMBNAIL, Extraction, LocalNetwork, Network, Stopwatch, digests_of, read_sample
+from extract.cifar import superclasses_of
+from extract.sources import ImageSource
+
+LISTED = 10  # unreadable images in one sentence; each has had a line of its own before
 
 
-def make_features(request: Request, target: Path, existing: FeatureStore | None) -> tuple[FeatureStore, str]:
-    """Make the store of a request at `target`; return it, and a line if it was there already.
-
-    existing: the store at `target`, made for another request. It is kept if its identity is the same.
-    """
-    views, layers = parse_views(request.views), parse_layers(request.layers)
-    device, connect = connection(request)
-    backbone = load_backbone(request.backbone, request.weights, request.weights_seed, request.image_size, layers)
-    preprocessing = preprocessing_of(request.backbone, request.image_size, views)
-    request = replace(request, least_side=preprocessing.least_side())
-    source = load_source(request.dataset, request.folder, request)
-    _tell(source, backbone, request.list_left_out)
-    job = Extraction(
-        source=source,
-        backbone=backbone,
-        preprocessing=preprocessing,
-        precision=request.precision,
-        request=request.as_json(),  # a data set that was downloaded a moment ago has its fingerprint only now
-        batch_size=request.batch_size,
-        device=device,
-        engine=request.engine,
-        on_error=request.on_error,
-    )
-    if existing is None:
-        return extract(job, target, connect), ""
-    if existing.identity["precision"] == "float32":  # at least as exact as bfloat16
-        job = replace(job, precision="float32")
-    job, image_sha256 = readable(job)
-    require_identity(existing, identity(job, image_sha256), image_sha256)
-    try:
-        existing = renewed(job, existing)
-        note = ""
-    except DamagedStore:
-        raise
-    except UserError as error:  # such as a full disk: the store is what it was
-        note = f"; this is not noted in it: {error.message}"
-    return existing, f"up to date: {target} (files changed their names or times, their pixels are the same{note})"
-
-
-def connection(request: Request) -> tuple[torch.device, Connect]:
-    """The device, and the function that starts the network: in this process, or on the cluster of the request.
-
-    Raises UserError for a device that is missing, and for one that Ray cannot assign to workers.
-    """
-    device, cluster = request.device, request.cluster
-    if cluster is None:
-        return choose_device(device), local_network
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"with --ray, --device must be auto, cpu or cuda (Ray chooses which), got {device}")
-    gpus = {"auto": cluster.gpus, "cpu": 0.0, "cuda": cluster.gpus or 1.0}[device]
-    # By name, so that on one machine nothing of Ray is imported
-    on_cluster = pkgutil.resolve_name("extract.ray_pool:on_cluster")
-    connect = partial(on_cluster, cluster=replace(cluster, gpus=gpus), ship_images=request.ship_images)
-    return torch.device("cpu" if device == "cpu" else "cuda"), connect
-
-
-def _tell(source: ImageSource, backbone: Backbone, list_left_out: bool) -> None:
-    """Print what was decided about images and weights, in a line each."""
-    for name, reason in source.left_out if list_left_out else ():
-        say(f"left out: {printable(name)}: {reason}")
-    for line in [*source.notes, left_out_line(source.left_out) if source.left_out else "", backbone.note]:
-        if line:
-            say(line)
-    if backbone.random_seed is not None:
-        say(
-            f"{backbone.name} has RANDOM weights (seed {backbone.random_seed}): its features show that the "
-            "pipeline works, not what a trained network can do"
-        )
-
-
-def extract(job: Extraction, target: Path, connect: Connect = local_network) -> FeatureStore:
+def extract(job: Extraction, target: Path) -> FeatureStore:
     """Make the store at `target`, or resume one that was interrupted, and return it.
 
-    connect: starts the network; by default in this process.
     Raises UserError for unreadable images (after all others are done), for features that are not finite, for a target
-    that cannot be written or that another process is writing, and as `connect` does.
+    that cannot be written or that another process is writing, and for a cluster that cannot do the job.
     """
     with exclusive(partial_folder(target), busy(target), target), contextlib.ExitStack() as stack:
-        network = stack.enter_context(connect(job, read_plan(target).get("environment", {})))
+        network = stack.enter_context(start_network(job, read_plan(target).get("environment", {})))
         job = replace(job, precision=network.precision)  # from here on the executed one, not the requested one
-        writer = _writer(job, target, network.environment)
-        _keep_unchanged(writer, job.source)
-        unreadable = Unreadable(job.source.names, say)
-        with keeping(lambda: f"{writer.rows_done:,} of {len(job.source):,} images are saved"):
-            _fill(writer, network, unreadable)
+        unfinished = _begin(job, target, network.environment)
+        _keep_unchanged(unfinished, job.source)
+        with keeping(lambda: f"{unfinished.rows_done:,} of {len(job.source):,} images are saved"):
+            unreadable = _fill(unfinished, network, job.source)
             stack.close()
-            if unreadable.reasons and job.on_error == "fail":
-                raise unreadable.error()
-            return _finish(job, writer, network.environment, unreadable)
+            if unreadable and job.on_error == "fail":
+                raise unreadable_error(job.source, unreadable)
+            return _finish(job, unfinished, network.environment, unreadable)
 
 
-def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> StoreWriter:
+def start_network(job: Extraction, resumed: dict[str, Any]) -> AbstractContextManager[Network]:
+    """The network of a job, ready in this process or on the cluster of the job.
+
+    resumed: the environment of the extraction to resume, {} for none.
+    """
+    if job.cluster is not None:  # by name, so that on one machine nothing of Ray is imported
+        return pkgutil.resolve_name("extract.ray_pool:on_cluster")(job, resumed)
+    sample = partial(read_sample, job.source, job.preprocessing)
+    return contextlib.closing(LocalNetwork(job, *job.choice.settle(len(job.source), sample, resumed, say)))
+
+
+def _begin(job: Extraction, target: Path, environment: dict[str, Any]) -> PartialStore:
+    """The unfinished store of a job: the one that an earlier process began, or a new one, and why that is so."""
     n, views = len(job.source), len(job.preprocessing.views)
     layout = {
         "features": (STORED_AS[job.precision], (views, n, job.backbone.feature_dim)),
@@ -145,65 +74,93 @@ def _writer(job: Extraction, target: Path, environment: dict[str, Any]) -> Store
         "batch_size": job.batch_size,
         "environment": environment,
     }
-    writer = StoreWriter(target, plan, layout, job.request.get("fingerprint", ""))
-    if writer.discarded:
-        say(f"restarting {target} from zero: the unfinished extraction {writer.discarded}")
-    return writer
+    unfinished = PartialStore(target, plan, layout, job.request.get("fingerprint", ""))
+    if unfinished.discarded:
+        say(f"restarting {target} from zero: the unfinished extraction {unfinished.discarded}")
+    return unfinished
 
 
-def _keep_unchanged(writer: StoreWriter, source: ImageSource) -> None:
+def _keep_unchanged(unfinished: PartialStore, source: ImageSource) -> None:
     """If files have changed since, keep only the batches whose pixels are the same."""
-    before = len(writer.done)
-    if writer.source_changed:
-        progress = Progress(writer.rows_done, "comparing", "images")
+    before = len(unfinished.done)
+    if unfinished.source_changed:
+        progress = Progress(unfinished.rows_done, "comparing", "images")
 
         def same(start: int, digests: np.ndarray) -> bool:
             rows = range(start, start + len(digests))
-            return bool((digests_of(source, rows, progress) == digests).all())
+            return bool((digests_of(source, rows, progress)[0] == digests).all())
 
         with progress:
-            writer.keep_unchanged(same)
+            unfinished.keep_unchanged(same)
     if before:
-        again = before - len(writer.done)
+        again = before - len(unfinished.done)
         say(
-            f"resuming {writer.target}: {writer.rows_done:,} of {len(source):,} images done"
+            f"resuming {unfinished.target}: {unfinished.rows_done:,} of {len(source):,} images done"
             + (f"; {again} batch(es) are made again, since images in them have changed" if again else "")
         )
 
 
-def _fill(writer: StoreWriter, network: Network, unreadable: Unreadable) -> None:
-    watch, starts, n, done = Stopwatch(), writer.missing(), len(unreadable.names), writer.rows_done
+def _fill(unfinished: PartialStore, network: Network, source: ImageSource) -> dict[int, str]:
+    """Write the batches that are missing; return {row: reason} of the images that cannot be read."""
+    watch, starts, n, done = Stopwatch(), unfinished.missing(), len(source), unfinished.rows_done
+    unreadable: dict[int, str] = {}
     with Progress(n, "extracting", "images", done) as progress:
-        for start, batch in network.batches(starts, unreadable, watch):
-            with watch.time("writing"):
-                writer.write(start, batch)
-            progress.update(len(batch["thumbnails"]))
+        for start, arrays, some in network.batches(starts, watch):
+            _report(source, some)
+            unreadable |= some
+            if arrays is not None:
+                with watch.time("writing"):
+                    unfinished.write(start, arrays)
+                progress.update(len(arrays["thumbnails"]))
     if starts:
-        say(watch.line(n - done) + network.summary())
+        say(watch.line(n - done))
+    return unreadable
 
 
-def _finish(job: Extraction, writer: StoreWriter, environment: dict[str, Any], unreadable: Unreadable) -> FeatureStore:
-    digests = np.array(writer.array("image_sha256"))
+def _report(source: ImageSource, unreadable: dict[int, str]) -> None:
+    for row, reason in unreadable.items():
+        say(UnreadableImage(source.path(row), reason).message)
+
+
+def unreadable_error(source: ImageSource, unreadable: dict[int, str]) -> UserError:
+    """All images that cannot be read, {row: reason}, in one sentence."""
+    rows = sorted(unreadable)
+    some = ", ".join(f"{printable(source.names[row])} ({unreadable[row]})" for row in rows[:LISTED])
+    more = f" and {len(rows) - LISTED} more, named above" if len(rows) > LISTED else ""
+    return UserError(
+        f"{len(rows)} of {len(source)} images cannot be read: {some}{more}. Repair them and run the same "
+        "command again to resume; or leave them out with --on-error skip (make: ON_ERROR=skip)"
+    )
+
+
+def _finish(
+    job: Extraction, unfinished: PartialStore, environment: dict[str, Any], unreadable: dict[int, str]
+) -> FeatureStore:
+    digests = np.array(unfinished.array("image_sha256"))
     skipped = []
     for row in np.flatnonzero(~digests.any(1)).tolist():
-        if row not in unreadable.reasons:  # an earlier process met it
-            try:
-                job.source.image(row)
-            except UnreadableImage as error:
-                unreadable.reasons[row] = error.reason
-        skipped.append([printable(unreadable.names[row]), unreadable.reasons.get(row, "could not be read")])
+        reason = unreadable.get(row) or _why_unreadable(job.source, row)  # an earlier process met it
+        skipped.append([printable(job.source.names[row]), reason])
     kept = np.flatnonzero(digests.any(1)) if skipped else None
     job, digests = without_unreadable(job, digests)
     provenance = {**environment, **_facts_about_files(job.source), **({"skipped": skipped} if skipped else {})}
     source = job.source
     whole = {"labels": source.labels, "image_index": source.image_index, "split": source.split}
-    store = writer.finish(_header(job, digests, provenance), {**whole, **name_arrays(source.names)}, kept)
+    store = unfinished.finish(_header(job, digests, provenance), {**whole, **name_arrays(source.names)}, kept)
     if skipped:
         say(f"{len(skipped):,} images were skipped, since they cannot be read; the store names them")
     same = len(digests) - len(np.unique(digests.view("V32")))
     if same:
         say(f"{same:,} of {len(digests):,} images have the same pixels as another one")
     return store
+
+
+def _why_unreadable(source: ImageSource, row: int) -> str:
+    try:
+        source.image(row)
+    except UnreadableImage as error:
+        return error.reason
+    return "could not be read"
 
 
 def without_unreadable(job: Extraction, digests: np.ndarray) -> tuple[Extraction, np.ndarray]:
@@ -236,7 +193,7 @@ def _header(job: Extraction, image_sha256: np.ndarray, environment: dict[str, An
         "superclass_names": superclass_names,
         "class_superclass": class_superclass,
         "provenance": {
-            "data_set": as_text(job.source.name),
+            "data_set": printable(job.source.name),
             "weights": job.backbone.weights,
             "request": job.request,
             "batch_size": job.batch_size,
@@ -267,35 +224,45 @@ def identity(job: Extraction, image_sha256: np.ndarray) -> dict[str, Any]:
     }
 
 
+def renew(job: Extraction, store: FeatureStore) -> FeatureStore:
+    """Keep a store that was made for another request, if its identity is that of the job; a line says so.
+
+    The job's request and file names are noted in it, so that next time nothing needs to be decoded.
+    Raises UserError, which says what differs, for another identity, and for images that cannot be read; DamagedStore,
+    since damage must not be sealed again.
+    """
+    if store.identity["precision"] == "float32":  # at least as exact as bfloat16
+        job = replace(job, precision="float32")
+    job, image_sha256 = readable(job)
+    require_identity(store, identity(job, image_sha256), image_sha256)
+    note = ""
+    try:
+        with exclusive(partial_folder(store.path), busy(store.path), store.path):
+            changes = {"request": job.request, "data_set": printable(job.source.name)}
+            header = {**store.header, "provenance": {**store.header["provenance"], **changes}}
+            arrays = {name: store.array(name) for name in store.places}
+            write_store(store.path, header, {**arrays, **name_arrays(job.source.names)})
+        store = FeatureStore.open(store.path)
+    except DamagedStore:
+        raise
+    except UserError as error:  # such as a full disk: the store is what it was
+        note = f"; this is not noted in it: {error.message}"
+    say(f"up to date: {store.path} (files changed their names or times, their pixels are the same{note})")
+    return store
+
+
 def readable(job: Extraction) -> tuple[Extraction, np.ndarray]:
     """Return the job without the images that cannot be read, and the digests (N, 32) of the others.
 
     Raises UserError, which names them, where they must not be skipped.
     """
-    unreadable, n = Unreadable(job.source.names, say), len(job.source)
-    with Progress(n, "comparing", "images") as progress:
-        image_sha256 = digests_of(job.source, range(n), progress, unreadable)
-    if unreadable.reasons and job.on_error == "fail":
-        raise unreadable.error()
+    source = job.source
+    with Progress(len(source), "comparing", "images") as progress:
+        image_sha256, unreadable = digests_of(source, range(len(source)), progress)
+    _report(source, unreadable)
+    if unreadable and job.on_error == "fail":
+        raise unreadable_error(source, unreadable)
     return without_unreadable(job, image_sha256)
-
-
-def renewed(job: Extraction, store: FeatureStore) -> FeatureStore:
-    """Write the store again with the new request and file names, so that next time nothing needs to be decoded.
-
-    Raises DamagedStore, since damage must not be sealed again, and UserError where it cannot be written.
-    """
-    with exclusive(partial_folder(store.path), busy(store.path), store.path):
-        changes = {"request": job.request, "data_set": as_text(job.source.name)}
-        header = {**store.header, "provenance": {**store.header["provenance"], **changes}}
-        arrays = {name: store.array(name) for name in store.places}
-        write_store(store.path, header, {**arrays, **name_arrays(job.source.names)})
-    return FeatureStore.open(store.path)
-
-
-def as_text(name: str) -> str:
-    """A path as text; bytes that are not UTF-8 are replaced."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def busy(target: Path) -> str:

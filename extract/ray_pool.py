@@ -2,11 +2,10 @@
 
 import contextlib
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,8 @@ from common.errors import UserError, is_scarce
 from common.images import UnreadableImage, pixel_digest
 from common.machine import versions
 from common.progress import say
-from extract.batches import SAMPLE, Extraction, Unreadable, read_sample
-from extract.progress import Stopwatch
-from extract.ray_worker import Order, Shipped, Worker, code_digest
+from extract.batches import Arrays, Extraction, Stopwatch, ahead, read_sample
+from extract.ray_worker import Shipped, Worker, code_digest
 from extract.sources import ImageSource
 
 OPEN = 3  # batches that a worker has at a time: it reads some while it computes one
@@ -30,52 +28,24 @@ PATIENCE = 60.0  # seconds without any worker until that is said, or is an error
 READERS = 4  # threads that read what is shipped
 CHECKED = 4  # images whose pixels every worker must see as this process does
 
+Order = tuple[int, list[str], list[Shipped]]  # what `Worker.compute` takes
 
-class Orders:
-    """The batches that are still to be handed out. shipped: the images, too; the next are read meanwhile."""
 
-    def __init__(self, job: Extraction, names: Sequence[str], shipped: bool, starts: Sequence[int]):
-        self._source, self._files, self._size = job.source, job.source.files, job.batch_size
-        self._names, self._shipped = names, shipped
-        self._starts, self._coming = deque(starts), deque[Future[Order]]()
-        self._pool = ThreadPoolExecutor(READERS)
+def make_order(job: Extraction, shipped: bool, start: int) -> Order:
+    """The batch of the rows from `start` on, as `Worker.compute` takes it. shipped: with what is in the files."""
+    rows = range(start, min(start + job.batch_size, len(job.source)))
+    return start, [job.source.names[row] for row in rows], [_ship(job.source, row) if shipped else None for row in rows]
 
-    @property
-    def left(self) -> int:
-        """How many there are."""
-        return len(self._starts) + len(self._coming)
 
-    def next(self) -> Order | None:
-        """The next one, None where there is none."""
-        while self._starts and len(self._coming) <= READERS:
-            self._coming.append(self._pool.submit(self._order, self._starts.popleft()))
-        return self._coming.popleft().result() if self._coming else None
-
-    def again(self, start: int) -> None:
-        """Hand a batch out once more."""
-        self._starts.appendleft(start)
-
-    def close(self) -> None:
-        """Read nothing more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _order(self, start: int) -> Order:
-        rows = range(start, min(start + self._size, len(self._source)))
-        return Order(start, [self._names[row] for row in rows], [self._ship(row) for row in rows])
-
-    def _ship(self, row: int) -> Shipped:
-        if not self._shipped:
-            return None
-        try:
-            if self._files is not None:
-                return (self._files.folder / self._names[row]).read_bytes()
-            return self._source.image(row)
-        except UnreadableImage as error:
-            return error.reason
-        except OSError as error:
-            if is_scarce(error):  # no fault of the image's
-                raise
-            return error.strerror or str(error)
+def _ship(source: ImageSource, row: int) -> Shipped:
+    try:
+        return source.image(row) if source.files is None else source.path(row).read_bytes()
+    except UnreadableImage as error:
+        return error.reason
+    except OSError as error:
+        if is_scarce(error):  # no fault of the image's
+            raise
+        return error.strerror or str(error)
 
 
 def digests_seen(source: ImageSource) -> dict[str, bytes]:
@@ -90,14 +60,14 @@ def digests_seen(source: ImageSource) -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def on_cluster(job: Extraction, resumed: dict[str, Any], cluster: Cluster, ship_images: bool) -> Iterator["Pool"]:
-    """The network of a job on a cluster. resumed: the environment of the extraction that is resumed, {} for none.
+def on_cluster(job: Extraction, resumed: dict[str, Any]) -> Iterator["Pool"]:
+    """The network of a job on its cluster. resumed: the environment of the extraction that is resumed, {} for none.
 
-    ship_images: workers do not see the files. Raises UserError, naming the node, where one does not see them that
-    should, or no node can do what is pinned.
+    Raises UserError, naming the node, where one does not see the images that should, or no node can do what is pinned.
     """
-    with connected(cluster) as ray:
-        pool = Pool(ray, job, cluster, ship_images)
+    assert job.cluster is not None
+    with connected(job.cluster) as ray:
+        pool = Pool(ray, job, job.cluster)
         try:
             pool.begin(resumed)
             yield pool
@@ -122,13 +92,13 @@ class Pool:
     A worker that ends costs its open batches, which others make again. Nodes may come and go.
     """
 
-    def __init__(self, ray: Any, job: Extraction, cluster: Cluster, ship_images: bool):
+    def __init__(self, ray: Any, job: Extraction, cluster: Cluster):
         self._ray = ray
         self._cluster = cluster.settled(nodes_of(ray))
         device = job.device if self._cluster.gpus else torch.device("cpu")
         self._job = replace(job, device=device, threads=cluster.cpus)
         self._files = job.source.files
-        self._shipped = ship_images or self._files is None
+        self._shipped = job.ship_images or self._files is None
         self._members: list[Member] = []
         self._tasks: dict[Any, tuple[Member, int | None]] = {}  # what is computed: its first row, None for `prepare`
         self._refused: dict[str, str] = {}  # by the id of the node
@@ -158,13 +128,12 @@ class Pool:
         say(f"{len(self._members)} workers on {len(on)} node(s), {self._cluster.share}")
         self._begun = time.monotonic()
 
-    def batches(
-        self, starts: Sequence[int], unreadable: Unreadable, watch: Stopwatch
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+    def batches(self, starts: Sequence[int], watch: Stopwatch) -> Iterator[tuple[int, Arrays | None, dict[int, str]]]:
         tries: Counter[int] = Counter()
-        with contextlib.closing(Orders(self._job, unreadable.names, self._shipped, starts)) as orders:
-            while orders.left or any(start is not None for _, start in self._tasks.values()):
-                self._hand_out(orders)
+        again: list[int] = []  # the starts of batches whose worker has ended
+        order = partial(make_order, self._job, self._shipped)
+        with contextlib.closing(ahead(order, starts, READERS)) as orders:
+            while self._hand_out(orders, again) or any(start is not None for _, start in self._tasks.values()):
                 with watch.time("waiting"):
                     done = self._wait(list(self._tasks))
                 for task in done:
@@ -180,14 +149,16 @@ class Pool:
                                 f"last on node {member.node.name} ({member.end}): give them more memory, or a smaller "
                                 "--batch-size"
                             )
-                        orders.again(start)
-                    elif (batch := self._take(member, result, unreadable)) is not None:
-                        yield start, batch
-
-    def summary(self) -> str:
-        """The rate of each node."""
+                        again.append(start)
+                        continue
+                    arrays, unreadable = result
+                    member.open -= 1
+                    if arrays is not None:
+                        self._made[member.node.name] += len(arrays["thumbnails"])
+                    yield start, arrays, unreadable
         seconds = time.monotonic() - self._begun
-        return "".join(f"; {name}: {images / seconds:.0f}/s" for name, images in sorted(self._made.items()))
+        for name, images in sorted(self._made.items()):
+            say(f"node {name}: {images:,} images, {images / seconds:.0f}/s")
 
     def close(self) -> None:
         """End all workers."""
@@ -222,7 +193,7 @@ class Pool:
 
     def _choose(self) -> dict[str, Any]:
         """The environment that the first worker to answer chooses, of those that are like this process."""
-        sample = read_sample(self._job.source, self._job.preprocessing, SAMPLE)
+        sample = read_sample(self._job.source, self._job.preprocessing)
         n, shipped = len(self._job.source), self._ray.put(None if sample is None else sample.numpy())
         greetings: dict[Any, Member] = {}
         while True:
@@ -248,18 +219,6 @@ class Pool:
     def _prepare(self, member: Member) -> None:
         self._tasks[member.actor.prepare.remote(*self._required)] = member, None
 
-    def _accept(self, member: Member, kind: str, reason: str) -> None:
-        """Use a worker that is prepared, or its node no more. Raises UserError if it does not see the images."""
-        if kind == "images":
-            raise UserError(
-                f"node {member.node.name} does not see the images as this process does ({reason}): give --root a path "
-                "that all nodes see, or --ship-images"
-            )
-        if kind:
-            self._refuse(member.node, reason)
-        elif member in self._members:
-            member.ready = True
-
     def _refuse(self, node: Node, reason: str) -> None:
         if node.id not in self._refused:
             say(f"node {node.name} is not used: {reason}")
@@ -284,22 +243,20 @@ class Pool:
         if self._failed_starts[member.node.id] == MAX_STARTS:
             self._refuse(member.node, f"its workers end before they begin ({member.end})")
 
-    def _hand_out(self, orders: Orders) -> None:
-        """Give each worker as many batches as it may have, those that have fewest first."""
+    def _hand_out(self, orders: Iterator[Order], again: list[int]) -> bool:
+        """Give each worker as many batches as it may have, those that have fewest first. False when there is none left.
+
+        again: the starts of batches that come first.
+        """
         for open_ in range(OPEN):
             for member in self._members:
-                if member.ready and member.open == open_ and (order := orders.next()) is not None:
-                    self._tasks[member.actor.compute.remote(order)] = member, order.start
+                if member.ready and member.open == open_:
+                    order = make_order(self._job, self._shipped, again.pop()) if again else next(orders, None)
+                    if order is None:
+                        return False
+                    self._tasks[member.actor.compute.remote(*order)] = member, order[0]
                     member.open += 1
-
-    def _take(self, member: Member, result: Any, unreadable: Unreadable) -> dict[str, Any] | None:
-        (batch, reasons), folder = result, Path() if self._files is None else self._files.folder
-        member.open -= 1
-        for row, reason in reasons.items():
-            unreadable.note(row, UnreadableImage(folder / unreadable.names[row], reason))
-        if batch is not None:
-            self._made[member.node.name] += len(batch["thumbnails"])
-        return batch
+        return True
 
     def _wait(self, tasks: list) -> list:
         """Those of the tasks that are done, none after a second in which nothing happens."""
@@ -327,9 +284,16 @@ class Pool:
         except self._ray.exceptions.RayError as error:
             self._lose(member, error)
             return None
+        except UserError as error:
+            if start is None:
+                raise UserError(f"node {member.node.name}: {error.message}") from error
+            raise
         if start is not None:
             return result
-        self._accept(member, *result)
+        if result:
+            self._refuse(member.node, result)
+        elif member in self._members:
+            member.ready = True
         return None
 
     def _get(self, task: Any) -> Any:

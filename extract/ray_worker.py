@@ -1,7 +1,6 @@
 """A worker: a network with its engine in a process of its own, on some node. Nothing here knows how it is reached."""
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,11 @@ from common.errors import UserError
 from common.files import sha256_text
 from common.images import Files, UnreadableImage, pixel_digest
 from common.machine import choose_device, versions
-from extract.batches import Extraction, LocalNetwork, Unreadable, choose_engine
+from extract.batches import Arrays, Extraction, LocalNetwork
 
 # What a worker gets of an image: None where it reads the file itself, the bytes of the file, the pixels (H, W, 3), or
 # why it cannot be read
 Shipped = bytes | np.ndarray | str | None
-
-
-@dataclass(frozen=True)
-class Order:
-    """A batch that is to be computed: rows from `start` on, the names of their files, and what is shipped of each."""
-
-    start: int
-    names: list[str]
-    shipped: list[Shipped]
 
 
 class Worker:
@@ -44,48 +34,50 @@ class Worker:
         return f"it has {', '.join(differing)}, and other versions are pinned" if differing else ""
 
     def choose(self, n: int, sample: np.ndarray | None) -> tuple[dict[str, Any], list[str]]:
-        """The environment that the engine chosen here makes up, as `choose_engine`; and what is to be said."""
+        """The environment that the engine chosen here makes up, as `EngineChoice.settle`; and what is to be said."""
         lines: list[str] = []
         choose_device(str(self._job.device))
         images = None if sample is None else torch.from_numpy(np.array(sample))
-        return choose_engine(self._job, {}, n, lambda: images, lines.append)[1], lines
+        return self._job.choice.settle(n, lambda: images, {}, lines.append)[1], lines
 
-    def prepare(self, environment: dict[str, Any], code: str, seen: dict[str, bytes]) -> tuple[str, str]:
-        """Make ready to compute as all workers must; return ("", ""), or what is wrong here, and why.
+    def prepare(self, environment: dict[str, Any], code: str, seen: dict[str, bytes]) -> str:
+        """Make ready to compute as all workers must; return "", or why that cannot be on this node.
 
         environment: the pinned one. code: the digest of the driver's code. seen: digests of some images, by their
-        names. The first is "images" if these are not seen here as they are there, else "node".
+        names. Raises UserError where these are not seen here as they are there.
         """
         if difference := self.hello(code, environment["versions"]):
-            return "node", difference
+            return difference
         name = environment["engine"]
         try:
             choose_device(str(self._job.device))
             engine = self._job.choice.named(name)
         except UserError as error:
-            return "node", error.message
+            return error.message
         if engine is None:
-            return "node", f'it cannot run the pinned engine, "{name}", with --engine {self._job.engine}'
+            return f'it cannot run the pinned engine, "{name}", with --engine {self._job.engine}'
         for name, digest in seen.items():
             try:
-                digest_here = pixel_digest(self._image(name, None))
+                reason = "" if pixel_digest(self._image(name, None)) == digest else "other pixels"
             except UnreadableImage as error:
-                return "images", f"{name}: {error.reason}"
-            if digest_here != digest:
-                return "images", f"{name}: other pixels"
+                reason = error.reason
+            if reason:
+                raise UserError(
+                    f"it does not see the images as the driver does ({name}: {reason}): give --root a path that all "
+                    "nodes see, or --ship-images"
+                )
         self._network = LocalNetwork(self._job, engine, environment, self._job.threads or 1)
-        return "", ""
+        return ""
 
-    def compute(self, order: Order) -> tuple[dict[str, Any] | None, dict[int, str]]:
-        """The arrays of a batch, None where an image is missing; and {row: reason} of those that are."""
+    def compute(self, start: int, names: list[str], shipped: list[Shipped]) -> tuple[Arrays | None, dict[int, str]]:
+        """The batch of the rows from `start` on, as `Network.batches` has it; with what is shipped of each image."""
         assert self._network is not None, "prepare comes first"
-        unreadable = Unreadable(order.names, lambda line: None)
 
         def image(row: int) -> np.ndarray:
-            return self._image(order.names[row - order.start], order.shipped[row - order.start])
+            return self._image(names[row - start], shipped[row - start])
 
-        batch = self._network.read(image, range(order.start, order.start + len(order.names)), unreadable)
-        return self._network.compute(order.start, batch), unreadable.reasons
+        batch, unreadable = self._network.read(image, range(start, start + len(names)))
+        return self._network.compute(start, batch), unreadable
 
     def _image(self, name: str, shipped: Shipped) -> np.ndarray:
         if isinstance(shipped, np.ndarray):

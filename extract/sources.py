@@ -5,10 +5,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import click
 import numpy as np
 
+from common.command_line import Real
 from common.errors import UserError, unknown_name
 from common.images import MAX_PIXELS, Files
 from common.store import SPLITS
@@ -19,7 +21,7 @@ SOURCES = {
     "cifar10": "extract.cifar:CIFAR10",
     "imagefolder": "extract.folders:ImageFolder",
     "folder": "extract.folders:Folder",
-    "csv": "extract.tables:Csv",
+    "csv": "extract.csv_file:Csv",
     "hf": "extract.hugging_face:HuggingFace",
     "digits": "extract.digits:Digits",
 }
@@ -29,25 +31,34 @@ SPLIT_SEED = 0
 NAMED = 5  # classes that a note names at most
 
 
+def option(default: Any, kind: Any, text: str) -> Any:
+    """A field that is an option of the command line, too. kind: what it may be, as click has it, also from Python."""
+    return field(default=default, metadata={"type": kind, "help": text})
+
+
 @dataclass(frozen=True)
 class Reading:
     """How people's own files are read.
 
-    on_error: "fail" or "skip" what cannot be read.
-    test_fraction: of each class, where the data have no test split of their own; None for `TEST_FRACTION`.
-    max_pixels: of one image.
-    decode: "scaled", large pictures at a part of their size, or "full".
-    least_side: pixels that the shorter side keeps then, as the preprocessing decides; None where that is not known.
-    image_column, label_column: of a data set of Hugging Face; None where its types say which.
+    least_side: pixels that the shorter side keeps where large pictures are scaled, as the preprocessing decides; None
+    where that is not known.
     """
 
-    on_error: str = "fail"
-    test_fraction: float | None = None
-    max_pixels: int = MAX_PIXELS
-    decode: str = "scaled"
+    on_error: str = option("fail", click.Choice(["fail", "skip"]), "What to do with unreadable files.")
+    test_fraction: float | None = option(
+        None,
+        Real(0, 1, min_open=True, max_open=True),
+        f"Of each class, for the test, where your images have no split.  [default: {TEST_FRACTION}]",
+    )
+    max_pixels: int = option(MAX_PIXELS, click.IntRange(1), "Of an image, at most.")
+    decode: str = option(
+        "scaled",
+        click.Choice(["scaled", "full"]),
+        "Large pictures: scaled, at 1/2, 1/4 or 1/8 of their size, JPEGs several times as fast; or full.",
+    )
     least_side: int | None = None
-    image_column: str | None = None
-    label_column: str | None = None
+    image_column: str | None = option(None, str, "Of hf:…  [default: the one with images]")
+    label_column: str | None = option(None, str, "Of hf:…  [default: the one with class labels]")
 
     def files(self, folder: Path) -> Files:
         """The reader of files below a folder."""
@@ -77,6 +88,10 @@ class ImageSource:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def path(self, row: int) -> Path:
+        """The file of an image; its name alone where it is in no folder."""
+        return (self.files.folder if self.files else Path()) / self.names[row]
 
     def rows_of(self, split: str) -> np.ndarray:
         """The rows (n,) int64 of a split, ascending."""

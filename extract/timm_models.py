@@ -50,7 +50,7 @@ class TimmModels:
     def remove_classifier(self, module: nn.Module) -> str:
         return ""  # it was made without one
 
-    def preprocessing(self, name: str, image_size: int | None, views: tuple[str, ...]) -> Preprocessing:
+    def preprocessing(self, name: str, image_size: int | None) -> Preprocessing:
         config = self._config(name)
         _, height, width = config["input_size"]
         if height != width or config["interpolation"] not in ("bilinear", "bicubic"):
@@ -62,7 +62,6 @@ class TimmModels:
         squash = config["crop_mode"] == "squash"
         return Preprocessing(
             size,
-            views,
             interpolation=f"{config['interpolation']}, antialiased",
             crop="squash" if squash else "centre",
             mean=tuple(config["mean"]),

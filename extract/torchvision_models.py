@@ -48,14 +48,13 @@ class TorchvisionModels:
         setattr(module.get_submodule(parent), child, nn.Identity())
         return classifier
 
-    def preprocessing(self, name: str, image_size: int | None, views: tuple[str, ...]) -> Preprocessing:
+    def preprocessing(self, name: str, image_size: int | None) -> Preprocessing:
         if name in WHOLE_SQUARE:
-            return Preprocessing(image_size or SIZE, views)
+            return Preprocessing(image_size or SIZE)
         named = torchvision.models.get_model_weights(name).DEFAULT.transforms()
         size = image_size or named.crop_size[0]
         return Preprocessing(
             size,
-            views,
             interpolation=f"{named.interpolation.value}, antialiased",
             mean=tuple(named.mean),
             std=tuple(named.std),

@@ -1,4 +1,3 @@
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,29 +6,10 @@ import torch
 from fabricate import smooth
 
 from common.images import Files, read_image
-from extract.batches import Unreadable, read_batch
+from extract.batches import read_batch
 from extract.preprocessing import Preprocessing
 
 THREADS = 8
-
-
-def test_threads_that_meet_a_size_at_the_same_moment_see_what_one_thread_sees():
-    generator = np.random.default_rng(0)
-    preprocessing, together = Preprocessing(64, ("plain", "zoom")), threading.Barrier(THREADS, timeout=30)
-    pictures = [generator.integers(256, size=(*generator.integers(520, 1000, 2), 3), dtype=np.uint8) for _ in range(24)]
-
-    def see(_):
-        seen = []
-        for picture in pictures:
-            together.wait()
-            seen.append(preprocessing([picture]))
-        return seen
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        of_threads = list(pool.map(see, range(THREADS)))
-    for number, picture in enumerate(pictures):
-        expected = preprocessing([picture])
-        assert all(torch.equal(seen[number], expected) for seen in of_threads), picture.shape
 
 
 @pytest.mark.parametrize("least_side", [None, 150])
@@ -43,8 +23,7 @@ def test_a_batch_of_files_of_any_sizes_is_the_same_with_any_number_of_threads(tm
     batches = []
     for threads in (1, 2, THREADS, THREADS):
         with ThreadPoolExecutor(threads) as pool:
-            unreadable = Unreadable(names, print)
-            batches.append(read_batch(pool, lambda row: files.read(names[row]), range(40), preprocessing, unreadable))
+            batches.append(read_batch(pool, lambda row: files.read(names[row]), range(40), preprocessing)[0])
     for batch in batches[1:]:
         assert torch.equal(batch["images"], batches[0]["images"])
         assert (batch["image_sha256"] == batches[0]["image_sha256"]).all()
@@ -56,12 +35,9 @@ def test_a_batch_of_files_of_any_sizes_is_the_same_with_any_number_of_threads(tm
 def test_what_cannot_be_read_is_black_without_a_digest_and_noted(tmp_path):
     smooth(100, 90).save(tmp_path / "a.jpg")
     (tmp_path / "b.jpg").write_bytes(b"no image")
-    files, names, said = Files(tmp_path), ["a.jpg", "b.jpg"], []
-    unreadable = Unreadable(names, said.append)
+    files, names, preprocessing = Files(tmp_path), ["a.jpg", "b.jpg"], Preprocessing(32)
     with ThreadPoolExecutor(2) as pool:
-        rows = range(10, 12)
-        batch = read_batch(pool, lambda row: files.read(names[row - 10]), rows, Preprocessing(32), unreadable)
-    assert list(unreadable.reasons) == [11]
-    assert len(said) == 1
+        batch, unreadable = read_batch(pool, lambda row: files.read(names[row - 10]), range(10, 12), preprocessing)
+    assert list(unreadable) == [11]
     assert batch["image_sha256"].any(1).tolist() == [True, False]
-    assert torch.equal(batch["images"][:, 1:], Preprocessing(32)([np.zeros((1, 1, 3), np.uint8)]))
+    assert torch.equal(batch["images"][:, 1:], preprocessing([np.zeros((1, 1, 3), np.uint8)]))

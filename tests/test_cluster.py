@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import socket
 import sys
 import types
 from dataclasses import replace
@@ -15,15 +16,14 @@ from common.cluster import Cluster, Node, asked_for, connected
 from common.errors import UserError
 from common.machine import versions
 from common.synthetic import make_store
-from extract import ray_pool
-from extract.batches import Extraction, Unreadable, local_network
+from extract import features, ray_pool
+from extract.batches import Extraction, Stopwatch
 from extract.cli import main as extract_main
-from extract.pipeline import connection, extract
+from extract.features import Request
+from extract.pipeline import extract, start_network
 from extract.preprocessing import Preprocessing
-from extract.progress import Stopwatch
-from extract.ray_pool import Orders, Pool, digests_seen
+from extract.ray_pool import Pool, digests_seen, make_order
 from extract.ray_worker import Worker, code_digest
-from extract.request import Request
 from extract.sources import load_source
 from train.cli import main as train_main
 
@@ -35,10 +35,6 @@ SMALL = ["--weights", "random", "--image-size", "32", "--engine", "torch"]
 def job(root, resnet):
     source = load_source("imagefolder", root)
     return Extraction(source, resnet, Preprocessing(32), "float32", {"asked": 1}, 8, CPU, "torch", threads=1)
-
-
-def nothing(line):
-    pass
 
 
 # What a cluster is
@@ -57,9 +53,10 @@ def test_as_many_workers_as_fit_on_each_node_with_a_gpu_where_there_are_some():
 
 def test_the_device_says_whether_workers_have_gpus():
     for name, device, gpus in (("auto", "cuda", None), ("cpu", "cpu", 0), ("cuda", "cuda", 1)):
-        found, connect = connection(Request(dataset="digits", device=name, cluster=Cluster("")))
-        assert (found, connect.keywords["cluster"].gpus) == (torch.device(device), gpus)
-    refuses("cuda:1", connection, Request(dataset="digits", device="cuda:1", cluster=Cluster("")))
+        request = Request(dataset="digits", weights="random", image_size=32, device=name, cluster=Cluster(""))
+        job = features._load(request)
+        assert (job.device, job.cluster.gpus) == (torch.device(device), gpus)
+    refuses("cuda:1", Cluster("").for_device, "cuda:1")
 
 
 def test_options_and_ray_itself_are_not_needed_without_a_cluster(root, tmp_path):
@@ -89,19 +86,13 @@ def test_without_ray_one_sentence_says_how_to_get_it(root, tmp_path, monkeypatch
 def test_an_order_has_names_or_what_is_in_the_files(job, root):
     (root / "train/class0/003.png").unlink()
     names = job.source.names
-    seen, shipped = (Orders(job, names, each, [0, 64]) for each in (False, True))
-    assert (seen.left, shipped.left) == (2, 2)
-    first, last = seen.next(), seen.next()
-    assert (first.names, first.shipped) == (names[:8], [None] * 8)
-    assert (last.start, last.names) == (64, names[64:])
-    assert seen.next() is None
-    seen.again(0)
-    assert seen.next() == first
-    bytes_of = shipped.next().shipped
+    assert make_order(job, False, 0) == (0, names[:8], [None] * 8)
+    assert make_order(job, False, 64) == (64, names[64:], [None] * 2)
+    _, _, bytes_of = make_order(job, True, 0)
     assert (bytes_of[2], bytes_of[3]) == ((root / names[2]).read_bytes(), "No such file or directory")
     digits = load_source("digits", Path())  # whose images are no files
-    orders = Orders(replace(job, source=digits), digits.names, True, [0])
-    assert (orders.next().shipped[5] == digits.image(5)).all()
+    _, _, pixels = make_order(replace(job, source=digits), True, 0)
+    assert (pixels[5] == digits.image(5)).all()
 
 
 # A worker
@@ -109,9 +100,18 @@ def test_an_order_has_names_or_what_is_in_the_files(job, root):
 
 def alone(job, starts=range(0, 66, 8)):
     """The environment, the batches by their starts, and what cannot be read, of the network in this process."""
-    unreadable = Unreadable(job.source.names, nothing)
-    with local_network(job, {}) as network:
-        return network.environment, dict(network.batches(starts, unreadable, Stopwatch())), unreadable.reasons
+    with start_network(job, {}) as network:
+        return network.environment, *by_start(network.batches(starts, Stopwatch()))
+
+
+def by_start(batches):
+    """The batches that are complete, by their starts; and what cannot be read."""
+    complete, missing = {}, {}
+    for start, arrays, unreadable in batches:
+        missing |= unreadable
+        if arrays is not None:
+            complete[start] = arrays
+    return complete, missing
 
 
 def required(job, **changes):
@@ -122,15 +122,13 @@ def required(job, **changes):
 def test_a_worker_makes_the_batches_of_one_process(job, root, shipped):
     (root / "train/class1/004.png").write_bytes(b"junk")
     worker = Worker(job, job.source.files)
-    assert worker.prepare(**required(job, seen=digests_seen(job.source))) == ("", "")
+    assert worker.prepare(**required(job, seen=digests_seen(job.source))) == ""
     _, expected, missing = alone(job)
-    orders, unreadable = Orders(job, job.source.names, shipped, range(0, 66, 8)), {}
-    while (order := orders.next()) is not None:
-        batch, reasons = worker.compute(order)
-        unreadable |= reasons
-        assert (batch is None) == (order.start not in expected)
-        for name, array in (batch or {}).items():
-            assert (array == expected[order.start][name]).all()
+    orders = [make_order(job, shipped, start) for start in range(0, 66, 8)]
+    found, unreadable = by_start((order[0], *worker.compute(*order)) for order in orders)
+    assert found.keys() == expected.keys()
+    for start, arrays in found.items():
+        assert all((array == expected[start][name]).all() for name, array in arrays.items())
     assert unreadable == missing
     assert list(unreadable) == [16]
 
@@ -138,16 +136,15 @@ def test_a_worker_makes_the_batches_of_one_process(job, root, shipped):
 def test_a_worker_says_what_of_the_terms_it_cannot_fulfil(job, root):
     worker, environment, seen = Worker(job, job.source.files), required(job)["environment"], digests_seen(job.source)
     name = next(iter(seen))
-    for changes, kind, reason in (
-        ({"code": "other"}, "node", "another one"),
-        ({"environment": {**environment, "versions": {**versions(), "pillow": "1.0"}}}, "node", "it has pillow"),
-        ({"environment": {**environment, "engine": "torch float8"}}, "node", "torch float8"),
-        ({"seen": {**seen, name: bytes(32)}}, "images", f"{name}: other pixels"),
+    for changes, reason in (
+        ({"code": "other"}, "another one"),
+        ({"environment": {**environment, "versions": {**versions(), "pillow": "1.0"}}}, "it has pillow"),
+        ({"environment": {**environment, "engine": "torch float8"}}, "torch float8"),
     ):
-        found = worker.prepare(**required(job, **changes))
-        assert (found[0], reason in found[1]) == (kind, True)
+        assert reason in worker.prepare(**required(job, **changes))
+    refuses(rf"\({name}: other pixels\)", worker.prepare, **required(job, seen={**seen, name: bytes(32)}))
     (root / name).unlink()
-    assert worker.prepare(**required(job, seen=seen)) == ("images", f"{name}: No such file or directory")
+    refuses(rf"\({name}: No such file or directory\)", worker.prepare, **required(job, seen=seen))
 
 
 # The pool, on what stands in for Ray
@@ -168,7 +165,7 @@ class FakeRay:
 
     exceptions = types.SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
-    def __init__(self, *names, death=lambda node, method, order: None):
+    def __init__(self, *names, death=lambda node, method, start: None):
         self.alive = dict.fromkeys(names, True)
         self.death, self.actors, self.killed = death, [], []
 
@@ -225,11 +222,11 @@ def no_waiting(monkeypatch):
     monkeypatch.setattr(ray_pool, "PATIENCE", 0.2)
 
 
-def made(ray, job, resumed=None, ship_images=False):
+def made(ray, job, resumed=None):
     """The batches that a pool makes, by their starts."""
-    pool = Pool(ray, job, Cluster("fake"), ship_images)
+    pool = Pool(ray, job, Cluster("fake"))
     pool.begin(resumed or {})
-    return pool, dict(pool.batches(range(0, 66, 8), Unreadable(job.source.names, nothing), Stopwatch()))
+    return pool, by_start(pool.batches(range(0, 66, 8), Stopwatch()))[0]
 
 
 def require_equal(job, batches):
@@ -243,14 +240,15 @@ def test_a_pool_makes_every_batch_once_in_any_order(job, capsys):
     require_equal(job, batches)
     assert list(batches) != sorted(batches)
     assert pool.environment == alone(job, [])[0]
-    assert "engine: torch float32 (on node" in capsys.readouterr().err
-    assert pool.summary().count("/s") == 2
+    said = capsys.readouterr().err
+    assert "engine: torch float32 (on node" in said
+    assert said.count("/s") == 2
 
 
 def test_a_worker_that_ends_costs_only_what_it_had(job, capsys):
     deaths = [3, 4, 7]
 
-    def death(node, method, order):
+    def death(node, method, start):
         if method == "compute":
             deaths[0] -= 1
             if deaths[0] == 0:
@@ -265,7 +263,7 @@ def test_a_worker_that_ends_costs_only_what_it_had(job, capsys):
 def test_nodes_may_come_and_go(job):
     ray, seen = FakeRay("a"), []
 
-    def death(node, method, order):
+    def death(node, method, start):
         seen.append(node)
         if len(seen) == 6:
             ray.alive["a"], ray.alive["b"] = False, True
@@ -283,13 +281,13 @@ def test_a_node_that_cannot_do_what_is_pinned_is_not_used(job, capsys):
     real = Worker.prepare
 
     def prepare(self, *required):
-        return ("node", "it has torch 1.0") if ray.actors[0].worker is self else real(self, *required)
+        return "it has torch 1.0" if ray.actors[0].worker is self else real(self, *required)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Worker, "prepare", prepare)
         require_equal(job, made(ray, job, environment)[1])
         assert "node old (old) is not used: it has torch 1.0" in capsys.readouterr().err
-        patch.setattr(Worker, "prepare", lambda self, *required: ("node", "it has torch 1.0"))
+        patch.setattr(Worker, "prepare", lambda self, *required: "it has torch 1.0")
         refuses(r"new \(new\): it has torch 1\.0; old \(old\)", made, FakeRay("old", "new"), job, environment)
 
 
@@ -306,13 +304,13 @@ def test_a_node_that_is_not_like_this_process_chooses_no_engine_and_one_that_see
     require_equal(job, made(ray, job)[1])
     assert "node old (old) is not used: it has torch 1.0" in capsys.readouterr().err
     monkeypatch.setattr(Worker, "hello", real)
-    monkeypatch.setattr(Worker, "prepare", lambda self, *required: ("images", "train/a.png: No such file or directory"))
-    refuses(r"node a \(a\) does not see .*train/a\.png.*--ship-images", made, FakeRay("a"), job)
+    monkeypatch.setattr(ray_pool, "digests_seen", lambda source: {source.names[0]: bytes(32)})
+    refuses(r"node a \(a\): it does not see .*train/.*: other pixels.*--ship-images", made, FakeRay("a"), job)
 
 
 def test_a_batch_that_ends_every_worker_is_an_error_that_names_it(job):
-    def death(node, method, order):
-        if method == "compute" and order.start == 16:
+    def death(node, method, start):
+        if method == "compute" and start == 16:
             raise RayError("OutOfMemoryError: killed")
 
     with pytest.raises(UserError, match=r"5 workers ended .* from 16 on, .*OutOfMemoryError.*--batch-size"):
@@ -320,7 +318,7 @@ def test_a_batch_that_ends_every_worker_is_an_error_that_names_it(job):
 
 
 def test_a_node_whose_workers_never_begin_is_not_used(job):
-    def death(node, method, order):
+    def death(node, method, start):
         if node == "a":
             raise RayError("ModuleNotFoundError: No module named 'extract'")
 
@@ -339,11 +337,10 @@ def test_stores_with_skipped_images_are_the_same(job, root, tmp_path, monkeypatc
     (root / "train/class1/004.png").write_bytes(b"junk")
     for on_error in ("fail", "skip"):
         sentences = []
-        on_pool = functools.partial(ray_pool.on_cluster, cluster=Cluster("fake"), ship_images=False)
-        for name, connect in (("one.h5", local_network), ("pool.h5", on_pool)):
+        for name, cluster in (("one.h5", None), ("pool.h5", Cluster("fake"))):
             monkeypatch.setattr(ray_pool, "connected", lambda _: contextlib.nullcontext(FakeRay("a", "b")))
             try:
-                extract(replace(job, on_error=on_error), tmp_path / name, connect)
+                extract(replace(job, on_error=on_error, cluster=cluster), tmp_path / name)
             except UserError as error:
                 sentences.append(error.message)
         assert len(set(sentences)) == (on_error == "fail")
@@ -360,6 +357,20 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
         connected(Cluster("auto")),
     ):
         pass
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}", "127.0.0.1:99999"])
+def test_where_nothing_answers_ray_is_not_asked_since_it_would_try_for_minutes(monkeypatch, address):
+    ray = types.SimpleNamespace(is_initialized=lambda: False, init=lambda *_, **__: pytest.fail("it was asked"))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = address.format(free.getsockname()[1])  # nobody listens there
+        with (
+            pytest.raises(UserError, match=r"no Ray cluster at .*\(.+\): start one"),
+            connected(Cluster(address)),
+        ):
+            pass
 
 
 @pytest.mark.parametrize(("end", "said"), [("os._exit(1)", True), ("os.kill(os.getpid(), 9)", True), ("pass", False)])

@@ -177,7 +177,7 @@ def test_a_client_from_outside_makes_the_same_bytes(images, expected, tmp_path):
     head = {**NODE, "include_dashboard": False, "ray_client_server_port": 25_019}
     outside = Cluster(initialize_head=True, head_node_args=head)
     try:
-        for _ in range(3):  # Ray's server for clients is ready a little later than the cluster
+        for _ in range(10):  # Ray's server for clients is ready a little later than the cluster
             made = run(command(images, tmp_path / "s.h5", "ray://127.0.0.1:25019"), tmp_path)
             if "there is no Ray cluster" not in made.said:
                 break

@@ -13,7 +13,7 @@ from common.images import UnreadableImage, pixel_digest, read_image
 from common.store import FeatureStore
 from common.synthetic import make_images
 from extract.cli import main
-from extract.request import Request
+from extract.features import Request
 from extract.sources import Reading, load_source, source_kind
 
 
@@ -168,7 +168,9 @@ def test_what_is_no_place_and_without_the_library(datasets, tmp_path, monkeypatc
     for place in ("../nowhere", "/nowhere", "a/b/c", "no spaces", tmp_path / "file"):
         refuses("no folder, and no name on the hub", load_source, "hf", Request(dataset=f"hf:{place}").root)
     (tmp_path / "empty").mkdir()
-    refuses(r"empty cannot be loaded by `datasets` \(", load_source, "hf", tmp_path / "empty")
+    refuses(
+        r"folder .*empty cannot be loaded by `datasets` \(.*: give one of images", load_source, "hf", tmp_path / "empty"
+    )
     monkeypatch.setitem(sys.modules, "datasets", None)
     refuses("pip install datasets", load_source, "hf", tmp_path)
 
@@ -211,6 +213,9 @@ def test_a_folder_is_recognised_and_its_change_seen(datasets, tmp_path, monkeypa
     call(main, *command)
     assert FeatureStore.open("s.h5").names([0]) == ["train/class0/000.png"]
     assert call(main, *command).stderr == "up to date: s.h5\n"
+    monkeypatch.chdir(root)
+    assert load_source("hf", Path()).names[0] == "train/class0/000.png"
+    monkeypatch.chdir(tmp_path)
     (root / "train/class0/000.png").unlink()
     assert "1 gone" in call(main, *command, code=2).stderr
 

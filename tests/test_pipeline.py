@@ -11,11 +11,10 @@ from common.images import pixel_digest
 from common.store_partial import partial_folder
 from common.synthetic import make_images
 from extract import batches, engines
-from extract.batches import Extraction
+from extract.batches import Extraction, ahead
 from extract.engines import EngineChoice
 from extract.pipeline import extract, identity, readable
 from extract.preprocessing import Preprocessing
-from extract.progress import ahead
 from extract.sources import load_source
 
 CPU = torch.device("cpu")
@@ -83,7 +82,7 @@ def in_bfloat16(monkeypatch):
         return self.named(name) or self.reference(), {"cosine": 1.0, "error": 0.0}
 
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: True)
-    monkeypatch.setattr(batches, "MIN_GAIN", 0)
+    monkeypatch.setattr(engines, "MIN_GAIN", 0)
     monkeypatch.setattr(EngineChoice, "choose", choose)
     return name, chosen
 
@@ -101,7 +100,7 @@ def test_where_bfloat16_gains_nothing_it_is_not_tried_and_the_store_says_float32
     extraction, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
-    monkeypatch.setattr(batches, "MIN_GAIN", 0)
+    monkeypatch.setattr(engines, "MIN_GAIN", 0)
     job = replace(extraction, precision="bfloat16", request={"precision": "bfloat16"})
     monkeypatch.setattr(engines, "bfloat16", lambda backbone: pytest.fail("tried"))
     store = extract(job, tmp_path / "s.h5")

@@ -11,9 +11,9 @@ import torchvision
 from fabricate import fails_with, of_split, refuses
 
 from common.images import pixel_digest
-from extract.request import Request
+from extract.cifar import CIFAR100_SUPERCLASSES, superclasses_of
+from extract.features import Request
 from extract.sources import load_source, source_kind, split_by_class
-from extract.superclasses import CIFAR100_SUPERCLASSES, superclasses_of
 
 
 def test_digits_are_whole_and_in_two_disjoint_splits():

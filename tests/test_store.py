@@ -101,7 +101,10 @@ def test_rows_may_be_unsorted_and_repeated_and_have_names(store):
     rows = np.array([[7, 3], [3, 100]])
     with h5py.File(store.path) as file:
         assert (store.features[0][rows] == file["features"][()][0][rows]).all()
-    assert store.names(np.array([179, 0])) == ["test/00179.png", "train/00000.png"]
+    assert store.names(np.array([179, 0])) == store.names([-1, 0]) == ["test/00179.png", "train/00000.png"]
+    assert store.names(range(0)) == store.names([]) == []
+    with pytest.raises(IndexError):
+        store.names([180])
     assert store.rows_of("train").tolist() == list(range(120))
     assert store.rows_of("test").tolist() == list(range(120, 180))
     with pytest.raises(UserError, match='unknown split "val": choose from test, train'):
@@ -159,6 +162,9 @@ def test_of_some_rows_only_their_blocks_are_read(tmp_path, monkeypatch):
     flip_bit(store.path, store.places["thumbnails"].offset + 20 * 3072)
     store = FeatureStore.open(store.path)
     assert (store.rows("thumbnails", rows) == expected[rows]).all()
+    assert (store.rows("thumbnails", np.array([-1])) == expected[[-1]]).all()
+    with pytest.raises(IndexError):
+        store.rows("thumbnails", np.array([-181]))
     for row in (19, 20):  # they share the damaged block
         with pytest.raises(DamagedStore, match="block 15 of /thumbnails"):
             store.rows("thumbnails", np.array([row]))

@@ -11,7 +11,7 @@ from fabricate import flip_bit, refuses
 from common.errors import UserError
 from common.files import exclusive
 from common.store import FeatureStore
-from common.store_partial import FILE, JOURNAL, PLAN, StoreWriter, clear_up, partial_folder, read_plan, read_progress
+from common.store_partial import FILE, JOURNAL, PLAN, PartialStore, clear_up, partial_folder, read_plan, read_progress
 from common.store_writer import name_arrays, places_of, write_store
 from common.synthetic import make_header
 
@@ -29,7 +29,7 @@ WHOLE = {
 
 
 def writer(path, source="", **plan):
-    return StoreWriter(path, {"n": N, "batch_size": BATCH, **plan}, LAYOUT, source)
+    return PartialStore(path, {"n": N, "batch_size": BATCH, **plan}, LAYOUT, source)
 
 
 def write(w, start):

@@ -61,6 +61,7 @@ def test_a_label_may_have_a_comma_and_missing_images_may_be_skipped(table):
         ("path,label,split\n0.png,a,trian\n", 'line 2: unknown split "trian"'),
         ("path,label\n0.png,a\n0.png,b\n", "lines 2 and 3 are of one image, 0.png"),
         ("path,label\n./0.png,a\nsub/../0.png,b\n", "lines 2 and 3 are of one image, 0.png"),
+        ('path,label\n"a\nb\x1b.png",a\n', r"not there, line 3 \(a\\nb\\x1b\.png\)"),
         (
             "path,label\n0.png,a\nx.png,b\ny.png,a\n",
             r"2 of 3 images are not there, line 3 \(x\.png\), line 4 \(y\.png\)",
