@@ -64,6 +64,10 @@ class ForeignStore(StoreError):
     """The file is not a feature store."""
 
 
+class OlderStore(StoreError):
+    """The file was made before version 2 of the format, which this code does not read."""
+
+
 class NewerStore(StoreError):
     """The file is a feature store of a version that this code does not know yet."""
 
@@ -108,7 +112,7 @@ class FeatureStore:
     def open(cls, path: Path | str) -> "FeatureStore":
         """Open a store: milliseconds, whatever its size. Its arrays are not read.
 
-        Raises MissingStore, UnreadableStore, ForeignStore, NewerStore, or DamagedStore when the file is
+        Raises MissingStore, UnreadableStore, ForeignStore, OlderStore, NewerStore, or DamagedStore when the file is
         truncated, a byte outside its arrays has changed, or the header or an array is not as the specification says.
         """
         path = Path(path)
@@ -125,6 +129,8 @@ class FeatureStore:
                     )
                 if FORMAT.encode() not in head and b"header_sha256" not in head:  # one of them may be what is damaged
                     raise ForeignStore(f'{path} is HDF5, but its "format" is not "{FORMAT}": give a feature store')
+                if head.startswith(HDF5):
+                    raise OlderStore(f"{path} was made by an older version of this project: extract it again")
                 raise Damage("its first block does not match its seal")
             except Newer as error:
                 raise NewerStore(f"{path} has {error}, this code reads up to {VERSION}: update it") from error

@@ -59,15 +59,15 @@ def features(
 def status(store: Path) -> None:
     """Say in a word what a file is, such as complete or damaged.
 
-    It is one of complete, partial, damaged, foreign, newer, unreadable, missing.
+    It is one of complete, partial, damaged, foreign, older, newer, unreadable, missing.
 
-    Exit code 0 for complete, 2 for a damaged file, 1 for the others.
+    Exit code 0 for complete, 2 for a damaged or older file, 1 for the others.
 
     Reads the header only; `verify` reads every byte.
     """
     word, detail = store_status(store)
     click.echo(f"{word}: {detail}")
-    raise SystemExit({"complete": 0, "damaged": 2}.get(word, 1))
+    raise SystemExit({"complete": 0, "damaged": 2, "older": 2}.get(word, 1))
 
 
 @main.command()

@@ -18,7 +18,7 @@ from common.errors import UserError, one_line
 from common.files import sha256_file
 from common.images import RULE, printable
 from common.progress import say
-from common.store import DamagedStore, FeatureStore, ForeignStore, MissingStore, NewerStore, StoreError
+from common.store import DamagedStore, FeatureStore, ForeignStore, MissingStore, NewerStore, OlderStore, StoreError
 from common.store_partial import clear_up, read_progress
 from extract.sources import SOURCES, Reading, left_out_line, load_source, option, source_kind
 
@@ -264,7 +264,7 @@ def store_at(path: Path, overwrite: bool) -> FeatureStore | None:
         return FeatureStore.open(path)
     except MissingStore:
         return None
-    except DamagedStore as error:
+    except (DamagedStore, OlderStore) as error:
         if overwrite:
             return None
         raise UserError(f"{error.message} (--overwrite replaces it)") from error

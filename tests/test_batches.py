@@ -1,3 +1,4 @@
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +11,25 @@ from extract.batches import read_batch
 from extract.preprocessing import Preprocessing
 
 THREADS = 8
+
+
+def test_threads_that_meet_a_size_at_the_same_moment_see_what_one_thread_sees():
+    generator = np.random.default_rng(0)
+    preprocessing, together = Preprocessing(64, ("plain", "zoom")), threading.Barrier(THREADS, timeout=30)
+    pictures = [generator.integers(256, size=(*generator.integers(520, 1000, 2), 3), dtype=np.uint8) for _ in range(24)]
+
+    def see(_):
+        seen = []
+        for picture in pictures:
+            together.wait()
+            seen.append(preprocessing([picture]))
+        return seen
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        of_threads = list(pool.map(see, range(THREADS)))
+    for number, picture in enumerate(pictures):
+        expected = preprocessing([picture])
+        assert all(torch.equal(seen[number], expected) for seen in of_threads), picture.shape
 
 
 @pytest.mark.parametrize("least_side", [None, 150])

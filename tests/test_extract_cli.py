@@ -160,7 +160,7 @@ def test_a_store_of_version_1_is_made_again_when_that_is_said(root, path):
         file.attrs["format"] = "set-anomaly/feature-store"
     before = path.read_bytes()
     for verb in ("status", "verify", "names", "info"):
-        assert "extract it again" in run(verb, path, code=2).output
+        assert "was made by an older version of this project: extract it again" in run(verb, path, code=2).output
     assert "extract it again (--overwrite replaces it)" in features(root, path, code=2).output
     assert path.read_bytes() == before
     features(root, path, "--overwrite")
