@@ -303,6 +303,7 @@ def begin(*arguments: Any) -> subprocess.Popen:
 
 def without_times(value: Any) -> Any:
     """A report, or records of epochs, without what differs between two runs of anything."""
+    value = msgspec.to_builtins(value)
     if isinstance(value, dict):
         times = {key for key in value if "seconds" in key or key in ("finished", "train_sets_per_second")}
         return {key: without_times(value[key]) for key in value if key not in times}
@@ -334,7 +335,7 @@ def killed_after_two_epochs() -> Iterator[None]:
     """The run in the body is killed after its second epoch, between the checkpoint and metrics.jsonl."""
     real = RunFolder.write_metrics
 
-    def write(self: RunFolder, history: list[dict[str, Any]]) -> None:
+    def write(self: RunFolder, history: list[Epoch]) -> None:
         if len(history) == 2:
             raise Killed
         real(self, history)

@@ -16,6 +16,7 @@ from common.synthetic import make_store
 from train.fit import fit
 from train.gaussian import ClassSpace
 from train.loop import RunState, evaluate, predict, train
+from train.methods import build_method
 from train.registry import METHODS
 from train.task import prepare
 
@@ -55,7 +56,8 @@ def measure(folder: Path, method: str) -> list[float]:
     store = make_store(folder / "s.h5", classes=6, train=30, test=12, feature_dim=12, views=2, spread=0.8)
     config = make_config(*SETTINGS, f"method={method}")
     task = prepare(store, config.data)
-    model = train(config, task, RunState(), lambda progress: None)
+    model = build_method(config, task.feature_dim, len(task.train.classes))
+    train(config.training, task, model, RunState(), lambda progress: None)
     scores = predict(model, task, task.test[:1], 100)[0]
     # From their mean: what is added to all scores has no gradient, so that AdamW makes a step of mere rounding there
     return [evaluate(model, task, task.val, 100)["loss"], *(scores - scores.mean())[:3].tolist()]

@@ -19,7 +19,10 @@ QUICK = ["training.epochs=30", "training.learning_rate=0.01", "training.warmup_e
 
 def trained(task, *settings):
     """A method that was trained quickly, in batches that share their images."""
-    return train(Config.load(None, [*SHARED, *QUICK, *settings]), task, RunState(), lambda progress: None)
+    config = Config.load(None, [*SHARED, *QUICK, *settings])
+    model = build_method(config, task.feature_dim, len(task.train.classes))
+    train(config.training, task, model, RunState(), lambda progress: None)
+    return model
 
 
 def test_the_score_is_bayes_rule_written_out():

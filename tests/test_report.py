@@ -1,6 +1,5 @@
 import json
 
-import msgspec
 import numpy as np
 import pytest
 from fabricate import make_epoch
@@ -17,7 +16,6 @@ from train.run_folder import RunFolder
 from train.task import prepare
 
 EPOCHS = [make_epoch(epoch, top1) for epoch, top1 in ((1, 0.4), (2, 0.6), (3, 0.6))]
-HISTORY = [msgspec.to_builtins(epoch) for epoch in EPOCHS]
 
 
 @pytest.fixture
@@ -34,7 +32,7 @@ def reported(folder, store, config, history):
 
 def test_a_report_says_what_was_measured_on_which_sets(tmp_path):
     store, config = make_store(tmp_path / "s.h5", train=100), Config()
-    report, task, model = reported(tmp_path, store, config, HISTORY)
+    report, task, model = reported(tmp_path, store, config, EPOCHS)
     assert (tmp_path / "report.json").read_text() == report.to_json()
     assert read_report(tmp_path / "report.json").to_json() == report.to_json()
     right = predict(model, task, task.test, 7).numpy().argmax(1) == task.test.target
@@ -62,7 +60,7 @@ def test_a_report_says_what_was_measured_on_which_sets(tmp_path):
 @pytest.mark.usefixtures("no_pictures")
 def test_a_report_has_what_is_measured_beyond_the_plain_test(tmp_path):
     store = make_store(tmp_path / "s.h5", train=100, class_superclass=[0, 0, 1, 1])
-    report, task, _ = reported(tmp_path, store, Config(), HISTORY)
+    report, task, _ = reported(tmp_path, store, Config(), EPOCHS)
     assert (report.hard.n, report.hard.sets_sha256) == (len(task.hard), task.hard.digest())
     test = report.test
     assert report.without_twins == Twins([], test.n, test.top1, test.top1_interval)

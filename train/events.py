@@ -2,9 +2,9 @@
 
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
 
 from common.errors import UserError
+from train.report.schema import Epoch
 
 NAMES = "events.out.tfevents.*"
 SHOWN = {"train_loss": "train/loss", "train_top1": "train/top1", "val_loss": "val/loss", "val_top1": "val/top1"}
@@ -34,10 +34,10 @@ class Events:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def write(self, history: list[dict[str, Any]]) -> None:
+    def write(self, history: list[Epoch]) -> None:
         """Write the epochs of `history` that are not written yet."""
         for record in history[self._written :]:
             for name, tag in SHOWN.items():
-                self._writer.add_scalar(tag, record[name], record["epoch"])
+                self._writer.add_scalar(tag, getattr(record, name), record.epoch)
         self._written = len(history)
         self._writer.flush()

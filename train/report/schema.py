@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct, field
 
+from common.errors import UserError
 from common.files import readable_json
 
 
@@ -116,7 +117,7 @@ class Attention(Struct, frozen=True):
     mass_on_anomaly: list[list[float]]
 
 
-class Epoch(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Epoch(Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):
     """One epoch of training: losses in nats, top-1 as fractions, seconds with and without validation.
 
     arithmetic: "float32" or "bfloat16", what its forward passes were computed in; missing in the first reports.
@@ -220,8 +221,15 @@ class Report(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 def read_report(path: Path) -> Report:
-    """The report in a file. Raises ValueError or msgspec.ValidationError for what is none."""
-    return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), Report)
+    """The report in a file. Raises UserError for a file that is missing, or not a report of this version."""
+    try:
+        report = msgspec.convert(json.loads(path.read_text(encoding="utf-8")), Report)
+        report.test.unpack_solved()
+    except OSError as error:
+        raise UserError(f"there is no run at {path}: give a run folder, or its report.json") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a report of this version ({error}): make the run again") from error
+    return report
 
 
 def join_stores(stores: list[Store], identity_sha256: str) -> Store:

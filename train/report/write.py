@@ -2,7 +2,6 @@
 
 import datetime
 import time
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -27,7 +26,7 @@ from train.task import Task
 PICTURED_SETS = 6
 
 
-def write_report(run: RunFolder, config: Config, task: Task, model: Method, history: list[dict[str, Any]]) -> Report:
+def write_report(run: RunFolder, config: Config, task: Task, model: Method, history: list[Epoch]) -> Report:
     """Evaluate the best head on validation and, once, on test; write report.json and the pictures."""
     started = time.perf_counter()
     images = np.concatenate([task.val_images.rows, task.test_images.rows])
@@ -36,9 +35,8 @@ def write_report(run: RunFolder, config: Config, task: Task, model: Method, hist
     logits = {name: score(sets.rows).numpy() for name, sets in evaluated.items()}
     solved = {name: scores.argmax(1) == evaluated[name].target for name, scores in logits.items()}
     measured = {name: _measure(logits[name], sets) for name, sets in evaluated.items()}
-    epochs = msgspec.convert(history, list[Epoch])
-    best = max(epochs, key=lambda epoch: epoch.val_top1, default=None)
-    train_seconds = sum(epoch.train_seconds for epoch in epochs)
+    best = max(history, key=lambda epoch: epoch.val_top1, default=None)
+    train_seconds = sum(epoch.train_seconds for epoch in history)
     n_train = len(task.train.rows)
     report = Report(
         config=msgspec.to_builtins(config),
@@ -49,23 +47,23 @@ def write_report(run: RunFolder, config: Config, task: Task, model: Method, hist
         failures=measure_failures(solved["test"], task, solved.get("hard")),
         other_sets=measure_other_sets(score, task),
         attention=measure_attention(model, task),
-        history=epochs,
+        history=history,
         best_epoch=best.epoch if best else None,
         chance_top1=1 / task.set_size,
         train_images=n_train,
         classes=len(task.test_images.classes),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        arithmetic=sorted({epoch.arithmetic for epoch in epochs if epoch.arithmetic}),
+        arithmetic=sorted({epoch.arithmetic for epoch in history if epoch.arithmetic}),
         train_seconds=round(train_seconds, 1),
-        seconds=round(sum(epoch.seconds for epoch in epochs) + time.perf_counter() - started, 1),
+        seconds=round(sum(epoch.seconds for epoch in history) + time.perf_counter() - started, 1),
         finished=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        train_sets_per_second=round(n_train * len(epochs) / train_seconds) if epochs else None,
+        train_sets_per_second=round(n_train * len(history) / train_seconds) if history else None,
         store=_describe_stores(task.store, config),
         versions=versions(),
         hardware=Hardware(**hardware(device_of(model))),
     )
     write_text(run.report, report.to_json())
-    _draw(run, task, model, logits["test"], epochs)
+    _draw(run, task, model, logits["test"], history)
     return report
 
 
