@@ -15,7 +15,7 @@ from common.store import FeatureStore
 from common.synthetic import make_store
 from train.config import Config, DataConfig, TrainingConfig
 from train.loop import build_optimizer, predict, train_step
-from train.methods import build_method
+from train.methods.base import build_method
 from train.sets import Sampling, draw_batches
 from train.task import Task, prepare
 

@@ -18,8 +18,7 @@ from common.progress import Progress
 from train.config import Config, HeadConfig, TrainingConfig
 from train.gaussian import Normaliser, fit_two_covariances, log_likelihood_ratio
 from train.loop import learning_rate_factor
-from train.methods import build_method
-from train.methods.base import Method
+from train.methods.base import Method, build_method
 
 FOLDS = 5
 # Images: up to FEW, a logistic regression does what networks do beside the Gaussian model, in a fraction of the time;

@@ -9,7 +9,7 @@ from common.schema import to_toml
 from train.checkpoint import SEAL_BYTES, Checkpoint, load_checkpoint, load_head, require_fitting, save_checkpoint, seal
 from train.config import Config, HeadConfig
 from train.loop import build_optimizer
-from train.methods import build_method
+from train.methods.base import build_method
 from train.run_folder import RunFolder
 
 CONFIG = Config.load(None, ["method=shared_mlp", "head.hidden=2", "training.epochs=4", "training.batch_size=64"])

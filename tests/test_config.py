@@ -15,7 +15,7 @@ from common.errors import UserError
 from train.cli import parse_classes
 from train.config import RECOMMENDED, Config, require_effective
 from train.log.plan import Plan, plan_configs
-from train.registry import METHODS, list_parameters, load_method_class
+from train.methods import METHODS, list_parameters, load_method_class
 
 
 class Table(Struct, frozen=True):

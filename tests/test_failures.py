@@ -7,7 +7,7 @@ import torch
 
 from common.synthetic import make_store
 from train.config import Config, DataConfig
-from train.methods import build_method
+from train.methods.base import build_method
 from train.report.failures import measure_attention, measure_failures, measure_twins, proportion
 from train.report.schema import Attention, Proportion, Twins
 from train.task import prepare

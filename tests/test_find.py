@@ -16,7 +16,7 @@ from find.scorers import from_head
 from train.checkpoint import load_head
 from train.config import Config
 from train.fit import fit
-from train.methods import build_method
+from train.methods.base import build_method
 
 
 def clusters(classes, each, seed=0, dim=32):

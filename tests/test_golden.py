@@ -5,12 +5,12 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from fabricate import make_config
+from fabricate import make_config, train_method
 
 from common.store_writer import name_arrays, write_store
 from common.synthetic import make_header, make_store
 from train.config import Config
-from train.loop import RunState, train
+from train.loop import RunState
 from train.task import prepare
 
 STORE = "4c2e5f15d1f96aa81f989a5d43c409c5109a45ff70b98d84dcf857b8a8f0ac32"
@@ -45,9 +45,9 @@ def trained(tmp_path, method):
     """The last losses of training and validation, and the norm of the best weights, after two tiny epochs."""
     task = prepare(make_store(tmp_path / "s.h5", spread=1.0), Config().data)
     progress = RunState()
-    model = train(make_config(f"method={method}", *EPOCHS, *SIZES), task, progress, lambda _: None)
+    model = train_method(make_config(f"method={method}", *EPOCHS, *SIZES), task, progress)
     weights = torch.cat([value.double().flatten() for value in model.state_dict().values()])
-    return progress.history[-1]["train_loss"], progress.history[-1]["val_loss"], float(weights.norm())
+    return progress.history[-1].train_loss, progress.history[-1].val_loss, float(weights.norm())
 
 
 @pytest.mark.parametrize("method", TRAINED)

@@ -3,13 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fabricate import make_config, refuses, without_times
+from fabricate import make_config, refuses, train_method, without_times
 
 from common import machine
 from common.synthetic import make_store
 from train.config import Config
-from train.loop import RunState, evaluate, learning_rate_factor, predict, train
-from train.methods import build_method
+from train.loop import RunState, evaluate, learning_rate_factor, predict
+from train.methods.base import build_method
 from train.task import Task, prepare
 
 TINY = [
@@ -31,9 +31,7 @@ def run(store, *overrides, progress=None, stop_after=None):
         if len(progress.history) == stop_after:
             raise Stopped
 
-    model = build_method(config, task.feature_dim, len(task.train.classes))
-    train(config.training, task, model, progress, save)
-    return model, task, progress
+    return train_method(config, task, progress, save), task, progress
 
 
 def test_it_learns_to_find_the_anomaly_and_the_best_epoch_on_validation_is_returned(store):

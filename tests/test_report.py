@@ -9,7 +9,7 @@ from common.synthetic import make_store
 from train.config import Config
 from train.log.runs import load_run
 from train.loop import predict
-from train.methods import build_method
+from train.methods.base import build_method
 from train.report.schema import Twins, read_report
 from train.report.write import summary, write_report
 from train.run_folder import RunFolder

@@ -22,8 +22,7 @@ from common.files import write_bytes
 from common.schema import from_dict, to_toml
 from train.config import Config
 from train.loop import RunState
-from train.methods import build_method
-from train.methods.base import Method
+from train.methods.base import Method, build_method
 
 FORMAT = 2
 SEAL = b"set-anomaly checkpoint sha256:"

@@ -15,7 +15,7 @@ from train.config import Config
 from train.events import NAMES, Events, require_tensorboard
 from train.experiment import digest_config, require_same
 from train.loop import RunState, train
-from train.methods import build_method
+from train.methods.base import build_method
 from train.report.schema import Epoch, Report
 from train.report.write import summary, write_report
 from train.run_folder import FILES, RunFolder

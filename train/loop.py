@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 from torch.nn import functional
 
@@ -56,6 +57,7 @@ def train(
     arithmetic = choose_arithmetic(settings.precision, device)
     if settings.precision == "bfloat16" and arithmetic != "bfloat16":
         say("bfloat16 is not faster than float32 on this machine: training in float32")
+    settings = replace(settings, precision=arithmetic)
     model.to(device)
     optimizer = build_optimizer(model, settings)
     if state.model and state.optimizer:
@@ -177,13 +179,12 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """One step of the optimizer at a learning rate → logits (B, S) and the mean loss of the sets.
 
-    With `training.without_anomaly` the logits are (B, S + 1), "none" being the last.
+    With `training.without_anomaly` the logits are (B, S + 1), "none" being the last. `training.precision` is that of
+    the forward pass, "float32" or "bfloat16".
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    device = inputs.features.device
-    low = choose_arithmetic(settings.precision, device) == "bfloat16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=low):
+    with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         logits, class_logits, labels = model.training_outputs(inputs)
     check_shape("logits", logits, "head", B=len(inputs.items), S=inputs.items.shape[1])
     if settings.without_anomaly:

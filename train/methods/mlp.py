@@ -17,4 +17,4 @@ class FlatMLP(Method):
         )
 
     def compare(self, encoded: Tensor) -> Tensor:
-        return self.layers(self.standardise(encoded).flatten(1)).float()
+        return self.layers(encoded.flatten(1)).float()

@@ -36,7 +36,7 @@ class SetTransformer(Method):
             nn.init.xavier_uniform_(block.points)
 
     def compare(self, encoded: Tensor) -> Tensor:
-        x = self.blocks(self.embed(self.standardise(encoded)))
+        x = self.blocks(self.embed(encoded))
         return self.classifier(self.norm(x)).squeeze(-1).float()
 
 

@@ -13,4 +13,4 @@ class SharedMLP(Method):
         self.layers = nn.Sequential(Linear(input_dim, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, 1))
 
     def compare(self, encoded: Tensor) -> Tensor:
-        return self.layers(self.standardise(encoded)).squeeze(-1).float()
+        return self.layers(encoded).squeeze(-1).float()
