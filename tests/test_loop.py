@@ -82,6 +82,7 @@ def test_evaluation_averages_the_logits_of_the_views(tmp_path):
     torch.testing.assert_close(predict(model, task, task.test, 60), (each[0] + each[1]) / 2)
 
 
+@pytest.mark.processor
 def test_bfloat16_learns_as_well(store, monkeypatch):
     monkeypatch.setattr(machine, "fast_bfloat16", lambda device: True)
     model, task, progress = run(store, "training.precision=bfloat16", "training.epochs=8")

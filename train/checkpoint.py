@@ -140,9 +140,9 @@ def _optimizer_fits(optimizer: dict[str, Any], method: Method) -> bool:
     """Whether AdamW's state has the moments and steps of each parameter."""
     expected = [[_kind(torch.empty(shape)) for shape in (p.shape, p.shape, ())] for p in method.parameters()]
     try:
-        state, (group,) = optimizer["state"], optimizer["param_groups"]
+        state = optimizer["state"]
         moments = [[_kind(state[i][name]) for name in ("exp_avg", "exp_avg_sq", "step")] for i in range(len(expected))]
-        return moments == expected and len(state) == len(group["params"]) == len(expected)
+        return moments == expected and len(state) == len(expected)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError):
         return False
 

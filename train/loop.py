@@ -62,7 +62,8 @@ def train(
     optimizer = build_optimizer(model, settings)
     if state.model and state.optimizer:
         model.load_state_dict(state.model)
-        optimizer.load_state_dict(state.optimizer)
+        groups = optimizer.state_dict()["param_groups"]  # the settings are those of the config
+        optimizer.load_state_dict({"state": state.optimizer["state"], "param_groups": groups})
     for epoch in range(len(state.history) + 1, settings.epochs + 1):
         started = time.perf_counter()
         trained = train_epoch(settings, task, model, optimizer, epoch)
