@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from fabricate import relative_error
+from fabricate import refuses, relative_error
 
-from common.errors import UserError
 from extract import engines
 from extract.backbones import Backbone, load_backbone
 from extract.engines import EngineChoice, NotHere, TorchEngine, bfloat16, build_engine, float32, gains_from_bfloat16
@@ -256,8 +255,8 @@ def test_an_engine_is_found_again_by_its_name_and_one_that_is_not_there_is_one_s
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
     assert EngineChoice(resnet, "bfloat16", CPU, 32).named("torch bfloat16") is None
     monkeypatch.setattr(engines, "available", lambda device: ["torch"])
-    with pytest.raises(UserError, match=r"the engine openvino .* on cpu: install it with `pip install"):
-        EngineChoice(resnet, "float32", CPU, 32, "openvino")
+    missing = "the engine openvino .* on cpu: install it with `pip install"
+    refuses(missing, EngineChoice, resnet, "float32", CPU, 32, "openvino")
     assert EngineChoice(resnet, "float32", CPU, 32).kinds == ["torch"]
 
 
