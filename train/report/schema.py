@@ -14,6 +14,7 @@ from msgspec import Struct, field
 
 from common.errors import UserError
 from common.files import readable_json
+from common.intervals import wilson_interval
 
 
 class Proportion(Struct, frozen=True, omit_defaults=True):
@@ -22,6 +23,12 @@ class Proportion(Struct, frozen=True, omit_defaults=True):
     n: int
     top1: float | None = None
     top1_interval: list[float] | None = None
+
+    @classmethod
+    def of(cls, solved: np.ndarray) -> "Proportion":
+        """That of sets (n,), from which of them were solved, a part of one where scores were tied."""
+        n, hits = len(solved), float(solved.sum())
+        return cls(n, hits / n, list(wilson_interval(hits, n))) if n else cls(0)
 
 
 class Measured(Struct, frozen=True):

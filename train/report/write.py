@@ -34,7 +34,7 @@ def write_report(run: RunFolder, config: Config, task: Task, model: Method, hist
     evaluated = {"test": task.test, "val": task.val} | ({"hard": task.hard} if task.hard else {})
     logits = {name: score(sets.rows).numpy() for name, sets in evaluated.items()}
     solved = {name: scores.argmax(1) == evaluated[name].target for name, scores in logits.items()}
-    measured = {name: _measure(logits[name], sets) for name, sets in evaluated.items()}
+    measured = {name: _measure(logits[name], solved[name], sets) for name, sets in evaluated.items()}
     best = max(history, key=lambda epoch: epoch.val_top1, default=None)
     train_seconds = sum(epoch.train_seconds for epoch in history)
     n_train = len(task.train.rows)
@@ -92,12 +92,12 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _measure(logits: np.ndarray, sets: Sets) -> Measured:
+def _measure(logits: np.ndarray, solved: np.ndarray, sets: Sets) -> Measured:
     return Measured(
         **evaluate_scores(logits, sets.target),
         positions=np.bincount(sets.target, minlength=sets.rows.shape[1]).tolist(),
         sets_sha256=sets.digest(),
-        solved=pack_bits(logits.argmax(1) == sets.target),
+        solved=pack_bits(solved),
     )
 
 
