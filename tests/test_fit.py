@@ -110,25 +110,15 @@ def test_a_complete_run_without_its_checkpoint_is_not_complete_for_anybody(done,
     refuses(r"DONE but no checkpoint\.pt", load_run, done.path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"config": {}}', '{"config": 3, "store": {"identity_sha256": "x"}, "test": {}}']
-)
-def test_half_a_report_is_refused(done, store, text):
-    done.report.write_text(text)
-    for judge in (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path)):
-        refuses(r"report\.json", judge)
-    done.report.rename(done.path / "away.json")  # as the sentence says
+def test_a_report_or_a_checkpoint_that_has_changed_is_refused_and_the_advice_helps(done, store):
+    judges = (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path))
+    for text in ("", done.report.read_text().replace('"seed": 0', '"seed": 7')):
+        done.report.write_text(text)
+        for judge in judges:
+            refuses(r"report\.json is not what DONE declares: .* move it away and run", judge)
+    done.report.rename(done.path / "away.json")
     fit(CONFIG, store, done.path, quiet)
     assert load_run(done.path).report.test
-
-
-def test_a_report_of_another_run_and_a_damaged_checkpoint_are_refused(done, store):
-    judges = (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path))
-    report = done.report.read_text()
-    done.report.write_text(report.replace('"seed": 0', '"seed": 7'))
-    for judge in judges:
-        refuses(r"report\.json (is not what DONE declares|was begun with another config)", judge)
-    done.report.write_text(report)
     flip_bit(done.checkpoint, done.checkpoint.read_bytes().index(b"shared_mlp"))
     for judge in judges:
         refuses(r"checkpoint\.pt is not .* the report beside it is sound", judge)

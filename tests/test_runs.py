@@ -74,9 +74,7 @@ def without(*keys):
     "report",
     [
         "not JSON",
-        "[1, 2]",
         "3",
-        "{}",
         without("config"),  # what reports were before they had a config
         without("test"),
         without("test", "solved"),

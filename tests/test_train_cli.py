@@ -95,18 +95,6 @@ def test_each_experiment_gets_a_folder_of_its_own(store, tmp_path, monkeypatch):
     assert fit("--store", store, *SET, "--seed", 1, "--device", "cpu").stdout in runs, "a device is no experiment"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--set", "head.widht=3"], 'did you mean "head.width"'),
-        (["--config", "missing.toml"], "cannot read the config missing.toml"),
-    ],
-)
-def test_a_mistake_gets_one_sentence(store, tmp_path, arguments, message):
-    assert message in fit("--store", store, "--run", tmp_path / "run", *arguments, code=2).output
-    assert not (tmp_path / "run/report.json").exists()
-
-
 def test_a_stopped_and_killed_run_ends_equal_to_one_that_was_not(store, tmp_path):
     command, metrics = (
         ["fit", "--store", store, *SET, "--set", "training.epochs=40", "--run"],
