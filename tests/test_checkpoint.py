@@ -96,6 +96,16 @@ def test_a_damaged_checkpoint_is_one_sentence_that_advises_nothing_rash(checkpoi
     refuses(r"the report beside it is sound; put back a copy, or choose another --run", load_checkpoint, checkpoint)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_no_damage(checkpoint, monkeypatch, error):
+    def load(*_, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(error)):
+        load_checkpoint(checkpoint)
+
+
 def test_every_byte_is_under_the_seal(checkpoint):
     data = checkpoint.read_bytes()
     for place in range(0, len(data), 37):

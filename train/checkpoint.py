@@ -17,7 +17,7 @@ import torch
 from msgspec.structs import asdict
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, refusal_of
 from common.files import write_bytes
 from common.schema import from_dict, to_toml
 from train.config import Config
@@ -30,7 +30,7 @@ SEAL_BYTES = len(SEAL) + 64
 
 
 class Checkpoint(RunState, kw_only=True):
-    """The progress of a run, and what it is trained with: a config, features (V, N, D) with D = input_dim, a store."""
+    """The progress of a run, and what it is trained with: a config, and a store whose features have D = input_dim."""
 
     config: Config
     input_dim: int
@@ -68,9 +68,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         content["config"] = from_dict(Config, tomllib.loads(content["config"]), f"the config of {path}")
         checkpoint = msgspec.convert(content, Checkpoint)
         _require_sound(checkpoint)
-    except UserError:
-        raise
     except Exception as error:  # whatever zipfile and torch raise for a file that is not their own
+        if isinstance(error, UserError) or refusal_of(error):  # too little memory is no damage
+            raise
         raise _damaged(path, str(error).split("\n", 1)[0]) from error
     return checkpoint
 
