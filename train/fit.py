@@ -16,7 +16,7 @@ from train.events import NAMES, Events, require_tensorboard
 from train.experiment import digest_config, require_same
 from train.loop import RunState, train
 from train.methods.base import build_method
-from train.report.schema import Epoch, Report
+from train.report.schema import Epoch, Report, read_report
 from train.report.write import summary, write_report
 from train.run_folder import FILES, RunFolder
 from train.task import prepare
@@ -36,9 +36,8 @@ def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print, 
     if tensorboard:
         require_tensorboard()
     if not folder.is_complete():
-        with exclusive(
-            folder.path, f"another process is at work on {folder.path}: wait for it, or choose another folder"
-        ):
+        busy = f"another process is at work on {folder.path}: wait for it, or choose another folder"
+        with exclusive(folder.path, busy):
             if not folder.is_complete():  # another process may have completed it in this very moment
                 return _train(folder, config, store, say, tensorboard)
     clear_up_folder(folder.path)
@@ -46,7 +45,7 @@ def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print, 
     if checkpoint and tensorboard and not any(folder.path.glob(NAMES)):
         with Events(folder.path) as events:
             events.write(checkpoint.history)
-    report = folder.read_finished_report()
+    report = read_report(folder.report)
     say(f"complete: {folder.path}\n{summary(report)}")
     return report
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from train.gaussian import Normaliser, fit_two_covariances, log_density_ratio, normalise_length
+from train.gaussian import SMALLEST, Normaliser, fit_two_covariances, log_density_ratio
 from train.methods.base import Method
 from train.task import Task
 
@@ -61,4 +61,6 @@ class NormalisedPLDA(Method):
 
     def _normalise(self, features: Tensor) -> Tensor:
         """As `train.gaussian.Normaliser`, on any device."""
-        return normalise_length((features.sign() * features.abs().sqrt() - self.mean) / self.std)
+        x = (features.sign() * features.abs().sqrt() - self.mean) / self.std
+        length = x.square().sum(-1, keepdim=True).sqrt()
+        return x * (x.shape[-1] ** 0.5 / length.clip(min=SMALLEST))
