@@ -17,7 +17,7 @@ from common.machine import choose_arithmetic, choose_device
 from common.progress import Progress, say
 from common.shapes import check_shape
 from train.config import TrainingConfig
-from train.methods.base import Method, device_of
+from train.methods.base import Method
 from train.metrics import evaluate_scores
 from train.mixing import add_mixed_classes
 from train.report.schema import Epoch
@@ -109,7 +109,6 @@ class Scorer:
 
     def __init__(self, model: Method, task: Task, images: np.ndarray, batch_size: int):
         self.model, self._task, self._batch_size = model, task, batch_size
-        self._device = device_of(model)
         self._images = np.sort(images)
         parts = np.array_split(self._images, -(-len(images) // batch_size))
         self._encoded = torch.cat([self._encode(part) for part in parts], 1) if model.averages_views else None
@@ -124,12 +123,12 @@ class Scorer:
                 encoded = self._encode(images)
             else:
                 items, encoded = np.searchsorted(self._images, batch), self._encoded
-            index = torch.from_numpy(items.reshape(batch.shape)).to(self._device)
+            index = torch.from_numpy(items.reshape(batch.shape)).to(self.model.device)
             logits.append(self.model.score_encoded(encoded, index).cpu())
         return torch.cat(logits)
 
     def _encode(self, images: np.ndarray) -> Tensor:
-        views = (self._task.gather(images, view).to(self._device) for view in range(self._task.views))
+        views = (self._task.gather(images, view).to(self.model.device) for view in range(self._task.views))
         return self.model.encode_views(views)
 
 
@@ -137,7 +136,7 @@ def train_epoch(
     settings: TrainingConfig, task: Task, model: Method, optimizer: torch.optim.Optimizer, epoch: int
 ) -> dict[str, float]:
     """One pass over fresh sets → train_loss, train_top1 and the last learning_rate."""
-    device = next(model.parameters()).device
+    device = model.device
     for_sets, for_views, for_dropout, for_mixing = np.random.default_rng([settings.seed, epoch]).spawn(4)
     model.seed_dropout(torch.Generator(device).manual_seed(int(for_dropout.integers(1 << 62))))
     model.train()

@@ -82,6 +82,11 @@ class Method(nn.Module):
         """Whether there are parameters to train."""
         return next(self.parameters(), None) is not None
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes: the CPU, unless `to` put it elsewhere."""
+        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0)).device
+
     def score_sets(self, features: Any) -> Tensor:
         """Scores (B, S) float32 of set features (B, S, D), a tensor, an array or lists; without gradients and dropout.
 
@@ -136,11 +141,6 @@ def build_method(config: Config, input_dim: int, classes: int = 0) -> Method:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.training.seed)
         return cls(**{name: arguments[name] for name in list_parameters(config.method)})
-
-
-def device_of(method: Method) -> torch.device:
-    """Where a method computes: the CPU, unless `to` put it elsewhere."""
-    return next(itertools.chain(method.parameters(), method.buffers()), torch.empty(0)).device
 
 
 class Standardise(nn.Module):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from msgspec.structs import asdict
 
-from train.methods.base import Method, device_of
+from train.methods.base import Method
 from train.report.schema import Attention, Failures, Proportion, Twins
 from train.sets import Sets
 from train.task import Task
@@ -64,7 +64,7 @@ def measure_attention(model: Method, task: Task) -> Attention | None:
     """
     sets = task.test[np.linspace(0, len(task.test) - 1, min(ATTENTION_SETS, len(task.test))).astype(int)]
     with torch.inference_mode():
-        maps = model.attention_maps(task.gather(sets.rows).to(device_of(model)))  # (layers, B, heads, query, key)
+        maps = model.attention_maps(task.gather(sets.rows).to(model.device))  # (layers, B, heads, query, key)
     if maps is None:
         return None
     maps = maps.cpu()

@@ -13,7 +13,7 @@ from common.shapes import check_shape
 from common.store import FeatureStore
 from train.config import Config
 from train.loop import Scorer
-from train.methods.base import Method, device_of
+from train.methods.base import Method
 from train.metrics import evaluate_scores
 from train.report.failures import measure_attention, measure_failures, measure_twins
 from train.report.other_sets import measure_other_sets
@@ -60,7 +60,7 @@ def write_report(run: RunFolder, config: Config, task: Task, model: Method, hist
         train_sets_per_second=round(n_train * len(history) / train_seconds) if history else None,
         store=_describe_stores(task.store, config),
         versions=versions(),
-        hardware=Hardware(**hardware(device_of(model))),
+        hardware=Hardware(**hardware(model.device)),
     )
     write_text(run.report, report.to_json())
     _draw(run, task, model, logits["test"], history)
@@ -128,7 +128,7 @@ def _draw(run: RunFolder, task: Task, model: Method, logits: np.ndarray, history
     probabilities = torch.from_numpy(logits).softmax(1).numpy()
     spaced = np.linspace(0, len(task.test) - 1, PICTURED_SETS).astype(int)
     with torch.inference_mode():
-        maps = model.attention_maps(task.gather(task.test.rows[spaced]).to(device_of(model)))
+        maps = model.attention_maps(task.gather(task.test.rows[spaced]).to(model.device))
     if maps is not None:
         shown = _select_shown(task, spaced, probabilities)
         plot_attention(shown, maps[-1].mean(1).cpu().numpy(), run.path / "attention.png")
