@@ -31,8 +31,10 @@ def find_changes(before: Config, now: Config) -> dict[str, tuple[Any, Any]]:
 def require_same(where: Any, before: Config, now: Config) -> None:
     """Raise UserError unless the run at `where`, of the config `before`, is the same experiment as `now`."""
     if changes := find_changes(before, now):
-        told = ", ".join(f"{key} was {old}, now {new}" for key, (old, new) in changes.items())
-        raise UserError(f"{where} was begun with another config ({told}): choose another --run, or give the old config")
+        listed = ", ".join(f"{key} was {old}, now {new}" for key, (old, new) in changes.items())
+        raise UserError(
+            f"{where} was begun with another config ({listed}): choose another --run, or give the old config"
+        )
 
 
 def make_key(config: Config, store_identity: str, apart: Sequence[str] = SEEDS) -> str:

@@ -57,12 +57,13 @@ def choose_run_folder(config: Config, config_path: Path | None, store: FeatureSt
 
 
 def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say, tensorboard: bool) -> Report:
-    begun = _load_checkpoint(run, config, store)
+    checkpoint = _load_checkpoint(run, config, store)
     if run.is_done:
         run.done.unlink()  # it declares files that are missing: they are made again
     task = prepare(store, config.data)
     model = build_method(config, task.feature_dim, len(task.train.classes))
-    checkpoint = begun or Checkpoint(config=config, input_dim=task.feature_dim, store_identity=store.identity_sha256)
+    if not checkpoint:
+        checkpoint = Checkpoint(config=config, input_dim=task.feature_dim, store_identity=store.identity_sha256)
     require_fitting(run.checkpoint, checkpoint, model)
     checkpoint.config = config  # it may have another device now
     write_text(run.config, to_toml(config))

@@ -33,7 +33,7 @@ class RunFolder:
         return self.done.is_file()
 
     def is_complete(self) -> bool:
-        """Whether that is still true. Raises UserError as `find_missing`."""
+        """Whether it is, and all that DONE declares is there. Raises UserError as `find_missing`."""
         return self.is_done and not self.find_missing()
 
     def write_metrics(self, history: list[Epoch]) -> None:
