@@ -31,11 +31,8 @@ assert not any(gains_from_bfloat16(kind, cpu) for kind in available(cpu))
 TESTS = "\nimport pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
 # Before anything else is imported, as on a machine where `pip install openvino` was never said
 WITHOUT_OPENVINO = "import sys; sys.modules['openvino'] = None"
-
-
-AFFECTED = sorted(
-    map(str, (path for path in ROOT.glob("tests/test_*.py") if "@pytest.mark.processor" in path.read_text()))
-)
+MARKED = "\n@pytest.mark.processor"
+AFFECTED = sorted(str(path) for path in ROOT.glob("tests/test_*.py") if MARKED in path.read_text(encoding="utf-8"))
 
 
 def run(code, *arguments, **limits):

@@ -96,10 +96,8 @@ def test_each_experiment_gets_a_folder_of_its_own(store, tmp_path, monkeypatch):
 
 
 def test_a_stopped_and_killed_run_ends_equal_to_one_that_was_not(store, tmp_path):
-    command, metrics = (
-        ["fit", "--store", store, *SET, "--set", "training.epochs=40", "--run"],
-        tmp_path / "run/metrics.jsonl",
-    )
+    metrics = tmp_path / "run/metrics.jsonl"
+    command = ["fit", "--store", store, *SET, "--set", "training.epochs=40", "--run"]
     process = begin("-m", "train", *command, metrics.parent)
     wait_for_epochs(metrics, 1, process)
     process.kill()
@@ -107,7 +105,7 @@ def test_a_stopped_and_killed_run_ends_equal_to_one_that_was_not(store, tmp_path
     assert process.returncode == -signal.SIGKILL
 
     def stop(number, epochs):
-        """Send a signal to this process when another thread sees so many epochs."""
+        """Send a signal to this process, from another thread, when so many epochs are saved."""
         while len(metrics.read_text().splitlines()) < epochs:
             time.sleep(0.002)
         os.kill(os.getpid(), number)
