@@ -95,7 +95,7 @@ def test_each_experiment_gets_a_folder_of_its_own(store, tmp_path, monkeypatch):
     assert fit("--store", store, *SET, "--seed", 1, "--device", "cpu").stdout in runs, "a device is no experiment"
 
 
-def test_a_stopped_and_killed_run_ends_equal_to_one_that_was_not(store, tmp_path):
+def test_a_stopped_and_killed_run_ends_equal_to_one_that_was_not(store, tmp_path, monkeypatch):
     metrics = tmp_path / "run/metrics.jsonl"
     command = ["fit", "--store", store, *SET, "--set", "training.epochs=40", "--run"]
     process = begin("-m", "train", *command, metrics.parent)
@@ -110,6 +110,9 @@ def test_a_stopped_and_killed_run_ends_equal_to_one_that_was_not(store, tmp_path
             time.sleep(0.002)
         os.kill(os.getpid(), number)
 
+    monkeypatch.setattr(
+        os, "_exit", sys.exit
+    )  # what ends a process that has threads, as other tests may have left some
     with one_thread():
         for number, epochs in ((signal.SIGINT, 10), (signal.SIGTERM, 20)):
             threading.Thread(target=stop, args=(number, epochs), daemon=True).start()

@@ -65,8 +65,6 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width must be a multiple of heads ({heads}), got {width}")
         self.heads = heads
         self.query_key_value = Linear(width, 3 * width)
         self.output = Linear(width, width)

@@ -9,7 +9,6 @@ import torch
 
 from common.files import write_text
 from common.machine import hardware, versions
-from common.shapes import check_shape
 from common.store import FeatureStore
 from train.config import Config
 from train.loop import Scorer
@@ -122,7 +121,6 @@ def _describe_store(store: FeatureStore, views: list[str], all_layers: bool) -> 
 
 
 def _draw(run: RunFolder, task: Task, model: Method, logits: np.ndarray, history: list[Epoch]) -> None:
-    check_shape("logits", logits, "test", B=len(task.test), S=task.set_size)
     if history:
         plot_curves(history, run.path / "curves.png", task.set_size)
     probabilities = torch.from_numpy(logits).softmax(1).numpy()
