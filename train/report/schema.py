@@ -239,22 +239,6 @@ def read_report(path: Path) -> Report:
     return report
 
 
-def join_stores(stores: list[Store], identity_sha256: str) -> Store:
-    """Describe several stores side by side, whose joint identity is given."""
-    sizes = {store.image_size for store in stores}
-    return Store(
-        path=" + ".join(store.path for store in stores),
-        identity_sha256=identity_sha256,
-        backbone=" + ".join(store.backbone for store in stores),
-        image_size=sizes.pop() if len(sizes) == 1 else None,
-        views=stores[0].views,
-        layers=[f"{store.backbone}/{layer}" for store in stores for layer in store.layers],
-        weights_sha256=" + ".join(store.weights_sha256 for store in stores),
-        random_weights=any(store.random_weights for store in stores),
-        beside=stores,
-    )
-
-
 def pack_bits(solved: np.ndarray) -> str:
     """Which sets (n,) bool were solved, a bit each, as hexadecimal digits: what paired tests need.
 

@@ -17,7 +17,7 @@ from train.metrics import evaluate_scores
 from train.report.failures import measure_attention, measure_failures, measure_twins
 from train.report.other_sets import measure_other_sets
 from train.report.pictures import ShownSets, plot_attention, plot_curves, plot_mistakes
-from train.report.schema import Epoch, Hardware, Measured, Report, Store, join_stores, pack_bits
+from train.report.schema import Epoch, Hardware, Measured, Report, Store, pack_bits
 from train.run_folder import RunFolder
 from train.sets import Sets
 from train.task import Task
@@ -100,10 +100,23 @@ def _measure(logits: np.ndarray, solved: np.ndarray, sets: Sets) -> Measured:
     )
 
 
-def _describe_stores(store: FeatureStore, config: Config) -> Store:
-    views = store.views if config.data.views == "all" else store.views[:1]
-    parts = [_describe_store(part, views, config.data.layers == "all") for part in store.stores]
-    return parts[0] if len(parts) == 1 else join_stores(parts, store.identity_sha256)
+def _describe_stores(joined: FeatureStore, config: Config) -> Store:
+    views = joined.views if config.data.views == "all" else joined.views[:1]
+    stores = [_describe_store(store, views, config.data.layers == "all") for store in joined.stores]
+    if len(stores) == 1:
+        return stores[0]
+    sizes = {store.image_size for store in stores}
+    return Store(
+        path=" + ".join(store.path for store in stores),
+        identity_sha256=joined.identity_sha256,
+        backbone=" + ".join(store.backbone for store in stores),
+        image_size=sizes.pop() if len(sizes) == 1 else None,
+        views=views,
+        layers=[f"{store.backbone}/{layer}" for store in stores for layer in store.layers],
+        weights_sha256=" + ".join(store.weights_sha256 for store in stores),
+        random_weights=any(store.random_weights for store in stores),
+        beside=stores,
+    )
 
 
 def _describe_store(store: FeatureStore, views: list[str], all_layers: bool) -> Store:
