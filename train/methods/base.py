@@ -146,13 +146,10 @@ def build_method(config: Config, input_dim: int, classes: int = 0) -> Method:
 class Standardise(nn.Module):
     """(features - mean) / std per dimension, (…, D) → (…, D); mean and std are part of the state."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, input_dim: int):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(input_dim))
-        self.register_buffer("std", torch.ones(input_dim))
+        self.mean: Tensor = nn.Buffer(torch.zeros(input_dim))
+        self.std: Tensor = nn.Buffer(torch.ones(input_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
