@@ -195,9 +195,9 @@ def mlp(input_dim: int, hidden: int, output_dim: int, dropout: float) -> nn.Sequ
     )
 
 
-def make_feed_forward(width: int, hidden: int, dropout: float) -> nn.Sequential:
-    """The feed-forward part of a Transformer layer, (…, W) → (…, W)."""
-    return nn.Sequential(Linear(width, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, width))
+def make_feed_forward(input_dim: int, hidden: int, output_dim: int, dropout: float) -> nn.Sequential:
+    """Linear(D → hidden), GELU, dropout, Linear(hidden → E): (…, D) → (…, E)."""
+    return nn.Sequential(Linear(input_dim, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, output_dim))
 
 
 def compute_attention(query: Tensor, key: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class EncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, dropout)
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = make_feed_forward(width, hidden, dropout)
+        self.feed_forward = make_feed_forward(width, hidden, width, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
