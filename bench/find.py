@@ -24,7 +24,7 @@ from common.files import readable_json, write_text
 from common.machine import hardware, versions
 from common.store import FeatureStore
 from find.oddities import Judge, judge_alone, make_judge
-from train.checkpoint import config_of, load_checkpoint, load_head
+from train.checkpoint import load_checkpoint, load_head
 from train.sets import split_validation
 
 PARTS = ("foreign", "labels", "folders", "growth")
@@ -127,7 +127,7 @@ def make_judges(store: FeatureStore, runs: Sequence[Path], size: int) -> dict[st
     judges = {"find.odd, a reference store": make_judge(None, images_of(store, "train"), None, folder, 0)[1]}
     for run in runs:
         checkpoint = run / "checkpoint.pt"
-        data = config_of(load_checkpoint(checkpoint), checkpoint).data
+        data = load_checkpoint(checkpoint).config.data
         rows, labels = store.rows_of("train"), np.array(store.labels)
         _, kept = split_validation(rows, labels[rows], data.val_fraction, data.set_size, data.split_seed)
         held_out = store.features[0][kept].astype(np.float32), labels[kept]

@@ -15,7 +15,7 @@ from common.store import FeatureStore
 from common.synthetic import make_store
 from train.config import Config, DataConfig, TrainingConfig
 from train.loop import build_optimizer, predict, train_step
-from train.methods import build_method
+from train.methods.base import build_method
 from train.sets import Sampling, draw_batches
 from train.task import Task, prepare
 
@@ -98,16 +98,16 @@ def make_task(path: Path, n: int, classes: int = 10, feature_dim: int = 512) -> 
 
 def _train_steps(task: Task, precision: Any) -> Work:
     """Make a case of training steps on fresh sets."""
-    config = Config(training=TrainingConfig(precision=precision, batch_size=BATCH))
-    model = build_method(config, task.feature_dim)
+    settings = TrainingConfig(precision=precision, batch_size=BATCH)
+    model = build_method(Config(training=settings), task.feature_dim)
     model.seed_dropout(torch.Generator().manual_seed(0))
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(model, settings)
     generator = np.random.default_rng(0)
 
     def work() -> int:
         model.train()
         for batch in itertools.islice(draw_batches(task.train, SAMPLING, generator), STEPS):
-            train_step(model, optimizer, task.inputs(batch, generator), 1e-4, config)
+            train_step(model, optimizer, task.inputs(batch, generator), 1e-4, settings)
         return STEPS * BATCH
 
     return work

@@ -17,9 +17,8 @@ from common.machine import fast_bfloat16
 from common.progress import Progress
 from train.config import Config, HeadConfig, TrainingConfig
 from train.gaussian import Normaliser, fit_two_covariances, log_likelihood_ratio
-from train.methods import build_method
-from train.methods.base import Method
-from train.schedule import learning_rate_factor
+from train.loop import learning_rate_factor
+from train.methods.base import Method, build_method
 
 FOLDS = 5
 # Images: up to FEW, a logistic regression does what networks do beside the Gaussian model, in a fraction of the time;

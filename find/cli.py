@@ -142,7 +142,7 @@ def _head(run_path: Path | None, store: FeatureStore, reference: Sequence[Path])
             "folders made of it tell what a score means"
         )
     trained_on = _comparable(paths, store)
-    if not reference and trained_on.identity_sha256 != load_checkpoint(checkpoint)["store_identity"]:
+    if not reference and trained_on.identity_sha256 != load_checkpoint(checkpoint).store_identity:
         raise UserError(
             f"{trained_on.path} is no longer the store that {run_path} was trained on: give one by --reference"
         )
@@ -156,7 +156,7 @@ def _stores_of(run_path: Path) -> list[Path]:
 
     try:
         return [Path(part.path) for part in read_report(run_path / "report.json").store.parts]
-    except (OSError, ValueError):
+    except UserError:
         return []
 
 

@@ -111,7 +111,7 @@ def in_sets(head: Method, features: np.ndarray, size: int = 10) -> np.ndarray:
             typical, total = np.argsort(total)[: max(size, n // 2)], np.zeros(n)
         for start in range(0, n, SETS_AT_ONCE):
             some = torch.from_numpy(rows[start : start + SETS_AT_ONCE])
-            logits = head.score_views([x[some.flatten()]], torch.arange(some.numel()).view(some.shape))
+            logits = head.score_sets(x[some])
             total[start : start + SETS_AT_ONCE] += (logits[:, 0] - torch.logsumexp(logits[:, 1:], 1)).numpy()
     return total / ROUNDS
 

@@ -30,8 +30,11 @@ from find.findings import Finding, Findings, Threshold
 from find.findings import Image as ImageOfStore
 from train.config import Config
 from train.log.runs import Run
+from train.loop import RunState, train
+from train.methods.base import Method, build_method
 from train.report.schema import Epoch, Failures, Hardware, Measured, OtherSets, Report, Store, Twins, pack_bits
 from train.run_folder import RunFolder
+from train.task import Task
 
 SMALL_HEAD = """
 [head]
@@ -48,6 +51,15 @@ batch_size = 64
 def make_config(*overrides: str) -> Config:
     """The default config with some keys changed, also by what does nothing for the method."""
     return load(Config, None, overrides)
+
+
+def train_method(
+    config: Config, task: Task, state: RunState | None = None, save: Callable[[RunState], object] = lambda state: None
+) -> Method:
+    """The method of a config, trained on a task."""
+    model = build_method(config, task.feature_dim, len(task.train.classes))
+    train(config.training, task, model, state or RunState(), save)
+    return model
 
 
 def make_report(
@@ -303,6 +315,7 @@ def begin(*arguments: Any) -> subprocess.Popen:
 
 def without_times(value: Any) -> Any:
     """A report, or records of epochs, without what differs between two runs of anything."""
+    value = msgspec.to_builtins(value)
     if isinstance(value, dict):
         times = {key for key in value if "seconds" in key or key in ("finished", "train_sets_per_second")}
         return {key: without_times(value[key]) for key in value if key not in times}
@@ -334,7 +347,7 @@ def killed_after_two_epochs() -> Iterator[None]:
     """The run in the body is killed after its second epoch, between the checkpoint and metrics.jsonl."""
     real = RunFolder.write_metrics
 
-    def write(self: RunFolder, history: list[dict[str, Any]]) -> None:
+    def write(self: RunFolder, history: list[Epoch]) -> None:
         if len(history) == 2:
             raise Killed
         real(self, history)

@@ -18,7 +18,7 @@ from bench.report import draw, make_speed_table, make_table
 from bench.timing import measure_cases
 from bench.training import make_task
 from train.config import Config
-from train.methods import build_method
+from train.methods.base import build_method
 
 RATE = {"median": 200.0, "low": 150.0, "high": 250.0, "rounds": 3}
 REPORT = {

@@ -2,15 +2,14 @@ import zipfile
 
 import pytest
 import torch
-from fabricate import refuses
-from msgspec.structs import replace
+from fabricate import make_epoch, refuses
+from msgspec import to_builtins
 
-from common.errors import UserError
 from common.schema import to_toml
-from train.checkpoint import SEAL_BYTES, load_checkpoint, load_head, load_state, require_fitting, save_checkpoint, seal
+from train.checkpoint import SEAL_BYTES, Checkpoint, load_checkpoint, load_head, require_fitting, save_checkpoint, seal
 from train.config import Config, HeadConfig
-from train.loop import RunState, build_optimizer
-from train.methods import build_method
+from train.loop import build_optimizer
+from train.methods.base import build_method
 from train.run_folder import RunFolder
 
 CONFIG = Config.load(None, ["method=shared_mlp", "head.hidden=2", "training.epochs=4", "training.batch_size=64"])
@@ -18,25 +17,31 @@ STORE = "a" * 64
 
 
 def record(epoch):
-    measured = ("train_loss", "train_top1", "learning_rate", "val_loss", "val_top1", "train_seconds", "seconds")
-    return {"epoch": epoch, **dict.fromkeys(measured, 0.5)}
+    return to_builtins(make_epoch(epoch))
 
 
-def states():
-    """The states of a method that was trained for one step."""
+def made():
+    """What a run is after an epoch of one step."""
     model = build_method(CONFIG, 16, 4)
-    optimizer = build_optimizer(model, CONFIG)
+    optimizer = build_optimizer(model, CONFIG.training)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    return model.state_dict(), optimizer.state_dict()
+    return Checkpoint(
+        config=CONFIG,
+        input_dim=16,
+        store_identity=STORE,
+        history=[make_epoch(1)],
+        head=model.state_dict(),
+        model=model.state_dict(),
+        optimizer=optimizer.state_dict(),
+    )
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
     path = tmp_path / "run/checkpoint.pt"
-    model, optimizer = states()
-    save_checkpoint(path, CONFIG, 16, STORE, RunState([record(1)], model, model, optimizer))
+    save_checkpoint(path, made())
     return path
 
 
@@ -53,29 +58,21 @@ def rewritten(path, **changes):
 
 
 def test_what_is_saved_comes_back(checkpoint):
-    content = load_checkpoint(checkpoint)
-    assert (content["config"], content["input_dim"]) == (to_toml(CONFIG), 16)
-    progress = load_state(checkpoint, CONFIG, STORE)
-    assert progress.history == [record(1)]
-    torch.testing.assert_close(progress.best, states()[0])
-    require_fitting(checkpoint, progress, CONFIG, 16, 4)
+    saved, loaded = made(), load_checkpoint(checkpoint)
+    for name in ("config", "input_dim", "store_identity", "history"):
+        assert getattr(loaded, name) == getattr(saved, name)
+    for name in ("head", "model", "optimizer"):
+        torch.testing.assert_close(getattr(loaded, name), getattr(saved, name), rtol=0, atol=0)
+    require_fitting(checkpoint, loaded, build_method(CONFIG, 16, 4))
 
 
 def test_it_is_a_zip_file_that_torch_opens_and_equal_content_is_equal_bytes(checkpoint, tmp_path):
     assert zipfile.ZipFile(checkpoint).testzip() is None
-    assert torch.equal(content_of(checkpoint)["head"]["layers.0.weight"], states()[0]["layers.0.weight"])
-    model, optimizer = states()
-    save_checkpoint(tmp_path / "again.pt", CONFIG, 16, STORE, RunState([record(1)], model, model, optimizer))
+    content = content_of(checkpoint)
+    assert (content["format"], content["config"], content["history"]) == (2, to_toml(CONFIG), [record(1)])
+    assert torch.equal(content["head"]["layers.0.weight"], made().head["layers.0.weight"])
+    save_checkpoint(tmp_path / "again.pt", made())
     assert (tmp_path / "again.pt").read_bytes() == checkpoint.read_bytes()
-
-
-def test_a_run_goes_on_with_its_own_config_and_store_only_but_on_any_device(checkpoint, tmp_path):
-    device = replace(CONFIG, training=replace(CONFIG.training, device="cuda"))
-    epochs = replace(CONFIG, training=replace(CONFIG.training, epochs=7))
-    assert load_state(checkpoint, device, STORE).history == [record(1)]
-    assert load_state(tmp_path / "checkpoint.pt", CONFIG, STORE).history == [], "without a checkpoint it begins anew"
-    refuses(r"training\.epochs was 4, now 7", load_state, checkpoint, epochs, STORE)
-    refuses("identity aaaaaaaaaaaaaaaa, now bbbbbbbbbbbbbbbb", load_state, checkpoint, CONFIG, "b" * 64)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +94,16 @@ def test_a_damaged_checkpoint_is_one_sentence_that_advises_nothing_rash(checkpoi
     refuses(r"is not a sound checkpoint .*: put back a copy, or move this one file away", load_checkpoint, checkpoint)
     RunFolder(checkpoint.parent).done.write_text("")
     refuses(r"the report beside it is sound; put back a copy, or choose another --run", load_checkpoint, checkpoint)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_no_damage(checkpoint, monkeypatch, error):
+    def load(*_, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(error)):
+        load_checkpoint(checkpoint)
 
 
 def test_every_byte_is_under_the_seal(checkpoint):
@@ -128,11 +135,12 @@ def test_content_of_the_wrong_kind_is_refused(checkpoint, key, value):
 
 
 def test_an_unfinished_run_without_its_state_or_of_a_newer_version_is_not_begun_anew_in_the_middle(checkpoint):
-    with pytest.raises(UserError, match="what is needed to go on is not in it"):
-        load_state(rewritten(checkpoint, model=None, optimizer=None), CONFIG, STORE)
-    with pytest.raises(UserError, match="more epochs than its config"):
-        load_state(rewritten(checkpoint, history=[record(epoch) for epoch in range(1, 6)]), CONFIG, STORE)
-    refuses("has format 3, this code reads up to 2", load_checkpoint, rewritten(checkpoint, format=3))
+    for changes, sentence in (
+        ({"model": None, "optimizer": None}, "what is needed to go on is not in it"),
+        ({"history": [record(epoch) for epoch in range(1, 6)]}, "it has more epochs than its config"),
+        ({"format": 3}, "has format 3, this code reads up to 2"),
+    ):
+        refuses(sentence, load_checkpoint, rewritten(checkpoint, **changes))
 
 
 @pytest.mark.parametrize("part", ["head", "model", "optimizer"])
@@ -148,9 +156,10 @@ def test_states_of_another_method_are_refused(checkpoint, part, change):
         state["state"][0]["step"] = 3
     else:
         tensors[name] = changes[change](tensors[name])
-    path = rewritten(checkpoint, **{part: state})
-    with pytest.raises(UserError, match="is of a method that this version builds otherwise"):
-        require_fitting(path, load_state(path, CONFIG, STORE), CONFIG, 16, 4)
+    other = load_checkpoint(rewritten(checkpoint, **{part: state}))
+    refuses(
+        "method that this version builds otherwise", require_fitting, checkpoint, other, build_method(CONFIG, 16, 4)
+    )
 
 
 def test_pickled_code_is_not_run_and_a_zip_bomb_is_not_unpacked(checkpoint):
@@ -171,7 +180,8 @@ def test_pickled_code_is_not_run_and_a_zip_bomb_is_not_unpacked(checkpoint):
 def test_the_head_of_any_method_comes_back(tmp_path, method):
     config = Config(method, head=HeadConfig(width=8, heads=2, hidden=5, layers=1))
     trained = build_method(config, 16, 7)
-    save_checkpoint(tmp_path / "c.pt", config, 16, STORE, RunState([], trained.state_dict()))
+    state = Checkpoint(config=config, input_dim=16, store_identity=STORE, head=trained.state_dict())
+    save_checkpoint(tmp_path / "c.pt", state)
     head = load_head(tmp_path / "c.pt")
     features = torch.randn(3, 10, 16, generator=torch.Generator().manual_seed(0))
     assert torch.equal(head.score_sets(features), trained.score_sets(features))
@@ -182,5 +192,4 @@ def test_the_head_of_any_method_comes_back(tmp_path, method):
 def test_what_is_no_checkpoint_is_not_to_be_moved_away(tmp_path):
     (tmp_path / "s.h5").write_text("precious")
     for path in (tmp_path, tmp_path / "s.h5", tmp_path / "none.pt"):
-        with pytest.raises(UserError, match=r"the checkpoint.pt of a run"):
-            load_head(path)
+        refuses("the checkpoint.pt of a run", load_head, path)

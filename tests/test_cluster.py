@@ -313,8 +313,9 @@ def test_a_batch_that_ends_every_worker_is_an_error_that_names_it(job):
         if method == "compute" and start == 16:
             raise RayError("OutOfMemoryError: killed")
 
-    with pytest.raises(UserError, match=r"5 workers ended .* from 16 on, .*OutOfMemoryError.*--batch-size"):
-        made(FakeRay("a", "b", death=death), job)
+    refuses(
+        r"5 workers ended .* from 16 on, .*OutOfMemoryError.*--batch-size", made, FakeRay("a", "b", death=death), job
+    )
 
 
 def test_a_node_whose_workers_never_begin_is_not_used(job):

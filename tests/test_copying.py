@@ -8,7 +8,6 @@ import pytest
 from fabricate import fails_with, make_findings, make_pictures, refuses
 from PIL import Image
 
-from common.errors import UserError
 from common.files import OUTPUT_MARK
 from find import copying
 from find.copying import RECORD, copy_flagged
@@ -122,10 +121,8 @@ def test_nothing_is_written_through_a_link_or_over_a_file_that_came_meanwhile(ro
 def test_a_copy_that_was_stopped_is_finished_by_the_same_command(root, digests, tmp_path, monkeypatch):
     calls = iter([lambda path: None] * 2 + [fails_with(errno.ENOSPC)] * 9)
     monkeypatch.setattr(copying, "flush_to_disk", lambda path: next(calls)(path))
-    with pytest.raises(
-        UserError, match=r"no space left for .*out: free some and run .*; 2 of 4 flagged images are copied"
-    ):
-        copy(root, tmp_path / "out", digests)
+    full = "no space left for .*out: free some and run .*; 2 of 4 flagged images are copied"
+    refuses(full, copy, root, tmp_path / "out", digests)
     assert len(copies(tmp_path / "out")) == 2
     monkeypatch.undo()
     assert copy(root, tmp_path / "out", digests) == []

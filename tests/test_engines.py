@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from fabricate import relative_error
+from fabricate import refuses, relative_error
 
-from common.errors import UserError
 from extract import engines
 from extract.backbones import Backbone, load_backbone
 from extract.engines import EngineChoice, NotHere, TorchEngine, bfloat16, build_engine, float32, gains_from_bfloat16
@@ -32,6 +31,7 @@ def engine_of(kind, arithmetic):
     return TorchEngine(arithmetic, CPU) if kind == "torch" else engines.OpenVinoEngine(arithmetic, 32)
 
 
+@pytest.mark.processor
 @each_kind
 @pytest.mark.parametrize("layers", [("last",), ("last", "layer3")])
 def test_in_float32_every_engine_gives_the_features_of_the_backbone_whatever_the_batch(images, kind, layers):
@@ -44,6 +44,7 @@ def test_in_float32_every_engine_gives_the_features_of_the_backbone_whatever_the
             assert relative_error(found, expected[:n, part]) < (1e-6 if kind == "torch" else 1e-5)
 
 
+@pytest.mark.processor
 @each_kind
 def test_first_layers_in_float32_bring_bfloat16_nearer(resnet, images, kind):
     if kind == "openvino" and not gains_from_bfloat16(kind, CPU):
@@ -238,6 +239,7 @@ def test_where_bfloat16_gains_nothing_no_engine_tries_it(resnet, images, monkeyp
     assert [name for name in ran if "bfloat16" in name] == []
 
 
+@pytest.mark.processor
 def test_on_this_machine_too_an_engine_in_bfloat16_is_chosen_or_one_in_float32(resnet, images):
     engine, _ = EngineChoice(resnet, "bfloat16", CPU, 32).choose(images)
     assert engine.precision == ("bfloat16" if "bfloat16" in engine.name else "float32")
@@ -253,8 +255,8 @@ def test_an_engine_is_found_again_by_its_name_and_one_that_is_not_there_is_one_s
     monkeypatch.setattr(engines, "fast_bfloat16", lambda device: False)
     assert EngineChoice(resnet, "bfloat16", CPU, 32).named("torch bfloat16") is None
     monkeypatch.setattr(engines, "available", lambda device: ["torch"])
-    with pytest.raises(UserError, match=r"the engine openvino .* on cpu: install it with `pip install"):
-        EngineChoice(resnet, "float32", CPU, 32, "openvino")
+    missing = "the engine openvino .* on cpu: install it with `pip install"
+    refuses(missing, EngineChoice, resnet, "float32", CPU, 32, "openvino")
     assert EngineChoice(resnet, "float32", CPU, 32).kinds == ["torch"]
 
 

@@ -7,7 +7,7 @@ from common.synthetic import make_store
 from train.cli import main
 from train.config import Config
 from train.fit import fit
-from train.run_folder import RunFolder
+from train.report.schema import read_report
 
 TINY = ["method=shared_mlp", "head.hidden=4", "training.epochs=3", "training.batch_size=64"]
 CONFIG = Config.load(None, TINY)
@@ -27,7 +27,7 @@ def events_of(run):
 
 
 def expected(run):
-    history = RunFolder(run).read_report().history
+    history = read_report(run / "report.json").history
     fields = {tag: tag.replace("/", "_") for tag in TAGS}
     return {tag: [(x.epoch, pytest.approx(getattr(x, field))) for x in history] for tag, field in fields.items()}
 

@@ -15,7 +15,7 @@ from extract.backbones import KINDS
 from extract.cli import main as extract_main
 from extract.sources import SOURCES
 from train.cli import main
-from train.registry import METHODS
+from train.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs/extending.md").read_text(encoding="utf-8")

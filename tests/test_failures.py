@@ -7,8 +7,8 @@ import torch
 
 from common.synthetic import make_store
 from train.config import Config, DataConfig
-from train.methods import build_method
-from train.report.failures import measure_attention, measure_failures, measure_twins, proportion
+from train.methods.base import build_method
+from train.report.failures import measure_attention, measure_failures, measure_twins
 from train.report.schema import Attention, Proportion, Twins
 from train.task import prepare
 
@@ -82,16 +82,16 @@ def test_where_every_class_has_a_superclass_of_its_own_nothing_is_within(tmp_pat
     task = prepare(make_store(tmp_path / "s.h5", class_superclass=[0, 1, 2, 3], thumbnails=False), DataConfig())
     solved = some(task.test)
     found = measure_failures(solved, task, None)
-    assert (found.within_superclass, found.across) == (Proportion(0), proportion(solved))
-    assert proportion(np.zeros(0, bool)) == Proportion(0)
-    assert proportion(np.array([True, False])).top1 == 0.5
+    assert (found.within_superclass, found.across) == (Proportion(0), Proportion.of(solved))
+    assert Proportion.of(np.zeros(0, bool)) == Proportion(0)
+    assert Proportion.of(np.array([True, False])).top1 == 0.5
 
 
 def test_twins_of_training_images_are_named_and_their_sets_left_out(task):
     store, solved = task.store, some(task.test)
     train, test = store.rows_of("train"), store.rows_of("test")
     twins = test[[0, 40]]
-    assert measure_twins(solved, task) == Twins([], **msgspec.structs.asdict(proportion(solved)))
+    assert measure_twins(solved, task) == Twins([], **msgspec.structs.asdict(Proportion.of(solved)))
     store.image_sha256[twins] = store.image_sha256[train[[100, 7]]]
     store.image_sha256[test[3]] = store.image_sha256[test[4]]  # twins within the test split give nothing away
     found = measure_twins(solved, task)

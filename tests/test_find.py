@@ -8,7 +8,6 @@ import torch
 from fabricate import call, refuses
 
 import find
-from common.errors import UserError
 from common.synthetic import make_store
 from find.classes import train_network, weigh
 from find.cli import main
@@ -16,7 +15,7 @@ from find.scorers import from_head
 from train.checkpoint import load_head
 from train.config import Config
 from train.fit import fit
-from train.methods import build_method
+from train.methods.base import build_method
 
 
 def clusters(classes, each, seed=0, dim=32):
@@ -154,8 +153,9 @@ def test_classes_references_and_heads_that_do_not_suit_are_named():
     refuses('classes "a" and "b" hold the same pictures', find.audit, features, labels, class_names="abc")
     features, labels = clusters(4, 20)
     spoilt = np.where(np.arange(len(features))[:, None] == 3, np.nan, features)
-    with pytest.raises(UserError, match="the images of the reference have values that are not finite"):
-        find.odd(features, reference=(spoilt, labels))
+    refuses(
+        "the images of the reference have values that are not finite", find.odd, features, reference=(spoilt, labels)
+    )
     refuses("deep_plda", from_head, build_method(Config("mlp"), 32, 6))
 
 

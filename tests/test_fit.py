@@ -80,7 +80,7 @@ def test_a_complete_run_is_reported_and_nothing_is_written(finished, store, monk
 
     monkeypatch.setattr("train.fit.exclusive", locked)
     lines, before = [], {file: file.stat().st_mtime_ns for file in finished.iterdir()}
-    assert fit(CONFIG, store, finished, lines.append) == RunFolder(finished).read_report()
+    assert fit(CONFIG, store, finished, lines.append) == load_run(finished).report
     assert lines[0].startswith("complete: ")
     assert before == {file: file.stat().st_mtime_ns for file in finished.iterdir()}
 
@@ -100,7 +100,7 @@ def test_what_is_missing_is_made_again_from_the_checkpoint(done, finished, store
     refuses(rf"no {name}(: run the training command again|\))", load_run, done.path)
     fit(CONFIG, store, done.path, quiet)
     assert result_of(done.path) == result_of(finished)
-    assert load_run(done.path).report.test == RunFolder(finished).read_report().test
+    assert load_run(done.path).report.test == load_run(finished).report.test
 
 
 def test_a_complete_run_without_its_checkpoint_is_not_complete_for_anybody(done, store):
@@ -110,37 +110,30 @@ def test_a_complete_run_without_its_checkpoint_is_not_complete_for_anybody(done,
     refuses(r"DONE but no checkpoint\.pt", load_run, done.path)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"config": {}}', '{"config": 3, "store": {"identity_sha256": "x"}, "test": {}}']
-)
-def test_half_a_report_is_refused(done, store, text):
-    done.report.write_text(text)
-    for judge in (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path)):
-        refuses(r"report\.json", judge)
-    done.report.rename(done.path / "away.json")  # as the sentence says
+def test_a_report_or_a_checkpoint_that_has_changed_is_refused_and_the_advice_helps(done, store):
+    judges = (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path))
+    for text in ("", done.report.read_text().replace('"seed": 0', '"seed": 7')):
+        done.report.write_text(text)
+        for judge in judges:
+            refuses(r"report\.json is not what DONE declares: .* move it away and run", judge)
+    done.report.rename(done.path / "away.json")
     fit(CONFIG, store, done.path, quiet)
     assert load_run(done.path).report.test
-
-
-def test_a_report_of_another_run_and_a_damaged_checkpoint_are_refused(done, store):
-    judges = (lambda: fit(CONFIG, store, done.path, quiet), lambda: load_run(done.path))
-    report = done.report.read_text()
-    done.report.write_text(report.replace('"seed": 0', '"seed": 7'))
-    for judge in judges:
-        refuses(r"report\.json (is not what DONE declares|was begun with another config)", judge)
-    done.report.write_text(report)
     flip_bit(done.checkpoint, done.checkpoint.read_bytes().index(b"shared_mlp"))
     for judge in judges:
         refuses(r"checkpoint\.pt is not .* the report beside it is sound", judge)
 
 
-def test_another_seed_or_store_is_refused(done, stopped, store, tmp_path):
+def test_another_seed_or_store_is_refused_but_not_another_device(done, stopped, store, tmp_path):
     other_store = make_store(tmp_path / "other.h5", seed=1)
+    identities = (each.identity_sha256[:16] for each in (store, other_store))
+    another = rf"another feature store \(identity {', now '.join(identities)}\)"
     for run in (done.path, stopped.path):
         before = contents(run)
         refuses(r"training\.seed was 0, now 1", fit, OTHER, store, run, quiet)
-        refuses("another feature store", fit, CONFIG, other_store, run, quiet)
+        refuses(another, fit, CONFIG, other_store, run, quiet)
         assert contents(run) == before
+    fit(Config.load(None, [*TINY, "training.device=cuda"]), store, done.path, quiet)
 
 
 @pytest.mark.parametrize("text", ["", "seed = 3", "[training]\nseed = 1\n", "method =", "\0"])
@@ -170,8 +163,8 @@ def test_files_of_something_else_are_not_overwritten(store, tmp_path, name):
 
 def test_a_flipped_bit_in_an_unfinished_run_is_refused_and_the_advice_helps(stopped, finished, store, tmp_path):
     flip_bit(stopped.checkpoint, stopped.checkpoint.stat().st_size // 2)
-    with pytest.raises(UserError, match="move this one file away, and the same command trains the run from its first"):
-        fit(CONFIG, store, stopped.path, quiet)
+    advice = "move this one file away, and the same command trains the run from its first"
+    refuses(advice, fit, CONFIG, store, stopped.path, quiet)
     stopped.checkpoint.rename(tmp_path / "away.pt")
     fit(CONFIG, store, stopped.path, quiet)
     assert result_of(stopped.path) == result_of(finished)

@@ -8,7 +8,6 @@ import torchvision
 from fabricate import of_split, refuses
 from PIL import Image
 
-from common.errors import UserError
 from common.files import OUTPUT_MARK, claim_folder
 from common.images import image_suffixes
 from common.synthetic import make_images
@@ -88,8 +87,8 @@ def test_class_folders_without_a_split_are_split_by_class(tmp_path):
     assert of_split(again, "test").names == of_split(source, "test").names
     half = load_source("imagefolder", root, Reading(test_fraction=0.5))
     assert np.bincount(of_split(half, "test").labels).tolist() == [10, 10, 10]
-    with pytest.raises(UserError, match="has a test split, test/: leave --test-fraction out"):
-        load_source("imagefolder", tmp_path / "all", Reading(test_fraction=0.2))
+    folder, reading = tmp_path / "all", Reading(test_fraction=0.2)
+    refuses("has a test split, test/: leave --test-fraction out", load_source, "imagefolder", folder, reading)
 
 
 def test_a_class_may_be_called_train(tmp_path):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fabricate import make_config
+from fabricate import make_config, train_method
 
 from common.synthetic import make_store
 from train.fit import fit
 from train.gaussian import ClassSpace
-from train.loop import RunState, evaluate, predict, train
-from train.registry import METHODS
+from train.loop import evaluate, predict
+from train.methods import METHODS
 from train.task import prepare
 
 SETTINGS = [
@@ -55,7 +55,7 @@ def measure(folder: Path, method: str) -> list[float]:
     store = make_store(folder / "s.h5", classes=6, train=30, test=12, feature_dim=12, views=2, spread=0.8)
     config = make_config(*SETTINGS, f"method={method}")
     task = prepare(store, config.data)
-    model = train(config, task, RunState(), lambda progress: None)
+    model = train_method(config, task)
     scores = predict(model, task, task.test[:1], 100)[0]
     # From their mean: what is added to all scores has no gradient, so that AdamW makes a step of mere rounding there
     return [evaluate(model, task, task.val, 100)["loss"], *(scores - scores.mean())[:3].tolist()]

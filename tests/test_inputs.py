@@ -5,7 +5,6 @@ import pytest
 import torch
 from fabricate import refuses
 
-from common.errors import UserError
 from find.inputs import take_features, take_inputs, take_labels
 
 X = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -105,5 +104,5 @@ def test_labels_beyond_the_class_names_and_equal_names_are_refused():
 
 
 def test_features_of_a_reference_are_named():
-    with pytest.raises(UserError, match="the features of the reference have values"):
-        take_features(np.full((2, 3), np.inf), "the features of the reference")
+    name = "the features of the reference"
+    refuses(f"{name} have values", take_features, np.full((2, 3), np.inf), name)

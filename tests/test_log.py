@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fabricate import call, has_margin
+from fabricate import SMALL_HEAD, call, has_margin
 from msgspec import structs
 from PIL import Image
 
@@ -18,20 +18,11 @@ from train.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT_LOG = "experiments/tiny/experiment_log.md"
-CONFIG = """# A tiny phase.
+CONFIG = f"""# A tiny phase.
 #
 # Expected: seconds.
 # Measured: nothing yet
-
-[head]
-width = 16
-layers = 1
-feed_forward = 16
-
-[training]
-epochs = 3
-batch_size = 64
-
+{SMALL_HEAD}
 [plan]
 seeds = 2
 runs = ["head:", "chance: method=random"]
@@ -137,7 +128,7 @@ def test_the_numbers_are_those_of_the_reports(logged):
     mass = [each["attention"]["mass_on_anomaly"][0][0] for each in heads]
     assert f"| 1 | {sum(mass) / 2:.3f} |" in blocks["attention head"]
     assert f"| test `{nearest['test']['sets_sha256'][:12]}` | 90 |" in blocks["positions *"]
-    assert f"| head | 6 | {3 * heads[0]['train_images']:,} | 2 |" in blocks["summary *"]
+    assert f"| head | 6 | {2 * heads[0]['train_images']:,} | 2 |" in blocks["summary *"]
     rows = r"^\| (\w+) \| \d \| \*\*([\d.]+).*?\*\* \| *([+-][\d.]+)?"
     first, *changed = re.findall(rows, blocks["ablation *"], re.M)
     assert first[2] == "", "the first row is what the others are compared with"
@@ -239,7 +230,7 @@ def test_a_run_that_is_not_in_the_plan_is_left_out_but_not_one_from_another_stor
 
 def test_a_run_of_another_config_than_the_plan_has_now_is_refused(folder):
     path = folder / "experiments/tiny/config.toml"
-    path.write_text(CONFIG.replace("epochs = 3", "epochs = 4"), encoding="utf-8")
+    path.write_text(CONFIG.replace("epochs = 2", "epochs = 4"), encoding="utf-8")
     result = log(folder, code=2)
     assert f"was made with another config than {path} has for it now, in training.epochs: " in result.output
 

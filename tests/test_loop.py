@@ -3,15 +3,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from fabricate import make_config, without_times
+from fabricate import make_config, refuses, train_method, without_times
 
 from common import machine
-from common.errors import UserError
 from common.synthetic import make_store
 from train.config import Config
-from train.loop import RunState, evaluate, predict, train
-from train.methods import build_method
-from train.schedule import learning_rate_factor
+from train.loop import RunState, evaluate, learning_rate_factor, predict
+from train.methods.base import build_method
 from train.task import Task, prepare
 
 TINY = [
@@ -33,14 +31,14 @@ def run(store, *overrides, progress=None, stop_after=None):
         if len(progress.history) == stop_after:
             raise Stopped
 
-    return train(config, task, progress, save), task, progress
+    return train_method(config, task, progress, save), task, progress
 
 
 def test_it_learns_to_find_the_anomaly_and_the_best_epoch_on_validation_is_returned(store):
     model, task, progress = run(store, "training.epochs=8")
     assert evaluate(model, task, task.test, 100)["top1"] > 0.5
-    assert progress.history[-1]["train_loss"] < progress.history[0]["train_loss"]
-    best = max(record["val_top1"] for record in progress.history)
+    assert progress.history[-1].train_loss < progress.history[0].train_loss
+    best = max(record.val_top1 for record in progress.history)
     assert evaluate(model, task, task.val, 100)["top1"] == best
 
 
@@ -84,17 +82,18 @@ def test_evaluation_averages_the_logits_of_the_views(tmp_path):
     torch.testing.assert_close(predict(model, task, task.test, 60), (each[0] + each[1]) / 2)
 
 
+@pytest.mark.processor
 def test_bfloat16_learns_as_well(store, monkeypatch):
     monkeypatch.setattr(machine, "fast_bfloat16", lambda device: True)
     model, task, progress = run(store, "training.precision=bfloat16", "training.epochs=8")
     assert evaluate(model, task, task.test, 100)["top1"] > 0.5
-    assert {record["arithmetic"] for record in progress.history} == {"bfloat16"}
+    assert {record.arithmetic for record in progress.history} == {"bfloat16"}
 
 
 def test_bfloat16_that_is_not_faster_is_float32_and_one_line_says_so(store, monkeypatch, capsys):
     monkeypatch.setattr(machine, "fast_bfloat16", lambda device: False)
     model, _, progress = run(store, "training.precision=bfloat16")
-    assert {record["arithmetic"] for record in progress.history} == {"float32"}
+    assert {record.arithmetic for record in progress.history} == {"float32"}
     assert capsys.readouterr().err.count("float32") == 2  # in one line
     plain, _, _ = run(store, "training.precision=float32")
     assert all(torch.equal(value, plain.state_dict()[key]) for key, value in model.state_dict().items())
@@ -108,15 +107,14 @@ def test_auto_takes_what_the_machine_gains_from_and_each_epoch_says_which(store,
         run(store, "training.precision=auto", progress=progress, stop_after=1)
     monkeypatch.setattr(machine, "fast_bfloat16", lambda device: False)  # it goes on on another machine
     run(store, "training.precision=auto", progress=progress)
-    assert [record["arithmetic"] for record in progress.history] == ["bfloat16", "float32", "float32"]
+    assert [record.arithmetic for record in progress.history] == ["bfloat16", "float32", "float32"]
     assert "float32" not in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_and_hard_pairs_without_superclasses_are_refused(store):
-    with pytest.raises(UserError, match=r"not finite in epoch \d+: lower training.learning_rate"):
-        run(store, "training.learning_rate=1e30", "training.gradient_clip=1e30")
-    with pytest.raises(UserError, match=r"training.hard_pairs=0.5 needs super-classes, .*s.h5 has none: set it to"):
-        run(store, "training.hard_pairs=0.5")
+    steep = "training.learning_rate=1e30", "training.gradient_clip=1e30"
+    refuses(r"not finite in epoch \d+: lower training\.learning_rate", run, store, *steep)
+    refuses(r"hard_pairs=0\.5 needs super-classes, .*s\.h5 has none: set it to", run, store, "training.hard_pairs=0.5")
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():

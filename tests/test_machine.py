@@ -62,6 +62,7 @@ def test_bfloat16_is_fast_where_the_largest_product_gains_clearly(measured):
     assert tried == [64]  # where a small product is emulated, no large one is tried
 
 
+@pytest.mark.processor
 def test_a_device_without_bfloat16_and_one_that_is_measured(monkeypatch):
     def unknown(device, rows):
         raise RuntimeError("not implemented for 'BFloat16'")

@@ -4,7 +4,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from common.synthetic import make_store
-from train.config import Config, DataConfig
+from train.config import DataConfig
 from train.loop import Scorer
 from train.methods.base import Method
 from train.methods.dummy import Dummy
@@ -153,20 +153,6 @@ def test_items_are_ranked_within_their_set(k):
     scores += 10 * is_anomaly
     assert _measure_ranking(scores, is_anomaly, k).precision_at_k == 1
     assert _measure_ranking(scores - 20 * is_anomaly, is_anomaly, k).precision_at_k == 0
-
-
-def test_views_are_averaged(tmp_path):
-    store = make_store(tmp_path / "s.h5", views=2, train=100, thumbnails=False)
-    task = prepare(store, Config.load(None, ["data.views=all"]).data)
-    calls = []
-
-    class Counting(Oracle):
-        def compare(self, encoded):
-            calls.append(len(encoded))
-            return super().compare(encoded)
-
-    measure(Counting(DIM), task, 1000)
-    assert len(calls) == 2 * (3 + 4 + 2)  # views of: 3, 5 and 10 items; 0 to 3 anomalies; 0 and 1 in validation
 
 
 def test_a_method_that_averages_views_encodes_each_image_once(task):

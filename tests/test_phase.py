@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from fabricate import SMALL_HEAD, begin, call, one_thread, read_reports, wait_for_epochs
+from fabricate import SMALL_HEAD, call, killed_after_two_epochs, read_reports
 
 from common.files import exclusive
 from common.synthetic import make_store
@@ -137,15 +137,13 @@ def test_compare_refuses_what_was_not_measured_on_the_same_sets(finished, store,
 
 def test_a_killed_phase_ends_equal_to_one_that_was_not(store, tmp_path):
     plan = '[plan]\nruns = ["head:"]\nonce = ["nearest: method=knn"]\n'
-    path = write_plan(tmp_path / "tiny", SMALL_HEAD.replace("epochs = 2", "epochs = 30") + plan)
+    path = write_plan(tmp_path / "tiny", SMALL_HEAD.replace("epochs = 2", "epochs = 4") + plan)
     command = ["phase", path, "--store", store, "--runs"]
-    with begin("-m", "train", *command, tmp_path / "killed") as process:
-        wait_for_epochs(tmp_path / "killed/tiny/head-seed0/metrics.jsonl", 3, process)
-        process.kill()
+    with killed_after_two_epochs():
+        call(main, *command, tmp_path / "killed")
     assert not list((tmp_path / "killed").rglob("DONE"))
-    with one_thread():
-        for name in ("killed", "whole"):
-            call(main, *command, tmp_path / name)
+    for name in ("killed", "whole"):
+        call(main, *command, tmp_path / name)
     killed, whole = (read_reports(tmp_path / name) for name in ("killed", "whole"))
     assert (sorted(killed), killed) == (["head-seed0", "nearest-seed0"], whole)
     assert not list((tmp_path / "killed").rglob(".*"))

@@ -68,13 +68,3 @@ def test_a_wrong_pick_is_framed_and_a_right_one_is_not(tmp_path):
     assert count_of(tmp_path / "right.png", green) > 1000
     assert count_of(tmp_path / "wrong.png", red) > 1000
     assert count_of(tmp_path / "wrong.png", green) > 1000
-
-
-def test_an_old_plot_survives_a_failed_one(tmp_path):
-    path = tmp_path / "plot.png"
-    PLOTS["curves"](path)
-    before = path.read_bytes()
-    with pytest.raises(AttributeError):
-        plot_curves([None], path, SET_SIZE)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]

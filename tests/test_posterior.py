@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from fabricate import train_method
 from scipy.stats import multivariate_normal
 
 from common.synthetic import make_store
 from train.config import Config, DataConfig
 from train.gaussian import log_density_ratio
-from train.loop import RunState, evaluate, train
-from train.methods import build_method
+from train.loop import evaluate
+from train.methods.base import build_method
 from train.methods.posterior import log_complement
 from train.task import prepare
 
@@ -19,7 +20,7 @@ QUICK = ["training.epochs=30", "training.learning_rate=0.01", "training.warmup_e
 
 def trained(task, *settings):
     """A method that was trained quickly, in batches that share their images."""
-    return train(Config.load(None, [*SHARED, *QUICK, *settings]), task, RunState(), lambda progress: None)
+    return train_method(Config.load(None, [*SHARED, *QUICK, *settings]), task)
 
 
 def test_the_score_is_bayes_rule_written_out():

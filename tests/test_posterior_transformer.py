@@ -1,14 +1,17 @@
 """The Transformer over class posteriors that come from networks which never saw the image."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
+from fabricate import train_method
 from torch.nn import functional
 
 from common.synthetic import make_store
 from train.config import Config
-from train.loop import RunState, evaluate, train
-from train.methods import build_method
+from train.loop import evaluate
+from train.methods.base import build_method
 from train.methods.posterior import log_odds
 from train.task import NO_CLASS, Inputs, prepare
 
@@ -40,7 +43,8 @@ def test_it_starts_as_bayes_rule_on_the_mean_of_the_members():
     made, inputs = head().eval(), some_inputs()
     by_member = torch.stack([member(made.standardise(inputs.features)) for member in made.members])
     expected = log_odds(functional.log_softmax(by_member.mean(0), -1)[inputs.items])
-    torch.testing.assert_close(made.score_views([inputs.features], inputs.items), expected.detach())
+    scores = made.score_encoded(made.encode_views([inputs.features]), inputs.items)
+    torch.testing.assert_close(scores, expected.detach())
 
 
 @pytest.mark.parametrize("bayes", ["true", "false"])
@@ -80,13 +84,13 @@ def test_views_are_averaged_before_the_sets_are_compared():
     views = [inputs.features, inputs.features.flip(1)]
     with torch.inference_mode():
         expected = made.eval().compare(torch.stack([made.encode(view) for view in views]).mean(0)[inputs.items])
-    torch.testing.assert_close(made.score_views(views, inputs.items), expected)
+    torch.testing.assert_close(made.score_encoded(made.encode_views(views), inputs.items), expected)
 
 
 def test_without_layers_there_is_no_attention():
     made, inputs = head("head.layers=0").eval(), some_inputs()
     assert made.attention_maps(inputs.features[inputs.items]) is None
-    assert made.score_views([inputs.features], inputs.items).shape == (5, 4)
+    assert made.score_sets(inputs.features[inputs.items]).shape == (5, 4)
     maps = head().eval().attention_maps(inputs.features[inputs.items])
     assert maps.shape == (1, 5, 2, 4, 4)
     torch.testing.assert_close(maps.sum(-1), torch.ones(1, 5, 2, 4))
@@ -102,9 +106,9 @@ def test_it_learns_and_tells_sets_without_an_anomaly(tmp_path, bayes):
     ]  # fmt: skip
     config = Config.load(None, settings)
     task = prepare(store, config.data)
-    progress = RunState()
-    model = train(config, task, progress, lambda progress: None)
-    model.load_state_dict(progress.model)  # the best epoch is an early one: all are right on validation
+    last = {}
+    model = train_method(config, task, save=lambda state: last.update(copy.deepcopy(state.model)))
+    model.load_state_dict(last)  # the best epoch is an early one: all are right on validation
     assert evaluate(model, task, task.test, 100)["top1"] > 0.9
     index = task.test_images
     clean = index.rows[index.starts[:, None] + np.arange(5)]

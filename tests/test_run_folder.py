@@ -20,20 +20,13 @@ def run(tmp_path):
     return run
 
 
-def test_a_run_is_done_when_it_says_so(tmp_path):
-    run = RunFolder(tmp_path)
-    run.report.write_text(REPORT.to_json())
-    run.checkpoint.write_text("")
-    assert not run.is_done
-    run.mark_done()
-    assert run.is_done
-    assert run.read_finished_report().to_json() == REPORT.to_json()
-
-
-def test_done_declares_what_is_there_and_nothing_else(run):
+def test_a_run_is_done_when_it_says_so_and_declares_what_is_there_and_nothing_else(run):
     (run.path / "notes.txt").write_text("mine")
+    assert run.is_done
     assert set(json.loads(run.done.read_text())["sha256"]) == {*FILES, "report.json"}
     assert run.read_finished_report().to_json() == REPORT.to_json()
+    run.done.unlink()
+    assert not run.is_done
 
 
 @pytest.mark.parametrize("name", [*FILES, "report.json"])

@@ -4,7 +4,6 @@ from fabricate import refuses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import UserError
 from train.sets import (
     ClassIndex,
     Sampling,
@@ -251,7 +250,5 @@ def test_a_class_without_an_image_to_spare_keeps_its_anomalies():
 def test_groups_grow_with_the_sets_and_a_batch_of_one_class_is_refused():
     index = ClassIndex.build(np.arange(90), np.repeat([0, 1, 2], 30))
     assert [len(sets) for sets in draw(index, set_size=16, batch_size=90, images_per_class=5)] == [90]
-    with pytest.raises(
-        UserError, match=r"raise training\.batch_size \(30\) or lower training\.images_per_class \(20\)"
-    ):
-        draw(index, set_size=6, batch_size=30, images_per_class=20)
+    advice = r"raise training\.batch_size \(30\) or lower training\.images_per_class \(20\)"
+    refuses(advice, draw, index, set_size=6, batch_size=30, images_per_class=20)

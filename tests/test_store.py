@@ -15,7 +15,6 @@ from fabricate import fails_with, flip_bit, python, refuses
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import UserError
 from common.files import sha256_text
 from common.store import DamagedStore, FeatureStore, ForeignStore, MissingStore, NewerStore, UnreadableStore
 from common.store_header import BLOCK, labels_digest
@@ -107,8 +106,7 @@ def test_rows_may_be_unsorted_and_repeated_and_have_names(store):
         store.names([180])
     assert store.rows_of("train").tolist() == list(range(120))
     assert store.rows_of("test").tolist() == list(range(120, 180))
-    with pytest.raises(UserError, match='unknown split "val": choose from test, train'):
-        store.rows_of("val")
+    refuses('unknown split "val": choose from test, train', store.rows_of, "val")
 
 
 def test_it_pickles_as_its_path_and_is_not_written_through_its_map(store):
@@ -176,8 +174,9 @@ def test_labels_fit_the_identity(tmp_path):
     header["identity"]["data_set"]["labels"] = {"train": labels_digest(arrays["labels"][:6])}
     write_store(store.path, header, arrays)
     arrays["labels"][[0, 5]] = arrays["labels"][[5, 0]]
-    with pytest.raises(UserError, match=r"/labels of train must have the digest of .identity\.data_set\.labels"):
-        write_store(store.path, header, arrays)
+    refuses(
+        r"/labels of train must have the digest of .identity\.data_set\.labels", write_store, store.path, header, arrays
+    )
     assert FeatureStore.open(store.path).labels.tolist() == [0, 0, 0, 1, 1, 1, 0, 0, 1, 1]
 
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from fabricate import flip_bit, refuses
 
-from common.errors import UserError
 from common.store import FeatureStore
 from common.synthetic import make_store
 from train.config import DataConfig
@@ -139,8 +138,8 @@ def test_unseen_classes_are_taken_from_those_of_the_limit(tmp_path):
     ],
 )
 def test_limits_that_the_classes_do_not_allow_are_refused(tmp_path, classes, limits):
-    with pytest.raises(UserError, match=rf"there are {classes} classes, .* needs 5: lower them"):
-        prepare(make_store(tmp_path / "s.h5", classes=classes), DataConfig(**limits))
+    store = make_store(tmp_path / "s.h5", classes=classes)
+    refuses(rf"there are {classes} classes, .* needs 5: lower them", prepare, store, DataConfig(**limits))
 
 
 def test_other_layers_are_used_only_where_they_are_wanted(tmp_path):

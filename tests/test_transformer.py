@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from train.config import Config
-from train.methods import build_method
-from train.methods.base import Dropout
+from train.methods.base import Dropout, build_method
 
 
 def head(dropout=0.0):

@@ -14,56 +14,40 @@ from typing import Any
 
 import msgspec
 import torch
-from msgspec import Struct
+from msgspec.structs import asdict
 from torch import Tensor
 
-from common.errors import UserError
+from common.errors import UserError, refusal_of
 from common.files import write_bytes
 from common.schema import from_dict, to_toml
 from train.config import Config
-from train.experiment import require_same
-from train.loop import RunState, build_optimizer
-from train.methods import build_method
-from train.methods.base import Method
-from train.report.schema import Epoch
+from train.loop import RunState
+from train.methods.base import Method, build_method
 
 FORMAT = 2
 SEAL = b"set-anomaly checkpoint sha256:"
 SEAL_BYTES = len(SEAL) + 64
 
 
-class Content(Struct, kw_only=True):
-    """What a checkpoint holds; `head` is the best head's state, and a finished run has no `model` and `optimizer`."""
+class Checkpoint(RunState, kw_only=True):
+    """The progress of a run, and what it is trained with: a config, and a store whose features have D = input_dim."""
 
-    format: int
-    config: str
+    config: Config
     input_dim: int
     store_identity: str
-    head: dict[str, Tensor]
-    history: list[Epoch]
-    model: dict[str, Tensor] | None
-    optimizer: dict[str, Any] | None
 
 
-def save_checkpoint(path: Path, config: Config, input_dim: int, store_identity: str, state: RunState) -> None:
-    """Write `Content` as a dict, atomically, sealed."""
-    content = {
-        "format": FORMAT,
-        "config": to_toml(config),
-        "input_dim": input_dim,
-        "store_identity": store_identity,
-        "head": state.best,
-        "history": state.history,
-        "model": state.model,
-        "optimizer": state.optimizer,
-    }
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write it atomically, sealed, as a dict of what torch loads with `weights_only=True`."""
+    content = {"format": FORMAT, **asdict(checkpoint)}
+    content["config"], content["history"] = to_toml(checkpoint.config), msgspec.to_builtins(checkpoint.history)
     buffer = io.BytesIO()  # into memory: torch.save reports a full disk as something else
     torch.save(content, buffer)
     write_bytes(path, seal(buffer.getvalue()))
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read `Content` as a dict, on the CPU.
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint, on the CPU; settings that an older version did not write get their defaults.
 
     Raises UserError for a file that is not a checkpoint, is damaged, or is of a newer version.
     """
@@ -75,17 +59,20 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"cannot read {path} ({reason}): a head is the checkpoint.pt of a run; check the path"
         ) from error
     try:
-        content = torch.load(io.BytesIO(unseal(data)), map_location="cpu", weights_only=True)
-        version = dict(content)["format"]
+        content = dict(torch.load(io.BytesIO(unseal(data)), map_location="cpu", weights_only=True))
+        version = content["format"]
+        if type(version) is not int or version < FORMAT:
+            raise ValueError(f"its format must be {FORMAT}")
+        if version > FORMAT:
+            raise UserError(f"{path} has format {version}, this code reads up to {FORMAT}: update it")
+        content["config"] = from_dict(Config, tomllib.loads(content["config"]), f"the config of {path}")
+        checkpoint = msgspec.convert(content, Checkpoint)
+        _require_sound(checkpoint)
     except Exception as error:  # whatever zipfile and torch raise for a file that is not their own
+        if isinstance(error, UserError) or refusal_of(error):  # too little memory is no damage
+            raise
         raise _damaged(path, str(error).split("\n", 1)[0]) from error
-    if type(version) is not int or version < FORMAT:
-        raise _damaged(path, f"its format must be {FORMAT}")
-    if version > FORMAT:
-        raise UserError(f"{path} has format {version}, this code reads up to {FORMAT}: update it")
-    if fault := _find_fault(content):
-        raise _damaged(path, fault)
-    return content
+    return checkpoint
 
 
 def load_head(path: Path | str) -> Method:
@@ -94,53 +81,25 @@ def load_head(path: Path | str) -> Method:
     Raises UserError as `load_checkpoint`, and for a method whose layers are different in this version.
     """
     path = Path(path)
-    content = load_checkpoint(path)
-    config, head = config_of(content, path), content["head"]
+    checkpoint = load_checkpoint(path)
+    head = checkpoint.head
     # The number of training classes is no setting. Methods that know classes have it as a dimension of their state.
     for classes in reversed([len(value) for value in head.values() if value.ndim] or [0]):
-        method = build_method(config, content["input_dim"], classes)
+        method = build_method(checkpoint.config, checkpoint.input_dim, classes)
         if _layout(method.state_dict()) == _layout(head):
             method.load_state_dict(head)
             return method.eval()
     raise _foreign(path)
 
 
-def load_state(path: Path, config: Config, store_identity: str) -> RunState:
-    """Load the progress of the run whose checkpoint is at `path`; an empty one where there is no checkpoint.
-
-    Raises UserError when the run was begun with another config or another store.
-    """
-    if not path.is_file():
-        return RunState()
-    content = load_checkpoint(path)
-    if content["store_identity"] != store_identity:
-        raise UserError(
-            f"{path.parent} was begun with another feature store (identity {content['store_identity'][:16]}, now "
-            f"{store_identity[:16]}): choose another --run, or give the store that it was begun with"
-        )
-    require_same(path.parent, config_of(content, path), config)
-    if len(content["history"]) > config.training.epochs:
-        raise _damaged(path, "it has more epochs than its config")
-    if content["model"] is None and 0 < len(content["history"]) < config.training.epochs:
-        raise _damaged(path, "its run is not finished, and what is needed to go on is not in it")
-    return RunState(content["history"], content["head"], content["model"], content["optimizer"])
-
-
-def require_fitting(path: Path, state: RunState, config: Config, input_dim: int, classes: int) -> None:
-    """Raise UserError unless the states in `state` are of the method that the config builds."""
+def require_fitting(path: Path, state: RunState, method: Method) -> None:
+    """Raise UserError unless the states in `state` are of such a method, and AdamW's of its parameters."""
     if not state.history:
         return
-    method = build_method(config, input_dim, classes)
-    states = [state.best] if state.model is None else [state.best, state.model]
     built = _layout(method.state_dict())
-    fits = all(_layout(weights) == built for weights in states)
-    if not fits or (state.optimizer and not _optimizer_fits(state.optimizer, method, config)):
+    fits = all(_layout(weights) == built for weights in (state.head, state.model) if weights is not None)
+    if not fits or (state.optimizer and not _optimizer_fits(state.optimizer, method)):
         raise _foreign(path)
-
-
-def config_of(content: dict[str, Any], path: Path) -> Config:
-    """Return the config in a checkpoint's content; keys that an older version did not write get their defaults."""
-    return from_dict(Config, tomllib.loads(content["config"]), f"the config of {path}")
 
 
 def seal(archive: bytes) -> bytes:
@@ -157,19 +116,16 @@ def unseal(data: bytes) -> bytes:
     return body[:-2] + b"\0\0"
 
 
-def _find_fault(content: Any) -> str:
-    """Say what is wrong with the content of a checkpoint, or nothing."""
-    try:
-        checked = msgspec.convert(content, Content)
-        tomllib.loads(checked.config)
-    except (ValueError, RecursionError) as error:  # msgspec's and tomllib's, too
-        return f"it does not hold what it should: {error}"
-    for number, (record, epoch) in enumerate(zip(content["history"], checked.history, strict=True), 1):
-        if epoch.epoch != number or not set(record) <= set(Epoch.__struct_fields__):
-            return f"its record of epoch {number} is not what it should be"
-    if (checked.model is None) != (checked.optimizer is None):
-        return "it has only one of model and optimizer"
-    return ""
+def _require_sound(checkpoint: Checkpoint) -> None:
+    history, epochs = checkpoint.history, checkpoint.config.training.epochs
+    if [record.epoch for record in history] != list(range(1, len(history) + 1)):
+        raise ValueError("its epochs are not numbered one after the other")
+    if len(history) > epochs:
+        raise ValueError("it has more epochs than its config")
+    if (checkpoint.model is None) != (checkpoint.optimizer is None):
+        raise ValueError("it has only one of model and optimizer")
+    if checkpoint.model is None and 0 < len(history) < epochs:
+        raise ValueError("its run is not finished, and what is needed to go on is not in it")
 
 
 def _layout(state: Any) -> dict[str, Any]:
@@ -180,16 +136,13 @@ def _kind(value: Tensor) -> tuple[Any, ...]:
     return value.shape, value.dtype, value.layout, value.device.type
 
 
-def _optimizer_fits(optimizer: dict[str, Any], method: Method, config: Config) -> bool:
-    """Whether AdamW's state has the moments and steps of each parameter, and the settings of the config."""
-    built = build_optimizer(method, config).state_dict()["param_groups"][0]
+def _optimizer_fits(optimizer: dict[str, Any], method: Method) -> bool:
+    """Whether AdamW's state has the moments and steps of each parameter."""
     expected = [[_kind(torch.empty(shape)) for shape in (p.shape, p.shape, ())] for p in method.parameters()]
     try:
-        state, (group,) = optimizer["state"], optimizer["param_groups"]
+        state = optimizer["state"]
         moments = [[_kind(state[i][name]) for name in ("exp_avg", "exp_avg_sq", "step")] for i in range(len(expected))]
-        same = all(built.get(name, value) == value for name, value in group.items() if name != "lr")
-        complete = type(group["lr"]) is float and group["params"] == built["params"] and len(state) == len(expected)
-        return bool(same and complete) and moments == expected
+        return moments == expected and len(state) == len(expected)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RuntimeError):
         return False
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from msgspec.structs import replace
@@ -43,13 +42,20 @@ def main() -> None:
 )
 @click.option("--tensorboard", is_flag=True, help="Write events for TensorBoard into the run folder, too.")
 def fit_command(
-    store_paths: tuple[Path, ...], config_path: Path | None, run_path: Path | None, tensorboard: bool, **changes: Any
+    store_paths: tuple[Path, ...],
+    config_path: Path | None,
+    overrides: tuple[str, ...],
+    classes: str | None,
+    seed: int | None,
+    device: str | None,
+    run_path: Path | None,
+    tensorboard: bool,
 ) -> None:
     """Train the head from a feature store, and write a run folder. Prints the folder's path last.
 
     Run the same command again to resume a stopped run after its last epoch. Of a complete run the result is shown.
     """
-    config = load_config(config_path, **changes)
+    config = load_config(config_path, overrides, classes, seed, device)
     store = open_stores(store_paths, say)
 
     from train.fit import choose_run_folder, fit
@@ -80,12 +86,15 @@ def fit_command(
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), help="Holds a folder a phase.")
 @cluster_options
 def phase(
+    config_path: Path,
     store_paths: tuple[Path, ...],
     beside: tuple[Path, ...],
+    overrides: tuple[str, ...],
+    only: str,
+    root: Path,
     ray: str | None,
     cpus_per_worker: int | None,
     gpus_per_worker: float | None,
-    **plan: Any,
 ) -> None:
     """Make all runs of a phase: the [plan] of CONFIG. Complete runs are kept, an interrupted one is resumed.
 
@@ -96,19 +105,19 @@ def phase(
     from train.log.plan import plan_runs
 
     cluster = asked_for(ray, cpus_per_worker, gpus_per_worker)
-    planned = plan_runs(stores=[open_stores([path, *beside], say) for path in store_paths], **plan)
+    stores = [open_stores([path, *beside], say) for path in store_paths]
+    planned = plan_runs(config_path, stores, root, overrides, only)
     if cluster is not None:
         from train.log.cluster import fit_on_cluster
 
         fit_on_cluster(planned, cluster, say)
-        click.echo(planned[0].path.parent)
-        return
-    for number, run in enumerate(planned, 1):
-        say(f"run {number} of {len(planned)}: {run.path}")
-        try:
-            fit(run.config, run.store, run.path, say)
-        except Busy as busy:
-            say(busy.message)
+    else:
+        for number, run in enumerate(planned, 1):
+            say(f"run {number} of {len(planned)}: {run.path}")
+            try:
+                fit(run.config, run.store, run.path, say)
+            except Busy as busy:
+                say(busy.message)
     click.echo(planned[0].path.parent)
 
 

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from common.errors import UserError, unknown_name
 from common.schema import flatten, from_dict, override_keys, read_toml
-from train.registry import METHODS, is_trained, list_parameters, load_method_class
+from train.methods import METHODS, is_trained, list_parameters, load_method_class
 
 RECOMMENDED = Path(__file__).with_name("recommended.toml")  # the config of `train fit` without one
 PLAN = "plan"  # the table of a config file that belongs to `train.log.plan`

@@ -2,22 +2,23 @@
 
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any
 
-from common.errors import UserError
+from common.errors import import_optional
+from train.report.schema import Epoch
 
 NAMES = "events.out.tfevents.*"
-SHOWN = {"train_loss": "train/loss", "train_top1": "train/top1", "val_loss": "val/loss", "val_top1": "val/top1"}
-SHOWN |= {"learning_rate": "learning_rate"}
+TAGS = {
+    "train_loss": "train/loss",
+    "train_top1": "train/top1",
+    "val_loss": "val/loss",
+    "val_top1": "val/top1",
+    "learning_rate": "learning_rate",
+}
 
 
-def require_tensorboard() -> type:
-    """The writer of events. Raises UserError where TensorBoard is not installed."""
-    try:
-        return resolve_name("torch.utils.tensorboard:SummaryWriter")  # an extra
-    except ImportError as error:
-        message = "TensorBoard is not installed: `pip install tensorboard`, or leave --tensorboard out"
-        raise UserError(message) from error
+def require_tensorboard() -> None:
+    """Raise UserError where TensorBoard is not installed: it is an extra."""
+    import_optional("tensorboard", "leave --tensorboard out")
 
 
 class Events:
@@ -26,7 +27,7 @@ class Events:
     def __init__(self, folder: Path):
         for path in folder.glob(NAMES):
             path.unlink()
-        self._writer, self._written = require_tensorboard()(str(folder)), 0
+        self._writer, self._written = resolve_name("torch.utils.tensorboard:SummaryWriter")(str(folder)), 0
 
     def __enter__(self) -> "Events":
         return self
@@ -34,10 +35,10 @@ class Events:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def write(self, history: list[dict[str, Any]]) -> None:
+    def write(self, history: list[Epoch]) -> None:
         """Write the epochs of `history` that are not written yet."""
         for record in history[self._written :]:
-            for name, tag in SHOWN.items():
-                self._writer.add_scalar(tag, record[name], record["epoch"])
+            for name, tag in TAGS.items():
+                self._writer.add_scalar(tag, getattr(record, name), record.epoch)
         self._written = len(history)
         self._writer.flush()

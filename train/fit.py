@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from common.command_line import keeping
 from common.errors import UserError
@@ -11,15 +10,16 @@ from common.files import clear_up_folder, exclusive, write_text
 from common.progress import is_quiet
 from common.schema import to_toml
 from common.store import FeatureStore
-from train.checkpoint import load_state, require_fitting, save_checkpoint
+from train.checkpoint import Checkpoint, load_checkpoint, require_fitting, save_checkpoint
 from train.config import Config
 from train.events import NAMES, Events, require_tensorboard
 from train.experiment import digest_config, require_same
 from train.loop import RunState, train
-from train.report.schema import Report
+from train.methods.base import build_method
+from train.report.schema import Epoch, Report, read_report
 from train.report.write import summary, write_report
 from train.run_folder import FILES, RunFolder
-from train.task import Task, prepare
+from train.task import prepare
 
 Say = Callable[[str], object]
 
@@ -35,11 +35,19 @@ def fit(config: Config, store: FeatureStore, run: Path | str, say: Say = print, 
     folder = RunFolder(Path(run))
     if tensorboard:
         require_tensorboard()
-    if folder.is_done and not folder.find_missing():  # nothing is to be written, so no lock is needed
-        clear_up_folder(folder.path)
-        return _report_again(folder, config, store, say, tensorboard)
-    with exclusive(folder.path, f"another process is at work on {folder.path}: wait for it, or choose another folder"):
-        return _train(folder, config, store, say, tensorboard)
+    if not folder.is_complete():
+        busy = f"another process is at work on {folder.path}: wait for it, or choose another folder"
+        with exclusive(folder.path, busy):
+            if not folder.is_complete():  # another process may have completed it in this very moment
+                return _train(folder, config, store, say, tensorboard)
+    clear_up_folder(folder.path)
+    checkpoint = _load_checkpoint(folder, config, store)
+    if checkpoint and tensorboard and not any(folder.path.glob(NAMES)):
+        with Events(folder.path) as events:
+            events.write(checkpoint.history)
+    report = read_report(folder.report)
+    say(f"complete: {folder.path}\n{summary(report)}")
+    return report
 
 
 def choose_run_folder(config: Config, config_path: Path | None, store: FeatureStore) -> Path:
@@ -49,70 +57,68 @@ def choose_run_folder(config: Config, config_path: Path | None, store: FeatureSt
 
 
 def _train(run: RunFolder, config: Config, store: FeatureStore, say: Say, tensorboard: bool) -> Report:
-    state = _load_state(run, config, store)
-    if run.is_done and not run.find_missing():  # another process completed it in this very moment
-        return _report_again(run, config, store, say, tensorboard)
+    checkpoint = _load_checkpoint(run, config, store)
     if run.is_done:
         run.done.unlink()  # it declares files that are missing: they are made again
     task = prepare(store, config.data)
-    require_fitting(run.checkpoint, state, config, task.feature_dim, len(task.train.classes))
+    model = build_method(config, task.feature_dim, len(task.train.classes))
+    if not checkpoint:
+        checkpoint = Checkpoint(config=config, input_dim=task.feature_dim, store_identity=store.identity_sha256)
+    require_fitting(run.checkpoint, checkpoint, model)
+    checkpoint.config = config  # it may have another device now
     write_text(run.config, to_toml(config))
-    if state.history:
-        say(f"going on with {run.path} after epoch {len(state.history)}")
-        run.write_metrics(state.history)  # a kill may have come between the checkpoint and these
-    epochs_saved = len(state.history)
+    epochs_saved = len(checkpoint.history)
+    if epochs_saved:
+        say(f"going on with {run.path} after epoch {epochs_saved}")
+        run.write_metrics(checkpoint.history)  # a kill may have come between the checkpoint and these
 
     def save(state: RunState) -> None:
         nonlocal epochs_saved
-        _save(run, config, task, state)
+        _save(run, checkpoint)
+        epochs_saved = len(state.history)
         if events:
             events.write(state.history)
-        epochs_saved = len(state.history)
         if not is_quiet():
             say(_format_epoch(state.history[-1]))
 
     saved = keeping(lambda: f"{epochs_saved} of {config.training.epochs} epochs are saved in {run.path}")
     with saved, Events(run.path) if tensorboard else nullcontext() as events:
         if events:
-            events.write(state.history)
-        model = train(config, task, state, save)
-        report = write_report(run, config, task, model, state.history)
-        _save(run, config, task, RunState(state.history, state.best))
+            events.write(checkpoint.history)
+        train(config.training, task, model, checkpoint, save)
+        report = write_report(run, config, task, model, checkpoint.history)
+        _save(run, checkpoint)
         run.mark_done()
     say(summary(report))
     return report
 
 
-def _load_state(run: RunFolder, config: Config, store: FeatureStore) -> RunState:
+def _load_checkpoint(run: RunFolder, config: Config, store: FeatureStore) -> Checkpoint | None:
     """Load how far the run is. Raises UserError where the folder is of another run, of two, or of something else."""
-    state = load_state(run.checkpoint, config, store.identity_sha256)
-    names = [name for name in FILES if (run.path / name).is_file()]
+    checkpoint = load_checkpoint(run.checkpoint) if run.checkpoint.is_file() else None
+    if checkpoint:
+        if checkpoint.store_identity != store.identity_sha256:
+            raise UserError(
+                f"{run.path} was begun with another feature store (identity {checkpoint.store_identity[:16]}, now "
+                f"{store.identity_sha256[:16]}): choose another --run, or give the store that it was begun with"
+            )
+        require_same(run.path, checkpoint.config, config)
     if run.config.is_file():
         require_same(run.path, run.read_config(), config)
-    elif names and not run.checkpoint.is_file():
+    elif not checkpoint and (names := [name for name in FILES if (run.path / name).is_file()]):
         raise UserError(
             f"{run.path} is not a run folder (it has {', '.join(names)} but no config.toml): choose another --run"
         )
-    return state
+    return checkpoint
 
 
-def _save(run: RunFolder, config: Config, task: Task, state: RunState) -> None:
-    save_checkpoint(run.checkpoint, config, task.feature_dim, task.store.identity_sha256, state)
-    run.write_metrics(state.history)
+def _save(run: RunFolder, checkpoint: Checkpoint) -> None:
+    save_checkpoint(run.checkpoint, checkpoint)
+    run.write_metrics(checkpoint.history)
 
 
-def _report_again(run: RunFolder, config: Config, store: FeatureStore, say: Say, tensorboard: bool) -> Report:
-    state = _load_state(run, config, store)
-    if tensorboard and not any(run.path.glob(NAMES)):
-        with Events(run.path) as events:
-            events.write(state.history)
-    report = run.read_finished_report()
-    say(f"complete: {run.path}\n{summary(report)}")
-    return report
-
-
-def _format_epoch(record: dict[str, Any]) -> str:
+def _format_epoch(record: Epoch) -> str:
     return (
-        f"epoch {record['epoch']:3d}  train loss {record['train_loss']:.4f}  "
-        f"val loss {record['val_loss']:.4f}  val top-1 {100 * record['val_top1']:.2f} %"
+        f"epoch {record.epoch:3d}  train loss {record.train_loss:.4f}  val loss {record.val_loss:.4f}  "
+        f"val top-1 {100 * record.val_top1:.2f} %"
     )

@@ -9,7 +9,6 @@ n images · D features · C classes · K coordinates · λ = `ratio`
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular, svd
@@ -22,7 +21,6 @@ SHRINKAGE = 0.3
 SMALLEST = 1e-6
 ROWS_AT_A_TIME = 1 << 13
 
-Array = TypeVar("Array", np.ndarray, Tensor)
 Read = Callable[[slice], np.ndarray]  # rows → their features (m, D); all that is computed of them is of their dtype
 
 
@@ -31,12 +29,6 @@ def compress(features: np.ndarray) -> np.ndarray:
     features = np.asarray(features, np.float32)
     roots = np.abs(features)
     return np.copysign(np.sqrt(roots, out=roots), features, out=roots)
-
-
-def normalise_length(x: Array) -> Array:
-    """Return vectors (…, D) of length √D in the same directions."""
-    length = (x * x).sum(-1)[..., None] ** 0.5
-    return x * (x.shape[-1] ** 0.5 / length.clip(min=SMALLEST))
 
 
 @dataclass(frozen=True)

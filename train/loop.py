@@ -3,11 +3,12 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from msgspec import Struct
+from msgspec.structs import replace
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,70 +16,75 @@ from common.errors import UserError
 from common.machine import choose_arithmetic, choose_device
 from common.progress import Progress, say
 from common.shapes import check_shape
-from train.config import Config
-from train.methods import build_method
-from train.methods.base import Method, device_of
+from train.config import TrainingConfig
+from train.methods.base import Method
 from train.metrics import evaluate_scores
 from train.mixing import add_mixed_classes
-from train.schedule import learning_rate_factor
+from train.report.schema import Epoch
 from train.sets import Sampling, Sets, draw_batches, pair_mostly_within
 from train.task import NO_CLASS, Inputs, Task
 
 RELEASE_EVERY = 2  # steps after which the mapped rows of the store are given back: memory does not grow with the store
 
 
-@dataclass
-class RunState:
+class RunState(Struct):
     """The progress of a run: everything that is needed to resume it.
 
-    history: one record per epoch, as `train.report.schema.Epoch`. best: the method's state after the epoch of the
-    highest validation top-1. model, optimizer: their states after the last epoch.
+    history: one record per epoch. head: the method's state after the epoch of the highest validation top-1. model,
+    optimizer: their states after the last epoch; None before the first, and when the run is finished.
     """
 
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: dict[str, Any] | None = None
-    model: dict[str, Any] | None = None
+    history: list[Epoch] = []
+    head: dict[str, Tensor] = {}
+    model: dict[str, Tensor] | None = None
     optimizer: dict[str, Any] | None = None
 
 
-def train(config: Config, task: Task, state: RunState, save: Callable[[RunState], None]) -> Method:
-    """Fit the method, train it from `state` to the last epoch, and return it at its best epoch, on the device.
+def train(
+    settings: TrainingConfig, task: Task, model: Method, state: RunState, save: Callable[[RunState], None]
+) -> None:
+    """Fit `model`, train it from `state` to the last epoch, and leave it at its best epoch, on the device.
 
     `save` is called after each epoch. Every epoch draws its sets, views and dropout from its own generators, seeded by
     (seed, epoch). So a resumed run equals an uninterrupted one, and no generator's state has to be saved. Raises
     UserError when the loss is not finite, and for settings that do not fit the store or each other.
     """
-    settings = config.training
     device = choose_device(settings.device)
-    model = build_method(config, task.feature_dim, len(task.train.classes))
     model.fit(task)
     if not model.learns:
-        state.best = _copy(model.state_dict())
-        return model
-    if settings.precision == "bfloat16" and choose_arithmetic(settings.precision, device) != "bfloat16":
+        state.head = _copy(model.state_dict())
+        return
+    arithmetic = choose_arithmetic(settings.precision, device)
+    if settings.precision == "bfloat16" and arithmetic != "bfloat16":
         say("bfloat16 is not faster than float32 on this machine: training in float32")
+    settings = replace(settings, precision=arithmetic)
     model.to(device)
-    optimizer = build_optimizer(model, config)
+    optimizer = build_optimizer(model, settings)
     if state.model and state.optimizer:
         model.load_state_dict(state.model)
-        optimizer.load_state_dict(state.optimizer)
+        groups = optimizer.state_dict()["param_groups"]  # the settings are those of the config
+        optimizer.load_state_dict({"state": state.optimizer["state"], "param_groups": groups})
     for epoch in range(len(state.history) + 1, settings.epochs + 1):
         started = time.perf_counter()
-        arithmetic = choose_arithmetic(settings.precision, device)
-        record = {"epoch": epoch, **train_epoch(config, task, model, optimizer, epoch), "arithmetic": arithmetic}
-        record["train_seconds"] = round(time.perf_counter() - started, 3)
+        trained = train_epoch(settings, task, model, optimizer, epoch)
+        train_seconds = time.perf_counter() - started
         val = evaluate(model, task, task.val, settings.evaluation_batch_size)
-        record |= {"val_loss": val["loss"], "val_top1": val["top1"]}
-        record["seconds"] = round(time.perf_counter() - started, 3)
-        if state.best is None or val["top1"] > max(past["val_top1"] for past in state.history):
-            state.best = _copy(model.state_dict())
+        record = Epoch(
+            epoch=epoch,
+            **trained,
+            train_seconds=round(train_seconds, 3),
+            val_loss=val["loss"],
+            val_top1=val["top1"],
+            seconds=round(time.perf_counter() - started, 3),
+            arithmetic=arithmetic,
+        )
+        if record.val_top1 > max((past.val_top1 for past in state.history), default=-1):
+            state.head = _copy(model.state_dict())
         state.history.append(record)
         state.model, state.optimizer = model.state_dict(), optimizer.state_dict()
         save(state)
-    best = build_method(config, task.feature_dim, len(task.train.classes))
-    assert state.best is not None, "at least one epoch was trained"
-    best.load_state_dict(state.best)
-    return best.to(device)
+    state.model = state.optimizer = None
+    model.load_state_dict(state.head)
 
 
 def evaluate(model: Method, task: Task, sets: Sets, batch_size: int) -> dict[str, Any]:
@@ -103,7 +109,6 @@ class Scorer:
 
     def __init__(self, model: Method, task: Task, images: np.ndarray, batch_size: int):
         self.model, self._task, self._batch_size = model, task, batch_size
-        self._device = device_of(model)
         self._images = np.sort(images)
         parts = np.array_split(self._images, -(-len(images) // batch_size))
         self._encoded = torch.cat([self._encode(part) for part in parts], 1) if model.averages_views else None
@@ -118,26 +123,25 @@ class Scorer:
                 encoded = self._encode(images)
             else:
                 items, encoded = np.searchsorted(self._images, batch), self._encoded
-            index = torch.from_numpy(items.reshape(batch.shape)).to(self._device)
+            index = torch.from_numpy(items.reshape(batch.shape)).to(self.model.device)
             logits.append(self.model.score_encoded(encoded, index).cpu())
         return torch.cat(logits)
 
     def _encode(self, images: np.ndarray) -> Tensor:
-        views = (self._task.gather(images, view).to(self._device) for view in range(self._task.views))
+        views = (self._task.gather(images, view).to(self.model.device) for view in range(self._task.views))
         return self.model.encode_views(views)
 
 
 def train_epoch(
-    config: Config, task: Task, model: Method, optimizer: torch.optim.Optimizer, epoch: int
+    settings: TrainingConfig, task: Task, model: Method, optimizer: torch.optim.Optimizer, epoch: int
 ) -> dict[str, float]:
     """One pass over fresh sets → train_loss, train_top1 and the last learning_rate."""
-    settings = config.training
-    device = next(model.parameters()).device
+    device = model.device
     for_sets, for_views, for_dropout, for_mixing = np.random.default_rng([settings.seed, epoch]).spawn(4)
     model.seed_dropout(torch.Generator(device).manual_seed(int(for_dropout.integers(1 << 62))))
     model.train()
     sampling = Sampling(
-        set_size=config.data.set_size,
+        set_size=task.set_size,
         batch_size=settings.batch_size,
         images_per_class=settings.images_per_class,
         pairs=_choose_pairs(task, settings.hard_pairs),
@@ -154,7 +158,7 @@ def train_epoch(
                 inputs = add_mixed_classes(inputs, settings.mixed_classes, for_mixing)
             inputs = inputs.to(device)
             rate = settings.learning_rate * learning_rate_factor(number, warmup_steps, settings.epochs * steps)
-            logits, loss = train_step(model, optimizer, inputs, rate, config)
+            logits, loss = train_step(model, optimizer, inputs, rate, settings)
             if number % RELEASE_EVERY == 0:
                 task.store.release()
             loss_sum += loss * len(logits)
@@ -171,20 +175,18 @@ def train_epoch(
 
 
 def train_step(
-    model: Method, optimizer: torch.optim.Optimizer, inputs: Inputs, rate: float, config: Config
+    model: Method, optimizer: torch.optim.Optimizer, inputs: Inputs, rate: float, settings: TrainingConfig
 ) -> tuple[Tensor, Tensor]:
     """One step of the optimizer at a learning rate → logits (B, S) and the mean loss of the sets.
 
-    With `training.without_anomaly` the logits are (B, S + 1), "none" being the last.
+    With `training.without_anomaly` the logits are (B, S + 1), "none" being the last. `training.precision` is that of
+    the forward pass, "float32" or "bfloat16".
     """
-    settings = config.training
     for group in optimizer.param_groups:
         group["lr"] = rate
-    device = inputs.features.device
-    low = choose_arithmetic(settings.precision, device) == "bfloat16"
-    with torch.autocast(device.type, torch.bfloat16, enabled=low):
+    with torch.autocast(inputs.features.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
         logits, class_logits, labels = model.training_outputs(inputs)
-    check_shape("logits", logits, "head", B=len(inputs.target), S=config.data.set_size)
+    check_shape("logits", logits, "head", B=len(inputs.items), S=inputs.items.shape[1])
     if settings.without_anomaly:
         logits = functional.pad(logits, (0, 1))  # the logit of "none" is 0
     loss = functional.cross_entropy(logits.float(), inputs.target)
@@ -202,9 +204,19 @@ def train_step(
     return logits.detach(), loss.detach()
 
 
-def build_optimizer(model: Method, config: Config) -> torch.optim.Optimizer:
+def learning_rate_factor(step: int, warmup_steps: int, total_steps: int) -> float:
+    """The part of the highest learning rate at `step` = 1 … total: linear warm-up from 0, then a cosine down to 0.
+
+    >>> [round(learning_rate_factor(step, 2, 6), 2) for step in (1, 2, 4, 6)]
+    [0.5, 1.0, 0.5, 0.0]
+    """
+    if step <= warmup_steps:
+        return step / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (total_steps - warmup_steps)))
+
+
+def build_optimizer(model: Method, settings: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW on all parameters, in one kernel."""
-    settings = config.training
     return torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -10,7 +9,7 @@ from common.errors import UserError
 from common.files import readable_json, sha256_file, write_text
 from common.schema import load
 from train.config import Config
-from train.report.schema import Report, read_report
+from train.report.schema import Epoch, Report, read_report
 
 PICTURES = ("curves.png", "attention.png", "mistakes.png")
 FILES = ("config.toml", "metrics.jsonl", "report.json", "checkpoint.pt", *PICTURES)
@@ -30,20 +29,15 @@ class RunFolder:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run declares that it is complete; `find_missing` says whether that is still true."""
+        """Whether the run declares that it is complete."""
         return self.done.is_file()
 
-    def write_metrics(self, history: list[dict[str, Any]]) -> None:
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in history))
+    def is_complete(self) -> bool:
+        """Whether it is, and all that DONE declares is there. Raises UserError as `find_missing`."""
+        return self.is_done and not self.find_missing()
 
-    def read_report(self) -> Report:
-        """Read report.json. Raises UserError where it is missing or not a report."""
-        try:
-            return read_report(self.report)
-        except OSError as error:
-            raise self._missing_error("report.json") from error
-        except (ValueError, RecursionError, msgspec.ValidationError) as error:
-            raise self._changed_error("report.json") from error
+    def write_metrics(self, history: list[Epoch]) -> None:
+        write_text(self.metrics, "".join(json.dumps(msgspec.to_builtins(record)) + "\n" for record in history))
 
     def mark_done(self) -> None:
         """Write DONE: all other files are in place, with these digests."""
@@ -56,7 +50,16 @@ class RunFolder:
         missing = [name for name in declared if not (self.path / name).is_file()]
         for name, digest in declared.items():
             if name not in missing and sha256_file(self.path / name) != digest:
-                raise self._changed_error(name)
+                advice = "put it back, or move it away and run the training command again to make it anew"
+                if name == "checkpoint.pt":
+                    advice = (
+                        "the report beside it is sound; put it back, or choose another --run to train the same head "
+                        "again"
+                    )
+                raise UserError(
+                    f"{self.path / name} is not what DONE declares: it was damaged or changed after the run was "
+                    f"complete; {advice}"
+                )
         if "checkpoint.pt" in missing:
             raise UserError(
                 f"{self.path} has DONE but no checkpoint.pt: its head is lost; put the file back, or choose another "
@@ -67,8 +70,10 @@ class RunFolder:
     def read_finished_report(self) -> Report:
         """Read the report of a complete run. Raises UserError unless all files are as DONE declares."""
         for name in self.find_missing():
-            raise self._missing_error(name)
-        return self.read_report()
+            raise UserError(
+                f"{self.path} has DONE but no {name}: run the training command again to make it from the checkpoint"
+            )
+        return read_report(self.report)
 
     def read_config(self) -> Config:
         """Read config.toml; keys that an older version did not write get their defaults."""
@@ -86,18 +91,4 @@ class RunFolder:
             pass
         raise UserError(
             f"{self.done} is damaged: remove this file and run the training command again to complete the run"
-        )
-
-    def _missing_error(self, name: str) -> UserError:
-        return UserError(
-            f"{self.path} has DONE but no {name}: run the training command again to make it from the checkpoint"
-        )
-
-    def _changed_error(self, name: str) -> UserError:
-        advice = "put it back, or move it away and run the training command again to make it anew"
-        if name == "checkpoint.pt":
-            advice = "the report beside it is sound; put it back, or choose another --run to train the same head again"
-        return UserError(
-            f"{self.path / name} is not what DONE declares: it was damaged or changed after the run was complete; "
-            f"{advice}"
         )

@@ -79,7 +79,7 @@ def failures(groups: Sequence[Group], path: Path) -> None:
     group = groups[0]
     if not group.first.failures.matrix:
         return
-    counts = np.sum([run.report.failures.matrix for run in group.runs], 0)  # type: ignore[arg-type]
+    counts = group.values(lambda report: report.failures.matrix).sum(0)
     with np.errstate(invalid="ignore"):
         top1 = 100 * counts[..., 1] / counts[..., 0]
     size = 0.3 * len(top1) + 4
@@ -91,7 +91,9 @@ def failures(groups: Sequence[Group], path: Path) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(xlabel="of the anomaly", ylabel="of the inliers")
     figure.colorbar(image, shrink=0.7).set_label("test top-1 (%)")
-    figure.suptitle(f"{group.name}: {len(group.runs)} seed(s), {counts[..., 0].sum():,} test sets in all", fontsize=11)
+    figure.suptitle(
+        f"{group.name}: {len(group.runs)} seed(s), {counts[..., 0].sum():,.0f} test sets in all", fontsize=11
+    )
     save_figure(figure, path)
 
 

@@ -12,7 +12,7 @@ from common.errors import UserError
 from common.schema import from_dict, override_keys, read_toml
 from common.store import FeatureStore
 from train.config import PLAN, Config, find_unused, require_effective
-from train.registry import depends_on_seed
+from train.methods import depends_on_seed
 
 ROW_NAME = re.compile(r"[^\W_][\w.+=-]*")
 
@@ -93,7 +93,7 @@ class Planned(NamedTuple):
 
 
 def plan_runs(
-    config_path: Path, stores: Sequence[FeatureStore], root: Path, overrides: Sequence[str] = (), only: str = "*"
+    config_path: Path, stores: Sequence[FeatureStore], root: Path, overrides: Sequence[str], only: str
 ) -> list[Planned]:
     """The runs of the phase at `config_path` whose name matches `only`, all of a seed before the next.
 

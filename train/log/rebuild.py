@@ -39,8 +39,7 @@ def collect(runs: Path, experiments: Path) -> Iterator[str]:
             if planned is None:
                 yield f"left out: {path}, which is not in the plan of {config}"
                 continue
-            changed = find_changes(run.config, planned)
-            if changed:
+            if changed := find_changes(run.config, planned):
                 raise UserError(
                     f"{path} was made with another config than {config} has for it now, in {', '.join(changed)}: give "
                     "the plan the old values, or move the run out of the folder and make it again"

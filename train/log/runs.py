@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from common.errors import UserError
@@ -46,20 +45,13 @@ def load_run(path: Path) -> Run:
 
     Raises UserError for a run that is not complete, a file that is not a report, and a report of another version.
     """
-    file = path
-    if path.is_dir():
-        if not RunFolder(path).is_done:
-            raise UserError(f"{path} is not complete (it has no DONE): run the training command again to resume it")
-        file = RunFolder(path).report
-    try:
-        report = RunFolder(path).read_finished_report() if path.is_dir() else read_report(file)
-        run = Run(file.resolve().parent.name if file.name == "report.json" else file.stem, report)
-        run.config, report.test.unpack_solved()
-    except OSError as error:
-        raise UserError(f"there is no run at {path}: give a run folder, or its report.json") from error
-    except (msgspec.ValidationError, ValueError) as error:
-        raise UserError(f"{file} is not a report of this version ({error}): make the run again") from error
-    return run
+    if not path.is_dir():
+        name = path.resolve().parent.name if path.name == "report.json" else path.stem
+        return Run(name, read_report(path))
+    folder = RunFolder(path)
+    if not folder.is_done:
+        raise UserError(f"{path} is not complete (it has no DONE): run the training command again to resume it")
+    return Run(path.resolve().name, folder.read_finished_report())
 
 
 @dataclass(frozen=True)

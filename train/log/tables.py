@@ -79,8 +79,8 @@ def pace(groups: Groups) -> str:
 
     def reached(level: float) -> Column:
         def cell(group: Group) -> str:
-            seconds = [run.report.seconds_to(level) for run in group.runs]
-            return f"{np.mean(seconds):.1f}" if all(seconds) else "not reached"  # type: ignore[arg-type]
+            seconds = group.values(lambda report: report.seconds_to(level))  # nan where it was not reached
+            return "not reached" if np.isnan(seconds).any() else f"{seconds.mean():.1f}"
 
         return f"seconds to {100 * level:.0f} %", cell
 

@@ -5,10 +5,13 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 import torch
+from msgspec.structs import asdict
 from torch import Tensor, nn
 from torch.nn import functional
 
 from common.shapes import check_shape
+from train.config import Config
+from train.methods import list_parameters, load_method_class
 from train.task import Inputs, Task
 
 
@@ -21,7 +24,7 @@ class Method(nn.Module):
 
     The names of the constructor's parameters say what a method is made of: `input_dim`; `classes`, the number of
     training classes, where it knows classes; `set_size` and `seed`, of the config; each other one is a key of the
-    config's table `settings`. No parameter needs a generator: `train.methods.build_method` seeds torch's own.
+    config's table `settings`. No parameter needs a generator: `build_method` seeds torch's own.
 
     settings: "head", or "distance" for what is not trained by gradients.
     set_size: the only S that the method can score; None: any.
@@ -36,11 +39,11 @@ class Method(nn.Module):
     def __init__(self, input_dim: int, standardise: bool = False):
         super().__init__()
         self.input_dim = input_dim
-        self.standardise = Standardise(input_dim) if standardise else nn.Identity()  # for `encode` or `compare`
+        self.standardise = Standardise(input_dim) if standardise else nn.Identity()
 
     def encode(self, features: Tensor) -> Tensor:
-        """Features (n, D) of images → (n, E), what `compare` needs of each; here: the features."""
-        return features
+        """Features (…, D) of images → (…, E), what `compare` needs of each; here: the features, on the scale wanted."""
+        return self.standardise(features)
 
     def compare(self, encoded: Tensor) -> Tensor:
         """What `encode` gave for the items of sets, (B, S, E) → scores (B, S)."""
@@ -79,6 +82,11 @@ class Method(nn.Module):
         """Whether there are parameters to train."""
         return next(self.parameters(), None) is not None
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes: the CPU, unless `to` put it elsewhere."""
+        return next(itertools.chain(self.parameters(), self.buffers()), torch.empty(0)).device
+
     def score_sets(self, features: Any) -> Tensor:
         """Scores (B, S) float32 of set features (B, S, D), a tensor, an array or lists; without gradients and dropout.
 
@@ -87,14 +95,7 @@ class Method(nn.Module):
         features = torch.as_tensor(features, dtype=torch.float32)
         check_shape("set features", features, type(self).__name__, D=self.input_dim)
         items = torch.arange(features.shape[0] * features.shape[1], device=features.device)
-        return self.score_views([features.flatten(0, 1)], items.view(features.shape[:2]))
-
-    def score_views(self, views: Iterable[Tensor], items: Tensor) -> Tensor:
-        """As `score_sets`, of images' features (n, D) in some views, and sets of their rows `items` (B, S) int64.
-
-        Each image is encoded once. Scores are averaged over the views.
-        """
-        return self.score_encoded(self.encode_views(views), items)
+        return self.score_encoded(self.encode_views([features.flatten(0, 1)]), items.view(features.shape[:2]))
 
     @torch.inference_mode()
     def encode_views(self, views: Iterable[Tensor]) -> Tensor:
@@ -105,7 +106,10 @@ class Method(nn.Module):
 
     @torch.inference_mode()
     def score_encoded(self, encoded: Tensor, items: Tensor) -> Tensor:
-        """As `score_views`, of what `encode_views` gave (V, n, E)."""
+        """As `score_sets`, of what `encode_views` gave (V, n, E), and sets of these images `items` (B, S) int64.
+
+        Scores are averaged over the views.
+        """
         sizes = {} if self.set_size is None else {"S": self.set_size}
         check_shape("rows", items, type(self).__name__, **sizes)
         self.eval()
@@ -120,21 +124,32 @@ class Method(nn.Module):
                 module.generator = generator
 
 
-def device_of(method: Method) -> torch.device:
-    """Where a method computes: the CPU, unless `to` put it elsewhere."""
-    return next(itertools.chain(method.parameters(), method.buffers()), torch.empty(0)).device
+def build_method(config: Config, input_dim: int, classes: int = 0) -> Method:
+    """The method of a config for features of D = input_dim, initialised from `training.seed`, on the CPU; not fitted.
+
+    classes: number of training classes, for methods that know classes.
+    The state of torch's generators is left as it was.
+    """
+    cls = load_method_class(config.method)
+    arguments = {
+        **asdict(getattr(config, cls.settings)),
+        "input_dim": input_dim,
+        "classes": classes,
+        "set_size": config.data.set_size,
+        "seed": config.training.seed,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.training.seed)
+        return cls(**{name: arguments[name] for name in list_parameters(config.method)})
 
 
 class Standardise(nn.Module):
     """(features - mean) / std per dimension, (…, D) → (…, D); mean and std are part of the state."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, input_dim: int):
         super().__init__()
-        self.register_buffer("mean", torch.zeros(input_dim))
-        self.register_buffer("std", torch.ones(input_dim))
+        self.mean: Tensor = nn.Buffer(torch.zeros(input_dim))
+        self.std: Tensor = nn.Buffer(torch.ones(input_dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
@@ -180,9 +195,9 @@ def mlp(input_dim: int, hidden: int, output_dim: int, dropout: float) -> nn.Sequ
     )
 
 
-def make_feed_forward(width: int, hidden: int, dropout: float) -> nn.Sequential:
-    """The feed-forward part of a Transformer layer, (…, W) → (…, W)."""
-    return nn.Sequential(Linear(width, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, width))
+def make_feed_forward(input_dim: int, hidden: int, output_dim: int, dropout: float) -> nn.Sequential:
+    """Linear(D → hidden), GELU, dropout, Linear(hidden → E): (…, D) → (…, E)."""
+    return nn.Sequential(Linear(input_dim, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, output_dim))
 
 
 def compute_attention(query: Tensor, key: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class Centroid(Method):
         self.metric, self.leave_one_out = metric, leave_one_out
 
     def compare(self, encoded: Tensor) -> Tensor:
-        return measure_distance(self.standardise(encoded), self.metric, self.leave_one_out)
+        return measure_distance(encoded, self.metric, self.leave_one_out)
 
 
 def measure_distance(x: Tensor, metric: str, leave_one_out: bool = True) -> Tensor:

@@ -17,7 +17,7 @@ class DeepSets(Method):
         self.classifier = Linear(width, 1)
 
     def compare(self, encoded: Tensor) -> Tensor:
-        x = self.layers(self.embed(self.standardise(encoded)))
+        x = self.layers(self.embed(encoded))
         return self.classifier(self.norm(x)).squeeze(-1).float()
 
 

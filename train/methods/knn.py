@@ -20,13 +20,12 @@ class NearestNeighbours(Method):
         self.neighbours, self.metric = neighbours, metric
 
     def compare(self, encoded: Tensor) -> Tensor:
-        x = self.standardise(encoded)
         if self.metric == "cosine":
-            x = functional.normalize(x, dim=-1)
+            x = functional.normalize(encoded, dim=-1)
             distances = 1 - x @ x.transpose(1, 2)
         else:
-            distances = torch.cdist(x, x)
-        size = x.shape[1]
-        itself = torch.eye(size, dtype=torch.bool, device=x.device)
+            distances = torch.cdist(encoded, encoded)
+        size = encoded.shape[1]
+        itself = torch.eye(size, dtype=torch.bool, device=encoded.device)
         distances = distances.masked_fill(itself, torch.inf)
         return distances.topk(min(self.neighbours, size - 1), largest=False).values.mean(-1)

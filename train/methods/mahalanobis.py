@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.gaussian import estimate_within
 from train.methods.base import Method
@@ -20,14 +20,12 @@ class Mahalanobis(Method):
     """
 
     settings = "distance"
-    mean: Tensor
-    whitening: Tensor
 
     def __init__(self, input_dim: int, metric: str):
         super().__init__(input_dim)
         self.metric = metric
-        self.register_buffer("mean", torch.zeros(input_dim))
-        self.register_buffer("whitening", torch.eye(input_dim))
+        self.mean: Tensor = nn.Buffer(torch.zeros(input_dim))
+        self.whitening: Tensor = nn.Buffer(torch.eye(input_dim))
 
     def fit(self, task: Task) -> None:
         within, means = estimate_within(task.read_train, task.train_labels)

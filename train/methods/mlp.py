@@ -1,8 +1,8 @@
 """An MLP on the flattened set: not permutation-equivariant, and so the control for position."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from train.methods.base import Dropout, Linear, Method
+from train.methods.base import Method, make_feed_forward
 
 
 class FlatMLP(Method):
@@ -12,9 +12,7 @@ class FlatMLP(Method):
     def __init__(self, input_dim: int, set_size: int, hidden: int, dropout: float, standardise: bool):
         super().__init__(input_dim, standardise)
         self.set_size = set_size
-        self.layers = nn.Sequential(
-            Linear(set_size * input_dim, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, set_size)
-        )
+        self.layers = make_feed_forward(set_size * input_dim, hidden, set_size, dropout)
 
     def compare(self, encoded: Tensor) -> Tensor:
-        return self.layers(self.standardise(encoded).flatten(1)).float()
+        return self.layers(encoded.flatten(1)).float()

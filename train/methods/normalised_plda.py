@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from train.gaussian import Normaliser, fit_two_covariances, log_density_ratio, normalise_length
+from train.gaussian import SMALLEST, Normaliser, fit_two_covariances, log_density_ratio
 from train.methods.base import Method
 from train.task import Task
 
@@ -22,20 +22,15 @@ class NormalisedPLDA(Method):
 
     settings = "distance"
     averages_views = True
-    mean: Tensor
-    std: Tensor
-    projection: Tensor
-    shift: Tensor
-    ratio: Tensor
 
     def __init__(self, input_dim: int, between_shrinkage: float):
         super().__init__(input_dim)
         self.between_shrinkage = between_shrinkage
-        self.register_buffer("mean", torch.zeros(input_dim))
-        self.register_buffer("std", torch.ones(input_dim))
-        self.register_buffer("projection", torch.eye(input_dim))
-        self.register_buffer("shift", torch.zeros(input_dim))
-        self.register_buffer("ratio", torch.ones(input_dim))
+        self.mean: Tensor = nn.Buffer(torch.zeros(input_dim))
+        self.std: Tensor = nn.Buffer(torch.ones(input_dim))
+        self.projection: Tensor = nn.Buffer(torch.eye(input_dim))
+        self.shift: Tensor = nn.Buffer(torch.zeros(input_dim))
+        self.ratio: Tensor = nn.Buffer(torch.ones(input_dim))
 
     def fit(self, task: Task) -> None:
         index = task.train
@@ -61,4 +56,6 @@ class NormalisedPLDA(Method):
 
     def _normalise(self, features: Tensor) -> Tensor:
         """As `train.gaussian.Normaliser`, on any device."""
-        return normalise_length((features.sign() * features.abs().sqrt() - self.mean) / self.std)
+        x = (features.sign() * features.abs().sqrt() - self.mean) / self.std
+        length = x.square().sum(-1, keepdim=True).sqrt()
+        return x * (x.shape[-1] ** 0.5 / length.clip(min=SMALLEST))

@@ -1,7 +1,7 @@
 """Probabilistic linear discriminant analysis: the exact answer, if classes were Gaussians of one covariance."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from train.gaussian import diagonalise, estimate_within, log_density_ratio
@@ -16,15 +16,12 @@ class PLDA(Method):
     """
 
     settings = "distance"
-    mean: Tensor
-    projection: Tensor
-    ratio: Tensor
 
     def __init__(self, input_dim: int):
         super().__init__(input_dim)
-        self.register_buffer("mean", torch.zeros(input_dim))
-        self.register_buffer("projection", torch.eye(input_dim))
-        self.register_buffer("ratio", torch.ones(input_dim))
+        self.mean: Tensor = nn.Buffer(torch.zeros(input_dim))
+        self.projection: Tensor = nn.Buffer(torch.eye(input_dim))
+        self.ratio: Tensor = nn.Buffer(torch.ones(input_dim))
 
     def fit(self, task: Task) -> None:
         within, means = estimate_within(task.read_train, task.train_labels)

@@ -36,7 +36,7 @@ class SetTransformer(Method):
             nn.init.xavier_uniform_(block.points)
 
     def compare(self, encoded: Tensor) -> Tensor:
-        x = self.blocks(self.embed(self.standardise(encoded)))
+        x = self.blocks(self.embed(encoded))
         return self.classifier(self.norm(x)).squeeze(-1).float()
 
 
@@ -63,7 +63,7 @@ class AttentionBlock(nn.Module):
         self.query = Linear(width, width)
         self.key_value = Linear(width, 2 * width)
         self.output = Linear(width, width)
-        self.feed_forward = make_feed_forward(width, hidden, dropout)
+        self.feed_forward = make_feed_forward(width, hidden, width, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The same MLP at each position, blind to the rest of the set: what can be known without context."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from train.methods.base import Dropout, Linear, Method
+from train.methods.base import Method, make_feed_forward
 
 
 class SharedMLP(Method):
@@ -10,7 +10,7 @@ class SharedMLP(Method):
 
     def __init__(self, input_dim: int, hidden: int, dropout: float, standardise: bool):
         super().__init__(input_dim, standardise)
-        self.layers = nn.Sequential(Linear(input_dim, hidden), nn.GELU(), Dropout(dropout), Linear(hidden, 1))
+        self.layers = make_feed_forward(input_dim, hidden, 1, dropout)
 
     def compare(self, encoded: Tensor) -> Tensor:
-        return self.layers(self.standardise(encoded)).squeeze(-1).float()
+        return self.layers(encoded).squeeze(-1).float()

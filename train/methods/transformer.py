@@ -3,16 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from common.shapes import check_shape
 from train.methods.base import Dropout, Linear, Method, compute_attention, make_feed_forward
 
 
 class AnomalyTransformer(Method):
     """Features (B, S, D) → logits (B, S), larger = more anomalous; any S.
 
-    Linear(D → width), encoder layers, LayerNorm, Linear(width → 1) at each position; `standardise` puts the features
-    on a common scale first. Nothing knows a position, so permuting the items permutes the logits. With dropout,
-    training needs `seed_dropout` first.
+    Linear(D → width), encoder layers, LayerNorm, Linear(width → 1) at each position. Nothing knows a position, so
+    permuting the items permutes the logits.
     """
 
     def __init__(
@@ -25,14 +23,11 @@ class AnomalyTransformer(Method):
         self.classifier = Linear(width, 1)
 
     def compare(self, encoded: Tensor) -> Tensor:
-        """Logits (B, S) float32 of features (B, S, D). Raises ValueError for another D."""
-        check_shape("set features", encoded, "head", D=self.input_dim)
-        x = self.layers(self.embed(self.standardise(encoded)))
+        x = self.layers(self.embed(encoded))
         return self.classifier(self.norm(x)).squeeze(-1).float()
 
     def attention_maps(self, features: Tensor) -> Tensor | None:
-        check_shape("set features", features, "head", D=self.input_dim)
-        return maps_of(self.layers, self.embed(self.standardise(features)))
+        return maps_of(self.layers, self.embed(self.encode(features)))
 
 
 def maps_of(layers: nn.Sequential, x: Tensor) -> Tensor | None:
@@ -53,7 +48,7 @@ class EncoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, dropout)
         self.feed_forward_norm = nn.LayerNorm(width)
-        self.feed_forward = make_feed_forward(width, hidden, dropout)
+        self.feed_forward = make_feed_forward(width, hidden, width, dropout)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,8 +65,6 @@ class SelfAttention(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width must be a multiple of heads ({heads}), got {width}")
         self.heads = heads
         self.query_key_value = Linear(width, 3 * width)
         self.output = Linear(width, width)

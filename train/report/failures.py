@@ -4,8 +4,7 @@ import numpy as np
 import torch
 from msgspec.structs import asdict
 
-from common.intervals import wilson_interval
-from train.methods.base import Method, device_of
+from train.methods.base import Method
 from train.report.schema import Attention, Failures, Proportion, Twins
 from train.sets import Sets
 from train.task import Task
@@ -29,7 +28,7 @@ def measure_failures(solved: np.ndarray, task: Task, solved_hard: np.ndarray | N
     if task.superclass is not None:
         group_of, groups = task.superclass, task.store.header["superclass_names"]
         same = group_of[sets.set_label] == group_of[sets.anomaly_label]
-        within, across = proportion(solved[same]), proportion(solved[~same])
+        within, across = Proportion.of(solved[same]), Proportion.of(solved[~same])
     if len(groups) <= MOST_GROUPS:
         cell = (group_of[sets.set_label], group_of[sets.anomaly_label])
         counts = np.zeros((2, len(groups), len(groups)), int)
@@ -55,7 +54,7 @@ def measure_twins(solved: np.ndarray, task: Task) -> Twins:
     twins = rows[np.isin(digests[rows], digests[store.rows_of("train")])]
     clean = ~np.isin(task.test.rows, twins).any(1)
     names = [(store.class_names[store.labels[row]], int(store.image_index[row])) for row in twins]
-    return Twins(names, **asdict(proportion(solved[clean])))
+    return Twins(names, **asdict(Proportion.of(solved[clean])))
 
 
 def measure_attention(model: Method, task: Task) -> Attention | None:
@@ -65,7 +64,7 @@ def measure_attention(model: Method, task: Task) -> Attention | None:
     """
     sets = task.test[np.linspace(0, len(task.test) - 1, min(ATTENTION_SETS, len(task.test))).astype(int)]
     with torch.inference_mode():
-        maps = model.attention_maps(task.gather(sets.rows).to(device_of(model)))  # (layers, B, heads, query, key)
+        maps = model.attention_maps(task.gather(sets.rows).to(model.device))  # (layers, B, heads, query, key)
     if maps is None:
         return None
     maps = maps.cpu()
@@ -74,15 +73,6 @@ def measure_attention(model: Method, task: Task) -> Attention | None:
     is_inlier = torch.arange(task.set_size) != target[:, None]
     mass = (to_anomaly * is_inlier[:, None]).sum((1, 3)) / is_inlier.sum()
     return Attention(len(sets), 1 / task.set_size, mass.double().numpy().round(4).tolist())
-
-
-def proportion(solved: np.ndarray) -> Proportion:
-    """Top-1 of sets (n,) with its 95 % interval, from which of them were solved, a part of one where scores were tied.
-
-    Only n where there are none.
-    """
-    n, hits = len(solved), float(solved.sum())
-    return Proportion(n, hits / n, list(wilson_interval(hits, n))) if n else Proportion(0)
 
 
 def _by_class(labels: np.ndarray, solved: np.ndarray, names: list[str]) -> dict[str, float]:

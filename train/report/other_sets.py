@@ -6,7 +6,6 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from train.loop import Scorer
 from train.metrics import top_k
-from train.report.failures import proportion
 from train.report.schema import BestThreshold, Detection, OtherSets, Proportion, Ranking
 from train.sets import ClassIndex, sample_mixed_sets, sample_sets
 from train.task import Task
@@ -103,7 +102,7 @@ def _measure_size(score: Scorer, index: ClassIndex, size: int) -> Proportion:
     n = len(index.rows)
     anomalies = np.linspace(0, n - 1, min(MOST_SETS, n)).astype(int)
     sets = sample_sets(index, anomalies, size, np.random.default_rng([SEED, size]))
-    return proportion(top_k(score(sets.rows).numpy(), sets.target, 1))
+    return Proportion.of(top_k(score(sets.rows).numpy(), sets.target, 1))
 
 
 def _fits(images: ClassIndex, task: Task, k: int) -> bool:

@@ -12,7 +12,9 @@ import msgspec
 import numpy as np
 from msgspec import Struct, field
 
+from common.errors import UserError
 from common.files import readable_json
+from common.intervals import wilson_interval
 
 
 class Proportion(Struct, frozen=True, omit_defaults=True):
@@ -21,6 +23,12 @@ class Proportion(Struct, frozen=True, omit_defaults=True):
     n: int
     top1: float | None = None
     top1_interval: list[float] | None = None
+
+    @classmethod
+    def of(cls, solved: np.ndarray) -> "Proportion":
+        """That of sets (n,), from which of them were solved, a part of one where scores were tied."""
+        n, hits = len(solved), float(solved.sum())
+        return cls(n, hits / n, list(wilson_interval(hits, n))) if n else cls(0)
 
 
 class Measured(Struct, frozen=True):
@@ -116,7 +124,7 @@ class Attention(Struct, frozen=True):
     mass_on_anomaly: list[list[float]]
 
 
-class Epoch(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Epoch(Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):
     """One epoch of training: losses in nats, top-1 as fractions, seconds with and without validation.
 
     arithmetic: "float32" or "bfloat16", what its forward passes were computed in; missing in the first reports.
@@ -220,24 +228,15 @@ class Report(Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 def read_report(path: Path) -> Report:
-    """The report in a file. Raises ValueError or msgspec.ValidationError for what is none."""
-    return msgspec.convert(json.loads(path.read_text(encoding="utf-8")), Report)
-
-
-def join_stores(stores: list[Store], identity_sha256: str) -> Store:
-    """Describe several stores side by side, whose joint identity is given."""
-    sizes = {store.image_size for store in stores}
-    return Store(
-        path=" + ".join(store.path for store in stores),
-        identity_sha256=identity_sha256,
-        backbone=" + ".join(store.backbone for store in stores),
-        image_size=sizes.pop() if len(sizes) == 1 else None,
-        views=stores[0].views,
-        layers=[f"{store.backbone}/{layer}" for store in stores for layer in store.layers],
-        weights_sha256=" + ".join(store.weights_sha256 for store in stores),
-        random_weights=any(store.random_weights for store in stores),
-        beside=stores,
-    )
+    """The report in a file. Raises UserError for a file that is missing, or not a report of this version."""
+    try:
+        report = msgspec.convert(json.loads(path.read_text(encoding="utf-8")), Report)
+        report.test.unpack_solved()
+    except OSError as error:
+        raise UserError(f"there is no run at {path}: give a run folder, or its report.json") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a report of this version ({error}): make the run again") from error
+    return report
 
 
 def pack_bits(solved: np.ndarray) -> str:

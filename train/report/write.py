@@ -2,7 +2,6 @@
 
 import datetime
 import time
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -10,16 +9,15 @@ import torch
 
 from common.files import write_text
 from common.machine import hardware, versions
-from common.shapes import check_shape
 from common.store import FeatureStore
 from train.config import Config
 from train.loop import Scorer
-from train.methods.base import Method, device_of
+from train.methods.base import Method
 from train.metrics import evaluate_scores
 from train.report.failures import measure_attention, measure_failures, measure_twins
 from train.report.other_sets import measure_other_sets
 from train.report.pictures import ShownSets, plot_attention, plot_curves, plot_mistakes
-from train.report.schema import Epoch, Hardware, Measured, Report, Store, join_stores, pack_bits
+from train.report.schema import Epoch, Hardware, Measured, Report, Store, pack_bits
 from train.run_folder import RunFolder
 from train.sets import Sets
 from train.task import Task
@@ -27,7 +25,7 @@ from train.task import Task
 PICTURED_SETS = 6
 
 
-def write_report(run: RunFolder, config: Config, task: Task, model: Method, history: list[dict[str, Any]]) -> Report:
+def write_report(run: RunFolder, config: Config, task: Task, model: Method, history: list[Epoch]) -> Report:
     """Evaluate the best head on validation and, once, on test; write report.json and the pictures."""
     started = time.perf_counter()
     images = np.concatenate([task.val_images.rows, task.test_images.rows])
@@ -35,10 +33,9 @@ def write_report(run: RunFolder, config: Config, task: Task, model: Method, hist
     evaluated = {"test": task.test, "val": task.val} | ({"hard": task.hard} if task.hard else {})
     logits = {name: score(sets.rows).numpy() for name, sets in evaluated.items()}
     solved = {name: scores.argmax(1) == evaluated[name].target for name, scores in logits.items()}
-    measured = {name: _measure(logits[name], sets) for name, sets in evaluated.items()}
-    epochs = msgspec.convert(history, list[Epoch])
-    best = max(epochs, key=lambda epoch: epoch.val_top1, default=None)
-    train_seconds = sum(epoch.train_seconds for epoch in epochs)
+    measured = {name: _measure(logits[name], solved[name], sets) for name, sets in evaluated.items()}
+    best = max(history, key=lambda epoch: epoch.val_top1, default=None)
+    train_seconds = sum(epoch.train_seconds for epoch in history)
     n_train = len(task.train.rows)
     report = Report(
         config=msgspec.to_builtins(config),
@@ -49,23 +46,23 @@ def write_report(run: RunFolder, config: Config, task: Task, model: Method, hist
         failures=measure_failures(solved["test"], task, solved.get("hard")),
         other_sets=measure_other_sets(score, task),
         attention=measure_attention(model, task),
-        history=epochs,
+        history=history,
         best_epoch=best.epoch if best else None,
         chance_top1=1 / task.set_size,
         train_images=n_train,
         classes=len(task.test_images.classes),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        arithmetic=sorted({epoch.arithmetic for epoch in epochs if epoch.arithmetic}),
+        arithmetic=sorted({epoch.arithmetic for epoch in history if epoch.arithmetic}),
         train_seconds=round(train_seconds, 1),
-        seconds=round(sum(epoch.seconds for epoch in epochs) + time.perf_counter() - started, 1),
+        seconds=round(sum(epoch.seconds for epoch in history) + time.perf_counter() - started, 1),
         finished=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        train_sets_per_second=round(n_train * len(epochs) / train_seconds) if epochs else None,
+        train_sets_per_second=round(n_train * len(history) / train_seconds) if history else None,
         store=_describe_stores(task.store, config),
         versions=versions(),
-        hardware=Hardware(**hardware(device_of(model))),
+        hardware=Hardware(**hardware(model.device)),
     )
     write_text(run.report, report.to_json())
-    _draw(run, task, model, logits["test"], epochs)
+    _draw(run, task, model, logits["test"], history)
     return report
 
 
@@ -94,19 +91,32 @@ def summary(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _measure(logits: np.ndarray, sets: Sets) -> Measured:
+def _measure(logits: np.ndarray, solved: np.ndarray, sets: Sets) -> Measured:
     return Measured(
         **evaluate_scores(logits, sets.target),
         positions=np.bincount(sets.target, minlength=sets.rows.shape[1]).tolist(),
         sets_sha256=sets.digest(),
-        solved=pack_bits(logits.argmax(1) == sets.target),
+        solved=pack_bits(solved),
     )
 
 
-def _describe_stores(store: FeatureStore, config: Config) -> Store:
-    views = store.views if config.data.views == "all" else store.views[:1]
-    parts = [_describe_store(part, views, config.data.layers == "all") for part in store.stores]
-    return parts[0] if len(parts) == 1 else join_stores(parts, store.identity_sha256)
+def _describe_stores(joined: FeatureStore, config: Config) -> Store:
+    views = joined.views if config.data.views == "all" else joined.views[:1]
+    stores = [_describe_store(store, views, config.data.layers == "all") for store in joined.stores]
+    if len(stores) == 1:
+        return stores[0]
+    sizes = {store.image_size for store in stores}
+    return Store(
+        path=" + ".join(store.path for store in stores),
+        identity_sha256=joined.identity_sha256,
+        backbone=" + ".join(store.backbone for store in stores),
+        image_size=sizes.pop() if len(sizes) == 1 else None,
+        views=views,
+        layers=[f"{store.backbone}/{layer}" for store in stores for layer in store.layers],
+        weights_sha256=" + ".join(store.weights_sha256 for store in stores),
+        random_weights=any(store.random_weights for store in stores),
+        beside=stores,
+    )
 
 
 def _describe_store(store: FeatureStore, views: list[str], all_layers: bool) -> Store:
@@ -124,13 +134,12 @@ def _describe_store(store: FeatureStore, views: list[str], all_layers: bool) -> 
 
 
 def _draw(run: RunFolder, task: Task, model: Method, logits: np.ndarray, history: list[Epoch]) -> None:
-    check_shape("logits", logits, "test", B=len(task.test), S=task.set_size)
     if history:
         plot_curves(history, run.path / "curves.png", task.set_size)
     probabilities = torch.from_numpy(logits).softmax(1).numpy()
     spaced = np.linspace(0, len(task.test) - 1, PICTURED_SETS).astype(int)
     with torch.inference_mode():
-        maps = model.attention_maps(task.gather(task.test.rows[spaced]).to(device_of(model)))
+        maps = model.attention_maps(task.gather(task.test.rows[spaced]).to(model.device))
     if maps is not None:
         shown = _select_shown(task, spaced, probabilities)
         plot_attention(shown, maps[-1].mean(1).cpu().numpy(), run.path / "attention.png")
