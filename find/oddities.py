@@ -15,8 +15,8 @@ from find.findings import TYPICAL, Findings, Group, Threshold, summarise
 from find.foreign import log_distance, unit
 from find.inputs import take_features, take_inputs, take_labels
 from find.rates import conformal_p_values, find_caveat, p_values
-from find.scorers import Scorer, beside_folder, from_head
-from train.gaussian import ClassSpace, compress
+from find.scorers import Scorer, from_head, from_reference
+from train.gaussian import compress
 from train.methods.base import Method
 
 FEWEST = 3
@@ -108,9 +108,7 @@ def make_judge(
     elif reference is not None:
         if held_out is None:
             reference, held_out = halves(*reference, seed)
-        _, labels = np.unique(reference[1], return_inverse=True)
-        space = ClassSpace.fit(reference[0], labels)
-        scorer = beside_folder("reference statistics", space.embed, space.ratio, len(space.mean))
+        scorer = from_reference(*reference)
     else:
         return "the folder alone", judge_alone
     for whose, x in (("folder's", folder), ("held-out images'", folder if held_out is None else held_out[0])):

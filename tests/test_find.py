@@ -221,6 +221,16 @@ def test_a_stranger_is_found_by_a_reference():
     assert not [each for each in find.odd(folder[:-1], reference=reference).flagged if each.q < 0.01]
 
 
+def test_a_reference_of_two_other_classes_does_not_hide_a_stranger():
+    features, labels = clusters(4, 100, dim=256)
+    reference = features[labels < 2], labels[labels < 2]
+    folder = np.concatenate([features[labels == 2], features[labels == 3][:1]])
+    apart = features[labels == 0].mean(0) - features[labels == 1].mean(0)
+    folder += 20 * np.random.default_rng(0).normal(size=(101, 1)) * apart / np.linalg.norm(apart)
+    found = find.odd(folder, reference=reference)
+    assert (found.findings[0].row, found.findings[0].flagged) == (100, True)
+
+
 @pytest.mark.parametrize("method", ["posterior", "posterior_transformer", "deep_plda"])
 def test_a_stranger_is_found_by_a_head(method):
     features, labels = clusters(6, 80)
