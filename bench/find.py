@@ -15,11 +15,10 @@ import click
 import numpy as np
 
 import find
-from bench.audits import DRAWS, SIZES, Row, foreign_pictures, measure_folders, wrong_labels
+from bench.audits import DRAWS, SIZES, Arrays, Row, foreign_pictures, measure_folders, wrong_labels
 from bench.find_tables import PEERS, tables
 from bench.report import fill_page, read_report, report_options
 from bench.timing import CPU, in_own_process
-from common.errors import UserError
 from common.files import readable_json, write_text
 from common.machine import hardware, versions
 from common.store import FeatureStore
@@ -75,7 +74,7 @@ def main(
             rows += [in_own_process(measure_growth, n) for n in GROWTH]
         for store in opened if part != "growth" else ():
             click.echo(f"{part}, {store.path.name} …", err=True)
-            rows += measure_store(part, store, foreign.get(store.identity["backbone"]["name"]), without, runs)
+            rows += measure_store(part, store, opened, foreign.get(store.identity["backbone"]["name"]), without, runs)
         seconds = round(time.perf_counter() - started)
         report[part] = {"draws": DRAWS, "rows": rows, "seconds": seconds, **here}
         write_text(out, readable_json(report))
@@ -83,23 +82,27 @@ def main(
 
 
 def measure_store(
-    part: str, store: FeatureStore, foreign: FeatureStore | None, without: Path | None, runs: Sequence[Path]
-) -> Iterator[Row]:
+    part: str, store: FeatureStore, opened: Sequence[FeatureStore], foreign: FeatureStore | None, without: Path | None,
+    runs: Sequence[Path],
+) -> Iterator[Row]:  # fmt: skip
     """What a part measures on a store; and once more, where it has images that are named in a file."""
-    name, left_out = store.path.stem.split("-")[0], _rows_named_in(without, store)
+    name, left_out = _name_of(store), _rows_named_in(without, store)
+    others = [
+        other for other in opened if other is not store and other.identity["backbone"] == store.identity["backbone"]
+    ]
     for subset, rows in {name: set[int](), f"{name}, tidied": left_out}.items():
-        for row in measure_part(part, store, rows, foreign, runs) if rows or subset == name else ():
+        for row in measure_part(part, store, rows, others, foreign, runs) if rows or subset == name else ():
             yield {"set": subset, "backbone": store.identity["backbone"]["name"], **row}
 
 
 def measure_part(
-    part: str, store: FeatureStore, left_out: set[int], foreign: FeatureStore | None, runs: Sequence[Path]
-) -> Iterator[Row]:
-    """What a part measures on a store, some of its rows left out."""
+    part: str, store: FeatureStore, left_out: set[int], others: Sequence[FeatureStore], foreign: FeatureStore | None,
+    runs: Sequence[Path],
+) -> Iterator[Row]:  # fmt: skip
+    """What a part measures on a store, some of its rows left out; others: of the same backbone."""
     superclass = store.header["class_superclass"]
-    photographs = not superclass
-    x, labels = images_of(store, None if photographs else "test", left_out)
-    strangers = strangers_of(foreign) if photographs and foreign else None
+    x, labels = images_of(store, "test" if superclass else None, left_out)
+    strangers = strangers_of(foreign) if foreign and not superclass else None
     if part == "foreign" and strangers is not None:
         yield from foreign_pictures(x, labels, strangers)
     if part == "labels":
@@ -110,29 +113,43 @@ def measure_part(
             for row in wrong_labels(x, labels, group):
                 yield {"to": to, **row}
     if part == "folders":
-        for size in SIZES if photographs else (100,):
+        for size in (100,) if superclass else SIZES:
             judges: dict[str, Judge] = {"find.odd, the folder alone": judge_alone}
-            if not photographs:
-                judges |= make_judges(store, runs, size)
+            if superclass:
+                judges["find.odd, a reference store"] = judge_by(images_of(store, "train"), size)
+                judges |= {f"find.odd, {run.name}": judge_by_head(run, store, size) for run in runs}
+            for other in others if not superclass else ():
+                if not other.header["class_superclass"]:
+                    judges[f"find.odd, {_name_of(other)} as reference"] = judge_by(images_of(other, None), size)
             for row in measure_folders((x, labels), strangers, size, judges):
                 yield {"size": size, **row}
+    if part == "folders" and superclass:
+        known, known_labels = images_of(store, "train")
+        even, odd = known_labels % 2 == 0, labels % 2 == 1
+        way = "find.odd, a reference of the other half of the classes"
+        judges = {way: judge_by((known[even], known_labels[even]), 100)}
+        for row in measure_folders((x[odd], labels[odd]), None, 100, judges):
+            if row["way"] == way:
+                yield {"size": 100, **row}
 
 
-def make_judges(store: FeatureStore, runs: Sequence[Path], size: int) -> dict[str, Judge]:
-    """`find.odd` with a store of classes, and with heads of runs, for folders of so many images.
+def judge_by(reference: Arrays, size: int) -> Judge:
+    """`find.odd` with a reference, for folders of so many images."""
+    return make_judge(None, reference, None, np.empty((size, reference[0].shape[1])), 0)[1]
 
-    What scores of a head say is learnt on the validation images of its run.
-    """
-    folder = np.empty((size, store.feature_dim))
-    judges = {"find.odd, a reference store": make_judge(None, images_of(store, "train"), None, folder, 0)[1]}
-    for run in runs:
-        checkpoint = run / "checkpoint.pt"
-        data = config_of(load_checkpoint(checkpoint), checkpoint).data
-        rows, labels = store.rows_of("train"), np.array(store.labels)
-        _, kept = split_validation(rows, labels[rows], data.val_fraction, data.set_size, data.split_seed)
-        held_out = store.features[0][kept].astype(np.float32), labels[kept]
-        judges[f"find.odd, {run.name}"] = make_judge(load_head(checkpoint), None, held_out, folder, 0)[1]
-    return judges
+
+def judge_by_head(run: Path, store: FeatureStore, size: int) -> Judge:
+    """`find.odd` with the head of a run, whose validation images say what scores mean."""
+    checkpoint = run / "checkpoint.pt"
+    data = config_of(load_checkpoint(checkpoint), checkpoint).data
+    rows, labels = store.rows_of("train"), np.array(store.labels)
+    _, kept = split_validation(rows, labels[rows], data.val_fraction, data.set_size, data.split_seed)
+    held_out = store.features[0][kept].astype(np.float32), labels[kept]
+    return make_judge(load_head(checkpoint), None, held_out, np.empty((size, store.feature_dim)), 0)[1]
+
+
+def _name_of(store: FeatureStore) -> str:
+    return store.path.stem.split("-")[0]
 
 
 def images_of(store: FeatureStore, split: str | None, left_out: Collection[int] = ()) -> tuple[np.ndarray, np.ndarray]:
@@ -143,14 +160,12 @@ def images_of(store: FeatureStore, split: str | None, left_out: Collection[int] 
 
 def _rows_named_in(file: Path | None, store: FeatureStore) -> set[int]:
     names = set(file.read_text(encoding="utf-8").splitlines()) if file else set()
-    return {row for row, name in enumerate(store.names(range(len(store.labels))) or []) if name in names}
+    return {row for row, name in enumerate(store.names(range(len(store.labels)))) if name in names}
 
 
 def strangers_of(store: FeatureStore) -> np.ndarray:
-    """The features (m, D) of pictures whose name fits none of the sets. Raises UserError where there are no names."""
+    """The features (m, D) of pictures whose name fits none of the sets."""
     names = store.names(range(len(store.labels)))
-    if names is None:
-        raise UserError(f"{store.path} has no names of its images: extract it again")
     kept = [i for i, name in enumerate(names) if not FITTING.search(Path(name).stem.lower())]
     return store.features[0][kept].astype(np.float32)
 
