@@ -47,7 +47,7 @@ def foreign_pictures(
             number = min(len(foreign), max(1, round(share * len(features))))
             x = np.concatenate([features, foreign[generator.choice(len(foreign), number, replace=False)]])
             mixed = np.concatenate([labels, generator.choice(labels, number)])
-            for row in compare(find_foreign(x, mixed, seed), np.arange(len(x)) >= len(features)):
+            for row in compare(judge_by_all("outlier", x, mixed, seed), np.arange(len(x)) >= len(features)):
                 yield {"share": share, **row}
 
 
@@ -55,7 +55,7 @@ def wrong_labels(features: np.ndarray, labels: np.ndarray, group: np.ndarray, dr
     """Labels changed to others of the same group (C,), `draws` times."""
     for seed in range(SEED, SEED + draws):
         noisy, bad = change(labels, group, seed)
-        yield from compare(find_wrong_labels(features, noisy, seed), bad)
+        yield from compare(judge_by_all("label", features, noisy, seed), bad)
 
 
 def change(labels: np.ndarray, group: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,29 +82,22 @@ def compare(ways: Ways, bad: np.ndarray) -> Iterator[Row]:
         started = time.perf_counter()
 
 
-def find_foreign(x: np.ndarray, labels: np.ndarray, seed: int) -> Ways:
-    """The ways to find foreign pictures among features (n, D) with labels (n,)."""
+def judge_by_all(issue: str, x: np.ndarray, labels: np.ndarray, seed: int) -> Ways:
+    """The ways to find foreign pictures ("outlier") or wrong labels ("label") in features (n, D), labels (n,)."""
     judged = judge(x, labels, find_copies(x).group, seed)
-    yield OURS, judged.distance, q_values(judged.foreign) <= RATE
+    if issue == "outlier":
+        yield OURS, judged.distance, q_values(judged.foreign) <= RATE
+    else:
+        yield OURS, judged.wrong, bayes_q_values(judged.wrong) <= RATE
     yield "kNN within the class", within_classes(x, labels), None
-    yield "ten lines", *ten_lines(x, labels, RATE)
-    for name, scores in outliers(x).items():
-        yield name, scores, None
+    if issue == "outlier":
+        yield "ten lines", *ten_lines(x, labels, RATE)
+        for name, scores in outliers(x).items():
+            yield name, scores, None
     predicted = predict(x, labels)
     yield "logistic regression", -predicted[np.arange(len(x)), labels], None
     if find_spec("cleanlab"):
-        yield "Datalab: outliers", *datalab(x, labels, predicted, "outlier")
-
-
-def find_wrong_labels(x: np.ndarray, labels: np.ndarray, seed: int) -> Ways:
-    """The ways to find wrong labels, as `find_foreign`."""
-    judged = judge(x, labels, find_copies(x).group, seed)
-    yield OURS, judged.wrong, bayes_q_values(judged.wrong) <= RATE
-    yield "kNN within the class", within_classes(x, labels), None
-    predicted = predict(x, labels)
-    yield "logistic regression", -predicted[np.arange(len(x)), labels], None
-    if find_spec("cleanlab"):
-        yield "Datalab: labels", *datalab(x, labels, predicted, "label")
+        yield f"Datalab: {issue}s", *datalab(x, labels, predicted, issue)
 
 
 def folders(
