@@ -90,11 +90,14 @@ def _alone(x: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     It is computed twice: at the second look, those that look odd do not count among the others.
     """
     x = x.astype(np.float64)
-    member = np.ones(len(x))
+    member, score = np.ones(len(x)), np.empty(len(x))
     for _ in range(2):
-        others, counts = member @ x - member[:, None] * x, member.sum() - member
-        apart = log_density_together(x, np.ones(len(x)), ratio) + log_density_together(others, counts, ratio)
-        score = apart - log_density_together(others + x, counts + 1, ratio)
+        total = member @ x
+        for start in range(0, len(x), ROWS_AT_A_TIME):  # all at once would take several times the memory of x
+            part = slice(start, start + ROWS_AT_A_TIME)
+            some, others, counts = x[part], total - member[part, None] * x[part], member.sum() - member[part]
+            apart = log_density_together(some, np.ones(len(some)), ratio) + log_density_together(others, counts, ratio)
+            score[part] = apart - log_density_together(others + some, counts + 1, ratio)
         limit = np.quantile(score, 1 - ODD_BEFORE)
         member = ((score <= 0) | (score <= limit)).astype(np.float64)
     return score

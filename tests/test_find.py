@@ -210,7 +210,7 @@ def test_a_command_writes_the_page_and_its_tables(tmp_path, command):
     assert all(0 <= float(row["probability"]) <= 1 for row in rows)
 
 
-def test_a_stranger_is_found_by_a_reference():
+def test_a_stranger_is_found_by_a_reference(monkeypatch):
     features, labels = clusters(6, 180)
     new = np.arange(len(labels)) % 180 < 60
     reference = features[~new], labels[~new]
@@ -219,6 +219,10 @@ def test_a_stranger_is_found_by_a_reference():
     assert (found.flagged[0].row, found.flagged[0].q) == (60, 0)
     assert found.settings["scores"] == "reference statistics"
     assert not [each for each in find.odd(folder[:-1], reference=reference).flagged if each.q < 0.01]
+    monkeypatch.setattr("find.scorers.ROWS_AT_A_TIME", 7)
+    again = find.odd(folder, reference=reference)
+    assert [each.row for each in again.findings[:9]] == [each.row for each in found.findings[:9]]
+    assert again.findings[0].scores["distance"] == pytest.approx(found.findings[0].scores["distance"])
 
 
 def test_a_reference_of_two_other_classes_does_not_hide_a_stranger():
