@@ -2,6 +2,9 @@
 
 import os
 import pkgutil
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +74,24 @@ def _of_pictures(command: click.Command, dataset: str) -> click.Command:
 
     def find(store_path: Path, open_page: bool, cache: Path | None, **options: Any) -> None:
         from common.images import why_no_image
+        from find.output import Output
 
         read = {name: options.pop(name) for name in READ}
+        make: Callable[[], object] | None = None
         if str(store_path).startswith("hf:"):
-            store_path = _store({"dataset": str(store_path), **read}, cache or _cache())
+            store_path, make = _store({"dataset": str(store_path), **read}, cache or _cache())
         elif store_path.is_dir() or store_path.suffix.lower() == ".csv":
             options["root"] = options["root"] or store_path
             source = dataset if store_path.is_dir() else "csv"
-            store_path = _store({"dataset": source, "root": store_path, **read}, cache or _cache())
+            store_path, make = _store({"dataset": source, "root": store_path, **read}, cache or _cache())
         elif not store_path.exists():
             raise UserError(f"there is nothing at {store_path}: check the path of the pictures")
         elif not why_no_image(store_path.name):
             raise UserError(f"{store_path} is one picture: give a folder, whose pictures are compared with each other")
         options["out"] = options["out"] or Path("runs") / f"find-{store_path.stem}"
+        if make:
+            Output(**{field.name: options[field.name] for field in fields(Output)})  # before hours of work, not after
+            make()
         with stoppable("the same command starts anew, and finds the features made"):
             click.get_current_context().invoke(command, store_path=store_path, **options)
         if open_page:
@@ -114,8 +122,8 @@ def _cache() -> Path:
         raise UserError("there is no home folder to keep the features in: give --cache a folder") from error
 
 
-def _store(request: dict[str, Any], cache: Path) -> Path:
-    """The store of these pictures in the cache: the one that is there, or one made now, also over an older one.
+def _store(request: dict[str, Any], cache: Path) -> tuple[Path, Callable[[], object]]:
+    """Where the cache has the store of these pictures, and what makes it unless it is there, also over an older one.
 
     Its name is of the place and of the options, so that each place has its own.
     """
@@ -129,8 +137,7 @@ def _store(request: dict[str, Any], cache: Path) -> Path:
     constant = {key: value for key, value in asked.items() if key != "fingerprint"} | {"root": str(place)}
     name = wanted.default_store()
     path = cache / f"{name.stem}-{identity_digest(constant)[:8]}.h5"
-    find_or_make(wanted, path)
-    return path
+    return path, partial(find_or_make, wanted, path)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Foreign pictures and wrong labels in data sets and folders, beside other ways. Truth is known: both were put in."""
 
+import contextlib
+import io
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -7,11 +9,18 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
+from sklearn.ensemble import IsolationForest
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.neighbors import LocalOutlierFactor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from bench.detectors import datalab, outliers, predict, ten_lines, within_classes
 from find.auditing import judge
 from find.duplicates import find_copies
+from find.foreign import nearest
 from find.oddities import Judge
 from find.rates import bayes_q_values, q_values
 
@@ -38,7 +47,7 @@ def foreign_pictures(
             number = min(len(foreign), max(1, round(share * len(features))))
             x = np.concatenate([features, foreign[generator.choice(len(foreign), number, replace=False)]])
             mixed = np.concatenate([labels, generator.choice(labels, number)])
-            for row in compare(find_foreign(x, mixed, seed), np.arange(len(x)) >= len(features)):
+            for row in compare(judge_by_all("outlier", x, mixed, seed), np.arange(len(x)) >= len(features)):
                 yield {"share": share, **row}
 
 
@@ -46,7 +55,7 @@ def wrong_labels(features: np.ndarray, labels: np.ndarray, group: np.ndarray, dr
     """Labels changed to others of the same group (C,), `draws` times."""
     for seed in range(SEED, SEED + draws):
         noisy, bad = change(labels, group, seed)
-        yield from compare(find_wrong_labels(features, noisy, seed), bad)
+        yield from compare(judge_by_all("label", features, noisy, seed), bad)
 
 
 def change(labels: np.ndarray, group: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,29 +82,22 @@ def compare(ways: Ways, bad: np.ndarray) -> Iterator[Row]:
         started = time.perf_counter()
 
 
-def find_foreign(x: np.ndarray, labels: np.ndarray, seed: int) -> Ways:
-    """The ways to find foreign pictures among features (n, D) with labels (n,)."""
+def judge_by_all(issue: str, x: np.ndarray, labels: np.ndarray, seed: int) -> Ways:
+    """The ways to find foreign pictures ("outlier") or wrong labels ("label") in features (n, D), labels (n,)."""
     judged = judge(x, labels, find_copies(x).group, seed)
-    yield OURS, judged.distance, q_values(judged.foreign) <= RATE
+    if issue == "outlier":
+        yield OURS, judged.distance, q_values(judged.foreign) <= RATE
+    else:
+        yield OURS, judged.wrong, bayes_q_values(judged.wrong) <= RATE
     yield "kNN within the class", within_classes(x, labels), None
-    yield "ten lines", *ten_lines(x, labels, RATE)
-    for name, scores in outliers(x).items():
-        yield name, scores, None
+    if issue == "outlier":
+        yield "ten lines", *ten_lines(x, labels, RATE)
+        for name, scores in outliers(x).items():
+            yield name, scores, None
     predicted = predict(x, labels)
     yield "logistic regression", -predicted[np.arange(len(x)), labels], None
     if find_spec("cleanlab"):
-        yield "Datalab: outliers", *datalab(x, labels, predicted, "outlier")
-
-
-def find_wrong_labels(x: np.ndarray, labels: np.ndarray, seed: int) -> Ways:
-    """The ways to find wrong labels, as `find_foreign`."""
-    judged = judge(x, labels, find_copies(x).group, seed)
-    yield OURS, judged.wrong, bayes_q_values(judged.wrong) <= RATE
-    yield "kNN within the class", within_classes(x, labels), None
-    predicted = predict(x, labels)
-    yield "logistic regression", -predicted[np.arange(len(x)), labels], None
-    if find_spec("cleanlab"):
-        yield "Datalab: labels", *datalab(x, labels, predicted, "label")
+        yield f"Datalab: {issue}s", *datalab(x, labels, predicted, issue)
 
 
 def folders(
@@ -137,3 +139,61 @@ def measure_folders(
             for way, scores in outliers(x).items() if number else ():
                 values[way][f"average_precision_{number}"].append(average_precision_score(odd, scores))
     return [{"way": way, **{key: float(np.mean(one)) for key, one in found.items()}} for way, found in values.items()]
+
+
+def distances(x: np.ndarray, k: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """1 - the mean cosine with the k nearest others (n,), and the nearest (n,), of features (n, D)."""
+    others, cosines = nearest(x, x, min(k, len(x) - 1), itself=np.arange(len(x)))
+    return 1 - cosines.mean(1), others[:, 0]
+
+
+def within_classes(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The distance of each image to the nearest others of its class."""
+    score = np.empty(len(x))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        score[rows] = distances(x[rows])[0]
+    return score
+
+
+def outliers(x: np.ndarray) -> dict[str, np.ndarray]:
+    """Detectors that know no labels: features (n, D) → how suspicious each image is (n,)."""
+    return {
+        "kNN over all": distances(x)[0],
+        "local outlier factor": -LocalOutlierFactor().fit(x).negative_outlier_factor_,
+        "isolation forest": -IsolationForest(random_state=0).fit(x).score_samples(x),
+    }
+
+
+def predict(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Class probabilities (n, C) of a logistic regression, 5 folds."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200))
+    return cross_val_predict(model, x, labels, cv=5, method="predict_proba")
+
+
+def datalab(x: np.ndarray, labels: np.ndarray, predicted: np.ndarray, issue: str) -> tuple[np.ndarray, np.ndarray]:
+    """cleanlab's Datalab: scores (n,) and flags (n,) of its issue "label" or "outlier"."""
+    from cleanlab import Datalab
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        lab = Datalab({"label": labels}, label_name="label", verbosity=0)
+        lab.find_issues(features=x, pred_probs=predicted, issue_types={issue: {}})
+    issues = lab.get_issues()
+    return -issues[f"{issue}_score"].to_numpy(), issues[f"is_{issue}_issue"].to_numpy()
+
+
+def ten_lines(x: np.ndarray, labels: np.ndarray, rate: float) -> tuple[np.ndarray, np.ndarray]:
+    """Log distance to 10 neighbours, a normal null in each nearest class, Benjamini and Hochberg.
+
+    Scores (n,), and which are flagged (n,) bool.
+    """
+    d, closest = distances(x, 10)
+    p, levels = np.empty(len(x)), np.linspace(0.1, 0.7, 13)
+    for label in np.unique(labels[closest]):
+        rows = np.flatnonzero(labels[closest] == label)
+        log = np.log(d[rows] + 1e-9)
+        slope, centre = np.polyfit(norm.ppf(levels), np.quantile(log, levels), 1)
+        p[rows] = norm.sf((log - centre) / max(slope, 1e-9))
+    order = np.sort(p)
+    kept = np.flatnonzero(order <= rate * np.arange(1, len(p) + 1) / len(p))
+    return np.log(d + 1e-9), p <= (order[kept[-1]] if len(kept) else -1.0)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bench.extraction import measure_extraction, measure_photographs
-from bench.report import draw, fill_page, make_speed_table, make_table, read_report, report_options
+from bench.report import draw, fill_page, make_table, read_report, report_options
 from bench.timing import CPU, in_own_process
 from bench.training import measure_rows, measure_sampling, measure_training
 from common.files import readable_json, write_text
@@ -34,7 +34,7 @@ def main(out: Path, readme: Path | None, rounds: int, weights: str, only: tuple[
     if readme:
         report = read_report(out)
         draw(report, readme.parent / "images/benchmark.png")
-        fill_page(readme, "speed", make_speed_table(report))
+        fill_page(readme, "speed", make_table(report, short=True))
         return
     machine = hardware(CPU) | {"flags": cpu_flags(), "fast_bfloat16": fast_bfloat16(CPU)}
     report = {"machine": machine, "versions": versions(), "sections": {}}

@@ -1,6 +1,7 @@
 """From images to features, beside the ways of others."""
 
 import contextlib
+import itertools
 import shutil
 import subprocess
 import sys
@@ -61,10 +62,10 @@ def measure_extraction(folder: Path, rounds: int, weights: str) -> dict[str, Any
 
 def build_engines(backbone: Backbone) -> dict[str, Engine | str]:
     """Build the engines that this machine has, by name; a text says why it has not one of the others."""
-    low = list(zip(range(3), bfloat16(backbone), strict=False))
+    low = list(itertools.islice(bfloat16(backbone), 3))
     engines: dict[str, Engine | str] = {}
     for kind in sorted(available(CPU), reverse=True):  # torch first
-        for arithmetic in [float32(backbone), low[0][1], low[2][1]]:
+        for arithmetic in [float32(backbone), low[0], low[2]]:
             try:
                 engines[f"{kind} {arithmetic.name}"] = build_engine(kind, arithmetic, CPU, 224)
             except NotHere as error:

@@ -51,6 +51,7 @@ def _labels(measured: list[Row]) -> list[str]:
 
 def _folders(measured: list[Row]) -> list[str]:
     keys = ["way", "size"]
+    measured = sorted(measured, key=lambda row: row["size"])
     flagged = [row for row in measured if "alarms" in row]
     names = ("alarms", "noticed_1", "noticed_5", "right")
     return [

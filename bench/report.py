@@ -1,7 +1,7 @@
 """What the benchmarks share: reports in JSON, whose tables stand in a page. And the tables and the chart of speed."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +34,14 @@ def fill_page(page: Path, name: str, text: str) -> None:
     report_stale([page] * changed, check=False)
 
 
-def make_table(report: dict[str, Any]) -> str:
-    """Tell the whole report: each rate, its spread, its ratio to the first of its section, and what was left out."""
-    return _make_table(report, report["sections"], ["what", "way", "median", "lowest – highest", "ratio"])
+def make_table(report: dict[str, Any], short: bool = False) -> str:
+    """Tell each rate, its spread, its ratio to the first of its section, and what was left out.
 
-
-def make_speed_table(report: dict[str, Any]) -> str:
-    """Make the page's table: the medians of the ways that compete, and what was left out."""
-    return _make_table(report, SHOWN, ["what", "way", "median", "ratio"])
-
-
-def _make_table(report: dict[str, Any], names: Iterable[str], columns: list[str]) -> str:
+    short: the medians of the ways that compete alone, for the page.
+    """
+    columns = ["what", "way", "median", *([] if short else ["lowest – highest"]), "ratio"]
     rows, left_out = [columns], []
-    for name in names:
+    for name in SHOWN if short else report["sections"]:
         section = report["sections"].get(name, {"rates": {}})
         for way, rate in section["rates"].items():
             low, median, high = (_format_number(rate[key]) for key in ("low", "median", "high"))

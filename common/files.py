@@ -128,11 +128,22 @@ def write_text(target: Path, text: str) -> None:
     write_bytes(target, text.encode())
 
 
+def require_writable(folder: Path) -> None:
+    """Raise UserError where no file can be made in `folder`, which need not be there yet."""
+    with writing_to(folder):
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "")
+        if not os.access(nearest, os.W_OK):
+            raise UserError(f"cannot write {folder}: {nearest} is read-only; choose another path")
+
+
 def require_own_folder(folder: Path) -> None:
-    """Raise UserError unless `folder` is new, empty, or has our mark: what is in it may be written over."""
+    """Raise UserError unless `folder` is new, empty, or has our mark, and can be written: its content is replaced."""
     with writing_to(folder):
         if folder.exists() and not folder.is_dir():
             raise UserError(f"{folder} is a file: give a folder")
+        require_writable(folder)
         if folder.exists() and not (folder / OUTPUT_MARK).exists() and any(folder.iterdir()):
             raise UserError(f"{folder} holds files that are not ours: give a new or an empty folder")
 

@@ -181,7 +181,7 @@ def _train_networks(
 ) -> Iterator[None]:
     """Fill scores[1:] with the logits of networks, one each for each fold; one after the other is done."""
     inputs, truth, fast = torch.from_numpy(x), torch.from_numpy(labels), fast_bfloat16(torch.device("cpu"))
-    head = HeadConfig(hidden=HIDDEN, dropout=DROPOUT)
+    head, threads = HeadConfig(hidden=HIDDEN, dropout=DROPOUT), torch.get_num_threads()
 
     def fill(logits: np.ndarray, part: Part, model: Method, seed: int) -> None:
         rest, rows = map(torch.from_numpy, part)
@@ -196,11 +196,9 @@ def _train_networks(
             own_seed = seed + 100 * which + number
             config = Config("posterior", head=head, training=TrainingConfig(seed=own_seed))
             jobs.append((logits, part, build_method(config, x.shape[1], logits.shape[1]), own_seed))
-    threads = torch.get_num_threads()
     # Steps this small are not worth sharing among threads: each thread trains a network of its own
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for done in [pool.submit(fill, *job) for job in jobs]:
-            yield done.result()
+        yield from pool.map(fill, *zip(*jobs, strict=True))
     torch.set_num_threads(threads)
 
 

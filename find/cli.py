@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,9 @@ from common.command_line import CommandLine, Real
 from common.errors import UserError
 from common.joined import open_stores
 from common.store import FeatureStore
+
+if TYPE_CHECKING:
+    from find.output import Output
 
 
 class FindCommandLine(CommandLine):
@@ -61,17 +64,12 @@ def odd(
     themselves. Prints the page's path last.
     """
     from find.oddities import odd as find_odd
-    from find.output import Output
 
-    store = _open([store_path, *beside])
-    output = Output(store=store, **options)
+    store, output = _start([store_path, *beside], **options)
     head, held_out = _head(run_path, store, reference)
     labelled = None if not reference or head is not None else _labelled(_comparable(reference, store))
-    findings = find_odd(
-        store.mean_views(), head=head, reference=labelled, held_out=held_out, paths=output.paths,
-        splits=output.splits, digests=store.image_sha256, rate=rate, seed=seed,
-    )  # fmt: skip
-    output.write(findings, _settings(store, run_path, reference))
+    findings = find_odd(**_images(store), head=head, reference=labelled, held_out=held_out, rate=rate, seed=seed)
+    output.write(findings, store, _settings(store, run_path, reference))
 
 
 @main.command()
@@ -79,15 +77,27 @@ def odd(
 def audit(store_path: Path, beside: tuple[Path, ...], seed: int, rate: float, **options: Any) -> None:
     """Find wrong labels in STORE, images of no class, and copies. Prints the page's path last."""
     from find.auditing import audit as find_wrong
+
+    store, output = _start([store_path, *beside], **options)
+    labels = {"labels": store.labels, "class_names": store.class_names}
+    findings = find_wrong(**_images(store), **labels, rate=rate, seed=seed)
+    output.write(findings, store, _settings(store))
+
+
+def _start(paths: Sequence[Path], out: Path | None, **options: Any) -> tuple[FeatureStore, "Output"]:
+    """Check where to write to, then open the stores."""
     from find.output import Output
 
-    store = _open([store_path, *beside])
-    output = Output(store=store, **options)
-    findings = find_wrong(
-        store.mean_views(), store.labels, class_names=store.class_names, paths=output.paths,
-        splits=output.splits, digests=store.image_sha256, rate=rate, seed=seed,
-    )  # fmt: skip
-    output.write(findings, _settings(store))
+    output = Output(out=out or Path("runs") / f"find-{'+'.join(path.stem for path in paths)}", **options)
+    return _open(paths), output
+
+
+def _images(store: FeatureStore) -> dict[str, Any]:
+    """What `find` is told of the images of a store."""
+    from find.output import paths_and_splits
+
+    paths, splits = paths_and_splits(store)
+    return {"features": store.mean_views(), "paths": paths, "splits": splits, "digests": store.image_sha256}
 
 
 def _open(paths: Sequence[Path]) -> FeatureStore:

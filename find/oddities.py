@@ -15,8 +15,8 @@ from find.findings import TYPICAL, Findings, Group, Threshold, summarise
 from find.foreign import log_distance, unit
 from find.inputs import take_features, take_inputs, take_labels
 from find.rates import conformal_p_values, find_caveat, p_values
-from find.scorers import Scorer, beside_folder, from_head
-from train.gaussian import ClassSpace, compress
+from find.scorers import Scorer, from_head, from_reference
+from train.gaussian import compress
 from train.methods.base import Method
 
 FEWEST = 3
@@ -26,7 +26,7 @@ MOST_GROUPS = 6
 DIRECTIONS = 8
 LOOKED_AT = 2000
 # Mean silhouette of k-means in the directions of most variance. A single class of CIFAR-100's test split with strays
-# stays below it, two or three classes come above (experiment of `bench/find.py`)
+# stays below it, two or three classes come above
 SEPARATE = 0.24
 
 Reference = tuple[Any, Any]  # features and labels of images
@@ -48,9 +48,11 @@ def odd(
 ) -> Findings:
     """Judge every image of features (n, D) by the others. None need be odd, any number may.
 
-    head: a trained one, for features of D. reference: features and labels of other images, whose classes say how images
-    of one class differ: for want of a head they do what it would. held_out: the same of images that neither head nor
-    reference has seen; folders made of them say what a score means. Without, half of the reference is kept for that.
+    head: a trained one, for features of D.
+    reference: features and labels of other images. Their classes say how images of one class differ; the folder's need
+    not be among them. It does what a head would, and is not used beside one that has held_out.
+    held_out: the same of images that neither head nor reference has seen; folders made of them say what a score means.
+    Without, half of the reference is kept for that, or with a head all of it.
     paths, splits, digests, rate: as in `find.auditing.audit`.
 
     Where the folder holds several groups, each image is judged in its own. Raises UserError for fewer than 3 different
@@ -108,9 +110,7 @@ def make_judge(
     elif reference is not None:
         if held_out is None:
             reference, held_out = halves(*reference, seed)
-        _, labels = np.unique(reference[1], return_inverse=True)
-        space = ClassSpace.fit(reference[0], labels)
-        scorer = beside_folder("reference statistics", space.embed, space.ratio, len(space.mean))
+        scorer = from_reference(*reference)
     else:
         return "the folder alone", judge_alone
     for whose, x in (("folder's", folder), ("held-out images'", folder if held_out is None else held_out[0])):

@@ -11,7 +11,15 @@ from typing import Any
 import click
 
 from common.errors import UserError
-from common.files import OUTPUT_MARK, claim_folder, exclusive, require_own_folder, write_bytes, writing_to
+from common.files import (
+    OUTPUT_MARK,
+    claim_folder,
+    exclusive,
+    require_own_folder,
+    require_writable,
+    write_bytes,
+    writing_to,
+)  # fmt: skip
 from common.progress import say
 from common.store import SPLITS, FeatureStore
 from find import review
@@ -25,17 +33,15 @@ NAMED = 10  # files that a sentence names at most
 
 @dataclass(kw_only=True)
 class Output:
-    """What one run on a store writes, as asked for on the command line; made before the images are judged.
+    """What one run writes, as asked for on the command line; made before anything is computed, and writes nothing yet.
 
-    out: the folder of the page and its tables. root: of the images. reviewed: a file of marks. copy_to: a folder for
-    copies of the flagged images. list_to: a file for their paths, "-" for the standard output. null: they end with NUL.
-    Raises UserError where something is missing, cannot be read, or is somebody else's. Nothing is written yet.
-
-    paths, splits: of all images of the store; "<split>/<image_index>" where it has no names.
+    out: the folder of the page and its tables. root: of the images, or their table. reviewed: a file of marks. copy_to:
+    a folder for copies of the flagged images. list_to: a file for their paths, "-" for the standard output. null: they
+    end with NUL.
+    Raises UserError where something is missing, cannot be read or written, or is somebody else's.
     """
 
-    store: FeatureStore
-    out: Path | None
+    out: Path
     root: Path | None
     reviewed: Path | None
     copy_to: Path | None
@@ -43,17 +49,16 @@ class Output:
     null: bool
 
     def __post_init__(self) -> None:
-        self.splits = [SPLITS[number] for number in self.store.split]
-        numbered = [f"{split}/{i}" for split, i in zip(self.splits, self.store.image_index, strict=True)]
-        self.paths = self.store.names(range(len(numbered))) or numbered
-        self.folder = self.out or RUNS / f"find-{self.store.stem}"
-        require_own_folder(self.folder)
+        require_own_folder(self.out)
         try:
-            self._find_root()
+            if self.root is not None:
+                self.root = _folder_of_images(self.root)
             if self.null and self.list_to is None:
                 raise UserError("--null does nothing without --list: leave it out, or give it")
-            if self.list_to not in (None, STDOUT) and self.list_to.exists() and not self.list_to.is_file():
-                raise UserError(f"{self.list_to} is no regular file: give --list a file, or - for the standard output")
+            if self.list_to not in (None, STDOUT):
+                if self.list_to.exists() and not self.list_to.is_file():
+                    raise UserError(f"{self.list_to} is no regular file: give --list a file, or - for standard output")
+                require_writable(self.list_to.parent)
             if self.copy_to is not None:
                 if self.root is None:
                     raise UserError("it is not known where the images are: give --root, as when the store was made")
@@ -63,17 +68,8 @@ class Output:
             reason = os.strerror(error.errno or 0).lower()
             raise UserError(f"cannot look at {error.filename} ({reason}): check the path") from error
 
-    def _find_root(self) -> None:
-        if (root := self.root) is None:
-            return
-        if root.is_file() and self.store.header["provenance"]["request"].get("dataset") == "csv":
-            root = root.parent  # the paths in a table are relative to its folder
-        if not root.is_dir():
-            raise UserError(f"there is no folder {root}: give --root the folder of the images, as when they were read")
-        self.root = root.resolve()
-
-    def write(self, findings: Findings, settings: Mapping[str, Any]) -> None:
-        """Write everything, and print the page's path last.
+    def write(self, findings: Findings, store: FeatureStore, settings: Mapping[str, Any]) -> None:
+        """Write everything that was found in a store, and print the page's path last.
 
         settings: where the findings come from, beside what they say themselves.
         Raises UserError, which says what is complete, where something cannot be written.
@@ -81,28 +77,27 @@ class Output:
         root = str(self.root) if self.root else None
         findings = replace(findings, root=root, settings={**settings, **findings.settings})
         if self.reviews:
-            names = self.store.class_names
-            own = [names[label] for label in self.store.labels] if findings.mode == "audit" else ()
-            findings, unknown = review.apply(findings, self.reviews, self.paths, self.splits, own)
+            own = [store.class_names[label] for label in store.labels] if findings.mode == "audit" else ()
+            findings, unknown = review.apply(findings, self.reviews, *paths_and_splits(store), own)
             if unknown:
                 say(f"{len(unknown):,} marks match no image: {_some(unknown, ', ')}")
-        if self.folder.parent == RUNS:  # also in a folder of pictures
+        if self.out.parent == RUNS:  # also in a folder of pictures
             with writing_to(RUNS):
                 RUNS.mkdir(exist_ok=True)
                 (RUNS / OUTPUT_MARK).touch()
-        claim_folder(self.folder)
-        busy = f"another process writes into {self.folder}: wait for it, or choose another --out"
-        parts = [self.folder / name for name in ("findings.json", "findings.csv", "index.html")]
+        claim_folder(self.out)
+        busy = f"another process writes into {self.out}: wait for it, or choose another --out"
+        parts = [self.out / name for name in ("findings.json", "findings.csv", "index.html")]
         elsewhere = [self.list_to] if self.list_to and self.list_to != STDOUT else []
-        with exclusive(self.folder / PICTURES, busy, *parts, *(self.folder / PICTURES).glob("*/"), *elsewhere):
-            findings.write(self.folder)
+        with exclusive(self.out / PICTURES, busy, *parts, *(self.out / PICTURES).glob("*/"), *elsewhere):
+            findings.write(self.out)
             with _saying(f"{parts[0]} and {parts[1].name} are complete"):
-                page = write_page(findings, self.folder, thumbnails=self.store.thumbnails)
+                page = write_page(findings, self.out, thumbnails=store.thumbnails)
         say(findings.conclusion)
         with _saying(f"the page is complete: {page}"):
             if self.list_to:
                 self._list(findings)
-            refused = self._copy(findings)
+            refused = self._copy(findings, store)
             _print(os.fsencode(page) + b"\n", to_stderr=self.list_to == STDOUT)
             if refused:
                 raise UserError(
@@ -121,14 +116,27 @@ class Output:
         elif self.list_to is not None:
             write_bytes(self.list_to, content)
 
-    def _copy(self, findings: Findings) -> list[str]:
+    def _copy(self, findings: Findings, store: FeatureStore) -> list[str]:
         if self.copy_to is None or self.root is None:
             return []
         if not findings.flagged:
             say("no image is flagged: nothing is copied")
             return []
-        least_side = self.store.header["provenance"].get("least_side")
-        return copy_flagged(findings.flagged, self.root, self.copy_to, self.store.image_sha256, least_side)
+        least_side = store.header["provenance"].get("least_side")
+        return copy_flagged(findings.flagged, self.root, self.copy_to, store.image_sha256, least_side)
+
+
+def paths_and_splits(store: FeatureStore) -> tuple[list[str], list[str]]:
+    """The path and the split of each image of a store."""
+    return store.names(range(len(store.labels))), [SPLITS[number] for number in store.split]
+
+
+def _folder_of_images(root: Path) -> Path:
+    if root.is_file():
+        root = root.parent  # a table: the paths in it are relative to its folder
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}: give --root the folder of the images, as when they were read")
+    return root.resolve()
 
 
 @contextlib.contextmanager

@@ -76,11 +76,10 @@ def _pictures(
     images = [Image(each.row, each.path) for each in first]
     images += (image for each in first[: previews // BESIDE] for image in _beside(each))
     images += (image for group in _typical(findings).values() for image in group)
-    root = Path(findings.root) if findings.root else None
-    wanted = {image.row: root / image.path if root else None for image in images}
-    if root is None:  # there is nothing else to show of the others
-        wanted.update({each.row: None for each in findings.findings[: previews * 10]})
-        wanted.update({image.row: None for each in first for image in _beside(each)})
+    if findings.root is None:  # there are thumbnails alone, so nothing else to show of the others
+        images += (Image(each.row, each.path) for each in findings.findings[: previews * 10])
+        images += (image for each in first for image in _beside(each))
+    wanted = {image.row: Path(findings.root) / image.path if findings.root else None for image in images}
     with writing_to(folder):
         return make_pictures(wanted, folder, thumbnails)
 

@@ -9,13 +9,15 @@ import torch
 
 from common.errors import UserError
 from find.foreign import log_distance, unit
-from train.gaussian import log_density_together
+from train.gaussian import ROWS_AT_A_TIME, Normaliser, fit_two_covariances, log_density_together
 from train.methods.base import Method
 from train.methods.deep_plda import DeepPLDA
 from train.methods.normalised_plda import NormalisedPLDA
 from train.methods.posterior import ClassPosterior, log_complement
 from train.methods.posterior_transformer import PosteriorTransformer
 
+# The folder's class need not be one of the reference, and classes never seen differ in other directions, too
+BETWEEN_SHRINKAGE = 0.3
 FOLDER_WEIGHT = 5.0  # of the distance to other images of the folder, beside a log-likelihood ratio
 ODD_BEFORE = 0.1  # the share of odd images that a robust estimate reckons with
 ROUNDS = 8  # random sets that each image is judged in, by a head that knows sets alone
@@ -53,10 +55,26 @@ def from_head(head: Method) -> Scorer:
     return Scorer(name, lambda features: features, partial(in_sets, head), dim)
 
 
+def from_reference(features: np.ndarray, labels: np.ndarray) -> Scorer:
+    """A two-covariance model of other images (n, D) with labels (n,), which says how images of one class differ.
+
+    Raises UserError where its classes are too few, or do not differ.
+    """
+    normaliser, (_, labels) = Normaliser.fit(features), np.unique(labels, return_inverse=True)
+    mean, projection, ratio, _ = fit_two_covariances(lambda part: normaliser(features[part]), labels, BETWEEN_SHRINKAGE)
+    shift, projection = (mean @ projection).astype(np.float32), projection.astype(np.float32)
+
+    def embed(x: np.ndarray) -> np.ndarray:
+        parts = (x[start : start + ROWS_AT_A_TIME] for start in range(0, len(x), ROWS_AT_A_TIME))
+        return np.concatenate([normaliser(part) @ projection - shift for part in parts])
+
+    return beside_folder("reference statistics", embed, ratio, len(mean))
+
+
 def beside_folder(name: str, embed: Compute, ratio: np.ndarray, dim: int) -> Scorer:
     """What is known from other classes, and what the folder shows itself: how near its images are to each other.
 
-    embed, ratio: of a two-covariance model of other classes, such as `ClassSpace`.
+    embed, ratio: of a two-covariance model of other classes.
     """
     return Scorer(
         name,
@@ -72,11 +90,14 @@ def _alone(x: np.ndarray, ratio: np.ndarray) -> np.ndarray:
     It is computed twice: at the second look, those that look odd do not count among the others.
     """
     x = x.astype(np.float64)
-    member = np.ones(len(x))
+    member, score = np.ones(len(x)), np.empty(len(x))
     for _ in range(2):
-        others, counts = member @ x - member[:, None] * x, member.sum() - member
-        apart = log_density_together(x, np.ones(len(x)), ratio) + log_density_together(others, counts, ratio)
-        score = apart - log_density_together(others + x, counts + 1, ratio)
+        total = member @ x
+        for start in range(0, len(x), ROWS_AT_A_TIME):  # all at once would take several times the memory of x
+            part = slice(start, start + ROWS_AT_A_TIME)
+            some, others, counts = x[part], total - member[part, None] * x[part], member.sum() - member[part]
+            apart = log_density_together(some, np.ones(len(some)), ratio) + log_density_together(others, counts, ratio)
+            score[part] = apart - log_density_together(others + some, counts + 1, ratio)
         limit = np.quantile(score, 1 - ODD_BEFORE)
         member = ((score <= 0) | (score <= limit)).astype(np.float64)
     return score

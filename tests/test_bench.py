@@ -14,7 +14,7 @@ from bench import extraction as extraction_section
 from bench import timing
 from bench.cli import main
 from bench.peers import TutorialHead, TutorialSets
-from bench.report import draw, make_speed_table, make_table
+from bench.report import draw, make_table
 from bench.timing import measure_cases
 from bench.training import make_task
 from train.config import Config
@@ -113,7 +113,7 @@ def test_a_report_becomes_tables_and_a_chart_of_which_nothing_is_cut_off(tmp_pat
     assert Image.open(tmp_path / "chart.png").size[0] > 400
     draw(json.loads((Path(__file__).parents[1] / "bench/report.json").read_text()), tmp_path / "chart.png")
     assert has_margin(tmp_path / "chart.png")
-    text = make_speed_table(REPORT)
+    text = make_table(REPORT, short=True)
     assert "| extraction | ours | 200 images/s | 2.00 × |" in text
     assert "extraction, theirs (it takes too long)" in text
     assert "loop" not in text
@@ -123,7 +123,7 @@ def test_a_section_in_which_all_was_left_out_is_no_error(tmp_path):
     empty = {"about": "None.", "unit": "sets/s", "rates": {}, "left_out": {"ours": "too slow"}}
     report = {**REPORT, "sections": {"training": empty, "rows": empty}}
     assert "training, ours (too slow)" in make_table(report)
-    assert "training, ours (too slow)" in make_speed_table(report)
+    assert "training, ours (too slow)" in make_table(report, short=True)
     draw(report, tmp_path / "chart.png")
 
 

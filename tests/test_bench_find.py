@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from fabricate import call
 
-from bench.audits import change, compare, folders, foreign_pictures, measure_folders
-from bench.detectors import distances, ten_lines
-from bench.find import main, strangers_of
-from bench.find_tables import tables
+from bench.audits import change, compare, distances, folders, foreign_pictures, measure_folders, ten_lines
+from bench.find import main, strangers_of, tables
 from common.synthetic import make_store
 from find.oddities import judge_alone
 

@@ -187,20 +187,6 @@ def test_the_scale_of_features_does_not_matter(scale):
     assert [each.row for each in find.odd(features * np.float32(scale)).flagged] == [17]
 
 
-@pytest.mark.parametrize(
-    ("features", "part"),
-    [
-        (np.zeros((0, 8), np.float32), "3"),
-        (np.eye(2, 8, dtype=np.float32), "3"),
-        (np.ones((9, 8), np.float32), "the same features"),
-        (np.full((9, 8), np.nan, np.float32), "not finite"),
-        (np.ones(9, np.float32), r"\(n, D\)"),
-    ],
-)
-def test_what_cannot_be_judged_is_refused_in_one_sentence(features, part):
-    refuses(part, find.odd, features)
-
-
 @pytest.mark.parametrize("command", ["audit", "odd"])
 def test_a_command_writes_the_page_and_its_tables(tmp_path, command):
     store = make_store(tmp_path / "s.h5", classes=4, train=30, test=10)
@@ -210,7 +196,7 @@ def test_a_command_writes_the_page_and_its_tables(tmp_path, command):
     assert all(0 <= float(row["probability"]) <= 1 for row in rows)
 
 
-def test_a_stranger_is_found_by_a_reference():
+def test_a_stranger_is_found_by_a_reference(monkeypatch):
     features, labels = clusters(6, 180)
     new = np.arange(len(labels)) % 180 < 60
     reference = features[~new], labels[~new]
@@ -219,6 +205,20 @@ def test_a_stranger_is_found_by_a_reference():
     assert (found.flagged[0].row, found.flagged[0].q) == (60, 0)
     assert found.settings["scores"] == "reference statistics"
     assert not [each for each in find.odd(folder[:-1], reference=reference).flagged if each.q < 0.01]
+    monkeypatch.setattr("find.scorers.ROWS_AT_A_TIME", 7)
+    again = find.odd(folder, reference=reference)
+    assert [each.row for each in again.findings[:9]] == [each.row for each in found.findings[:9]]
+    assert again.findings[0].scores["distance"] == pytest.approx(found.findings[0].scores["distance"])
+
+
+def test_a_reference_of_two_other_classes_does_not_hide_a_stranger():
+    features, labels = clusters(4, 100, dim=256)
+    reference = features[labels < 2], labels[labels < 2]
+    folder = np.concatenate([features[labels == 2], features[labels == 3][:1]])
+    apart = features[labels == 0].mean(0) - features[labels == 1].mean(0)
+    folder += 20 * np.random.default_rng(0).normal(size=(101, 1)) * apart / np.linalg.norm(apart)
+    found = find.odd(folder, reference=reference)
+    assert (found.findings[0].row, found.findings[0].flagged) == (100, True)
 
 
 @pytest.mark.parametrize("method", ["posterior", "posterior_transformer", "deep_plda"])
@@ -261,7 +261,9 @@ class Logits(torch.nn.Module):
 
 def test_what_cannot_be_judged_is_said():
     features, labels = clusters(2, 20)
-    refuses("there are 1 images: at least 3 are needed", find.odd, features[:1])
+    for n in range(3):
+        refuses(f"there are {n} images: at least 3 are needed", find.odd, features[:n])
+    refuses("all 9 images have the same features", find.odd, np.ones((9, 8), np.float32))
     refuses("there are 0 labels for 40 images", find.audit, features, None)
     held_out = features[:, :5], labels
     refuses("held-out images' features have 5", find.odd, features, reference=(features, labels), held_out=held_out)

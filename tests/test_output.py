@@ -61,6 +61,8 @@ def test_the_folder_of_somebody_is_refused_before_anything_is_written(store, mon
         (["--null"], "--null does nothing without --list"),
         (["--list", "/dev/null"], "/dev/null is no regular file: give --list a file, or -"),
         (["--out", "s.h5"], "s.h5 is a file: give a folder"),
+        (["--out", "s.h5/page"], "cannot write s.h5/page: s.h5 is a file, and must be a folder"),
+        (["--list", "s.h5/list.txt"], "s.h5 is a file, and must be a folder"),
         (["--reviewed", "nothing.csv"], "cannot read the reviews nothing.csv"),
         (["--root", "in", "--copy-to", "in/x"], "in/x lies inside the images of "),
         (["--move-to", "x"], "No such option"),
@@ -72,6 +74,13 @@ def test_what_cannot_be_is_said_before_the_images_are_judged(store, monkeypatch,
     monkeypatch.setattr(find.auditing, "audit", None)
     assert sentence in " ".join(run(*options, code=2).output.split())
     assert not Path("runs").exists()
+
+
+def test_a_read_only_folder_is_said_before_the_images_are_judged(store, monkeypatch):
+    monkeypatch.setattr(find.auditing, "audit", None)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert "cannot write new/page: " in (output := run("--out", "new/page", code=2).output)
+    assert " is read-only; choose another path" in output
 
 
 def test_the_root_of_a_table_is_its_folder(store, root):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import bench.cost
 from bench.find import tables
-from bench.report import make_speed_table
+from bench.report import make_table
 from common.markdown import fill_blocks
 from common.synthetic import make_images, make_store
 
@@ -85,7 +85,7 @@ def test_links_lead_somewhere(page):
 
 def test_the_tables_are_those_of_their_benchmarks(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    speed = make_speed_table(json.loads(Path("bench/report.json").read_text()))
+    speed = make_table(json.loads(Path("bench/report.json").read_text()), short=True)
     found = tables(json.loads(Path("bench/find.json").read_text()))
     for page, name, made in (("docs/speed.md", "speed", speed), ("docs/find.md", "find", found)):
         text = Path(page).read_text(encoding="utf-8")

@@ -92,6 +92,27 @@ def test_pictures_that_are_not_there(tmp_path):
     assert said == f"Error: there is nothing at {tmp_path / 'nowhere'}: check the path of the pictures\n"
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--out", "theirs"], "theirs holds files that are not ours"),
+        (["--out", "theirs/a.txt"], "theirs/a.txt is a file: give a folder"),
+        (["--out", "theirs/a.txt/page"], "theirs/a.txt is a file, and must be a folder"),
+        (["--list", "theirs"], "theirs is no regular file"),
+        (["--reviewed", "none.csv"], "cannot read the reviews none.csv"),
+        (["--copy-to", "images/copies"], "images/copies lies inside the images"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["audit", "odd"])
+def test_where_nothing_can_be_written_no_features_are_made(verb, options, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_images(tmp_path / "images", classes=2, train=4, test=2)
+    Path("theirs").mkdir()
+    Path("theirs/a.txt").touch()
+    assert sentence in call(verb, "images", "--cache", "here", *options, *SMALL, code=2).stderr
+    assert not Path("here").exists()
+
+
 @pytest.mark.parametrize("end", [">&- 2>&-", "2>/dev/full"])
 def test_what_cannot_be_said_does_not_end_the_work(tmp_path, end):
     make_store(tmp_path / "s.h5")

@@ -55,48 +55,6 @@ class Normaliser:
         return x
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassSpace:
-    """The model, fitted on images of known classes: how likely is it that another image is of one of these?
-
-    normaliser: what is done to features first. mean (D,), projection (D, K): to the coordinates where W = 1.
-    ratio (K,): λ. sums (C, K), counts (C,): of the images that it was fitted on, by class.
-    """
-
-    normaliser: Normaliser
-    mean: np.ndarray
-    projection: np.ndarray
-    ratio: np.ndarray
-    sums: np.ndarray
-    counts: np.ndarray
-
-    @classmethod
-    def fit(cls, features: np.ndarray, labels: np.ndarray, normaliser: Normaliser | None = None) -> "ClassSpace":
-        """Fit it on features (n, D) and labels (n,) in 0 … C - 1. Raises UserError where classes are too few."""
-        normaliser = normaliser or Normaliser.fit(features)
-        mean, projection, ratio, means = fit_two_covariances(lambda part: normaliser(features[part]), labels)
-        counts = np.bincount(labels)
-        sums = counts[:, None] * ((means - mean) @ projection)
-        return cls(
-            normaliser=normaliser,
-            mean=mean,
-            projection=projection.astype(np.float32),
-            ratio=ratio,
-            sums=sums,
-            counts=counts,
-        )
-
-    def embed(self, features: np.ndarray) -> np.ndarray:
-        """Features (n, D) → coordinates (n, K) float32."""
-        parts = [features[start : start + ROWS_AT_A_TIME] for start in range(0, len(features), ROWS_AT_A_TIME)]
-        shift = (self.mean @ self.projection).astype(np.float32)
-        return np.concatenate([self.normaliser(part) @ self.projection - shift for part in parts])
-
-    def log_likelihood_ratios(self, embedded: np.ndarray) -> np.ndarray:
-        """log p(image | class) - log p(image | a class never seen), of coordinates (n, K) → (n, C)."""
-        return log_likelihood_ratio(embedded, self.sums, self.counts, self.ratio)
-
-
 def fit_two_covariances(
     read: Read, labels: np.ndarray, between_shrinkage: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
