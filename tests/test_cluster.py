@@ -356,11 +356,7 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
         raise ConnectionError("Could not find any running Ray instance.\nmore")
 
     monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(is_initialized=lambda: False, init=init))
-    with (
-        pytest.raises(UserError, match=r"no Ray cluster at auto \(Could not find any .*ray start --head"),
-        connected(Cluster("auto")),
-    ):
-        pass
+    refuses(r"no Ray cluster at auto \(Could not find any .*ray start --head", connected(Cluster("auto")).__enter__)
 
 
 @pytest.mark.parametrize(("end", "said"), [("os._exit(1)", True), ("os.kill(os.getpid(), 9)", True), ("pass", False)])
