@@ -353,11 +353,7 @@ def test_no_cluster_at_the_address_is_one_sentence(monkeypatch):
         raise ConnectionError("Could not find any running Ray instance.\nmore")
 
     monkeypatch.setitem(sys.modules, "ray", types.SimpleNamespace(is_initialized=lambda: False, init=init))
-    with (
-        pytest.raises(UserError, match=r"no Ray cluster at auto \(Could not find any .*ray start --head"),
-        connected(Cluster("auto")),
-    ):
-        pass
+    refuses(r"no Ray cluster at auto \(Could not find any .*ray start --head", connected(Cluster("auto")).__enter__)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "[::1]:{}", "127.0.0.1:99999"])

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import files
-from common.errors import UserError
 from common.files import Busy, atomic_path, canonical_json, exclusive, sha256_file, sha256_text, write_text, writing_to
 
 VALUES = st.recursive(
@@ -158,5 +157,4 @@ def test_a_file_where_a_folder_must_be_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for target in (tmp_path / "file/a/b.txt", tmp_path / "file/c.txt"):
         refuses(r"file is a file, and must be a folder; choose another path", write_text, target, "x")
-    with pytest.raises(UserError, match="must be a folder"), exclusive(tmp_path / "file", "busy"):
-        pass
+    refuses("file is a file, and must be a folder", exclusive(tmp_path / "file", "busy").__enter__)
