@@ -124,9 +124,7 @@ class FeatureStore:
                     parts = read_parts(head[:BLOCK], stamp[2], lambda offset, size: read_at(file, offset, size))
                     return cls(path, *parts, stamp)
                 if HDF5 not in (head[:8], head[BLOCK : BLOCK + 8]):
-                    raise ForeignStore(
-                        f"{path} is not an HDF5 file, so not a feature store: give the path of a .h5 that extract wrote"
-                    )
+                    raise ForeignStore(f"{path} is not an HDF5 file: give the feature store that extract wrote (.h5)")
                 if FORMAT.encode() not in head and b"header_sha256" not in head:  # one of them may be what is damaged
                     raise ForeignStore(f'{path} is HDF5, but its "format" is not "{FORMAT}": give a feature store')
                 if head.startswith(HDF5):
