@@ -66,6 +66,11 @@ class CommandLine(click.Group):
         with refusals_in_a_sentence():
             return super().main(*args, **extra)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Parse the arguments."""
+        with stoppable(self.again):
+            return super().make_context(*args, **extra)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         with stoppable(self.again):

@@ -5,8 +5,6 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
-import time
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -20,6 +18,7 @@ from train.checkpoint import load_head
 from train.cli import main
 from train.config import Config
 from train.log.plan import plan_configs
+from train.run_folder import RunFolder
 
 TINY = ["head.width=16", "head.layers=1", "head.feed_forward=16", "training.epochs=2", "training.batch_size=60"]
 SET = [part for setting in TINY for part in ("--set", setting)]
@@ -104,18 +103,18 @@ def test_a_stopped_and_killed_run_ends_equal_to_one_that_was_not(store, tmp_path
     process.communicate()
     assert process.returncode == -signal.SIGKILL
 
-    def stop(number, epochs):
-        """Send a signal to this process, from another thread, when so many epochs are saved."""
-        while len(metrics.read_text().splitlines()) < epochs:
-            time.sleep(0.002)
-        os.kill(os.getpid(), number)
+    write = RunFolder.write_metrics
 
-    monkeypatch.setattr(
-        os, "_exit", sys.exit
-    )  # what ends a process that has threads, as other tests may have left some
+    def stop(run, history):
+        write(run, history)
+        if len(history) in stops:
+            signal.raise_signal(stops.pop(len(history)))
+
+    monkeypatch.setattr(RunFolder, "write_metrics", stop)
+    monkeypatch.setattr(os, "_exit", sys.exit)  # what ends a process that has threads, as other tests may leave some
     with one_thread():
-        for number, epochs in ((signal.SIGINT, 10), (signal.SIGTERM, 20)):
-            threading.Thread(target=stop, args=(number, epochs), daemon=True).start()
+        for epochs, number in ((10, signal.SIGINT), (20, signal.SIGTERM)):
+            stops = {epochs: number}
             *_, last = call(main, *command, metrics.parent, code=128 + number).stderr.splitlines()
             assert re.search(r"\d+ of 40 epochs are saved in .*run; run the same command again to resume", last)
         for name in ("run", "whole"):
